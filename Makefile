@@ -1,0 +1,48 @@
+# Every target makes what it needs: a virtual environment in .venv, nothing global.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# PyTorch's plain wheel from the index brings CUDA on some platforms; this version is pinned in
+# pyproject.toml and installed first, so that nothing else can choose another one.
+TORCH := torch==2.13.0
+JOBS ?= 2
+
+.PHONY: demo test parity lint format bench bundle clean
+
+demo: $(VENV)/run.done
+	$(BIN)/mfm demo
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+parity: $(VENV)/dev.done
+	$(BIN)/python -m pytest -q -m parity -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.done
+	$(BIN)/python -m benchmarks
+
+# The embedded miniature from nothing: Foley clips, every frozen network, the mapper (hours on 2 cores).
+bundle: $(VENV)/run.done
+	$(BIN)/python -m mfm_jax.train.miniature --workdir runs/tiny
+
+$(VENV)/run.done: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/run.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

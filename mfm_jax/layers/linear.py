@@ -1,0 +1,46 @@
+"""Dense maps and tables of vectors, with the logical axes of their weights."""
+
+from flax import nnx
+from jax import numpy as jnp
+
+
+def linear(
+    d_in: int,
+    d_out: int,
+    axes: tuple[str | None, str | None] = ("embed", "mlp"),
+    *,
+    bias: bool = True,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A Linear whose `kernel` is `[d_in, d_out]` with logical `axes`.
+
+    There is no dtype argument anywhere in the networks: weights carry the precision. Cast the
+    weights and the network computes in that type.
+    """
+    return nnx.Linear(
+        d_in,
+        d_out,
+        use_bias=bias,
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
+        rngs=rngs,
+    )
+
+
+def embedding(rows: int, d: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A lookup table `embedding` of `[rows, d]`, read by integer index."""
+    vectors = nnx.Embed(
+        rows,
+        d,
+        embedding_init=nnx.initializers.normal(0.02),
+        embedding_metadata={"axes": ("vocab", "embed")},
+        rngs=rngs,
+    )
+    vectors.dtype = None  # Embed would keep the type it was made in, whatever its weight is cast to
+    return vectors
+
+
+def table(*shape: int, rngs: nnx.Rngs, stddev: float = 0.02) -> nnx.Param:
+    """Learned vectors `[..., d]` used whole: class tokens, queries, absolute positions."""
+    values = stddev * rngs.params.normal(shape, jnp.float32)
+    return nnx.Param(values, axes=(None,) * (len(shape) - 1) + ("embed",))

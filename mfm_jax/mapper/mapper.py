@@ -1,0 +1,202 @@
+"""The mapper: from the video encoders' tokens to LOA, the features that AudioLDM2 listens to.
+
+`GPT2Mapper` is the paper's; `LinearMapper` is the baseline it is measured against.
+"""
+
+from dataclasses import dataclass, field
+
+from einops import rearrange, reduce
+from flax import nnx
+from jax import lax
+from jax import numpy as jnp
+
+from mfm_jax.layers import clock, linear
+from mfm_jax.mapper.fusion import FUSIONS, select
+from mfm_jax.mapper.streams import Streams
+from mfm_jax.models.audiomae import LOA
+from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.typing import Array, Bool, Float
+
+
+@dataclass(frozen=True)
+class MapperConfig:
+    """A mapper's inputs, its network and the LOA grid it predicts."""
+
+    encoders: tuple[tuple[str, int, int], ...]  # (name, tokens in a window, their width)
+    loa_width: int  # of the AudioMAE that made the targets
+    loa: LOA = field(
+        default_factory=LOA
+    )  # the grid of the targets; the default is what AudioLDM2 was trained on
+    kind: str = "gpt2"  # "gpt2", or a baseline: "linear_pooled", "linear_flat"
+    fusion: str = "tokens"  # "tokens", "channels" or "wrapped"; ours, the paper's is not public
+    gpt2: GPT2Config = field(default_factory=GPT2Config.small)
+    head: bool = False  # a Linear in and out of GPT-2; needed where LOA is standardised
+    timechat: str = "video"  # which TimeChat tokens are read: "frame", "video" or "llama"
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Token width by encoder."""
+        return {name: width for name, _, width in self.encoders}
+
+    @classmethod
+    def base(cls) -> "MapperConfig":
+        """GPT-2 small between the released encoders and AudioLDM2."""
+        return cls(encoders=(("cavp", 40, 512), ("timechat", 96, 768)), loa_width=768)
+
+
+class _Mapper(nnx.Module):
+    """What all mappers share: the units of LOA, in which the network works and is scored.
+
+    With a head (or a linear map) these are standard deviations from the mean, which the mapper
+    keeps with its weights. GPT-2 without a head works in LOA's own units, as in AudioLDM2.
+    """
+
+    def __init__(self, config: MapperConfig) -> None:
+        self.config = config
+        self.standardised = config.head or config.kind != "gpt2"
+        if self.standardised:
+            self.loa_mean = nnx.BatchStat(jnp.zeros(config.loa_width))
+            self.loa_std = nnx.BatchStat(jnp.ones(config.loa_width))
+
+    def standardise(self, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        """LOA in the units that `__call__` predicts."""
+        if not self.standardised:
+            return loa
+        loa = loa.astype(self.loa_mean[...].dtype)
+        return (loa - self.loa_mean[None, None]) / self.loa_std[None, None]
+
+    def restore(self, predicted: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        """The inverse of `standardise`."""
+        if not self.standardised:
+            return predicted
+        return predicted * self.loa_std[None, None] + self.loa_mean[None, None]
+
+    def __call__(self, streams: Streams, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        """Predictions in the units of `standardise`; position k has seen the true LOA before k."""
+        raise NotImplementedError
+
+    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
+        """LOA predicted from video alone, in LOA's own units."""
+        raise NotImplementedError
+
+
+class GPT2Mapper(_Mapper):
+    """Fusion, then GPT-2 over the fused prefix and the LOA so far.
+
+    The output at the prefix's last position predicts the first LOA vector, the output at each LOA
+    vector predicts the next. Without a head the hidden state after GPT-2's final LayerNorm is the
+    prediction itself, as in AudioLDM2.
+    """
+
+    def __init__(self, config: MapperConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        width = config.gpt2.width
+        if not config.head and width != config.loa_width:
+            raise ValueError(
+                f"without a head GPT-2's width {width} must equal LOA's {config.loa_width}"
+            )
+        self.fusion = FUSIONS[config.fusion](config.widths, width, rngs=rngs)
+        self.gpt2 = GPT2(config.gpt2, rngs=rngs)
+        if config.head:
+            self.loa_in = linear(config.loa_width, width, ("mlp", "embed"), rngs=rngs)
+            self.loa_out = linear(width, config.loa_width, ("embed", "mlp"), rngs=rngs)
+
+    def _clock(self, first: int | Array, length: int) -> Float[Array, "1 {length} D"]:
+        """The time of the LOA vector that each of `length` positions from `first` on predicts."""
+        width, dtype = self.config.gpt2.width, self.gpt2.wpe.embedding.dtype
+        if not self.fusion.clocked:
+            return jnp.zeros((1, length, width), dtype)
+        seconds = lax.dynamic_slice(jnp.asarray(self.config.loa.times()), (first,), (length,))
+        return clock(seconds, width).astype(dtype)[None]
+
+    def _read(self, standard: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
+        return self.loa_in(standard) if self.config.head else standard
+
+    def _predict(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B L D"]:
+        return self.loa_out(hidden) if self.config.head else hidden
+
+    def _prefix(self, streams: Streams) -> tuple[Float[Array, "B P W"], Bool[Array, "B L"] | None]:
+        """The fused prefix and the mask of the whole sequence, LOA included (or None)."""
+        prefix, mask = self.fusion(streams)
+        if mask is not None:
+            later = self.config.loa.tokens - 1
+            mask = jnp.pad(mask, ((0, 0), (0, later)), constant_values=True)
+        return prefix.at[:, -1:].add(self._clock(0, 1)), mask
+
+    def __call__(self, streams: Streams, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        prefix, mask = self._prefix(streams)
+        known = self._read(self.standardise(loa)[:, :-1])
+        known = known + self._clock(1, known.shape[1])
+        hidden = self.gpt2(jnp.concatenate([prefix, known], axis=1), mask)
+        return self._predict(hidden[:, prefix.shape[1] - 1 :])
+
+    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
+        prefix, mask = self._prefix(streams)
+        batch, length, _ = prefix.shape
+        tokens = self.config.loa.tokens
+        hidden, caches = self.gpt2.extend(
+            prefix, self.gpt2.empty_cache(batch, length + tokens - 1), mask
+        )
+        first = self._predict(hidden[:, -1:])
+
+        def step(carry, k):
+            caches, last = carry
+            embeds = self._read(last) + self._clock(k, 1)
+            hidden, caches = self.gpt2.extend(embeds, caches, mask)
+            following = self._predict(hidden)
+            return (caches, following), following[:, 0]
+
+        _, rest = lax.scan(step, (caches, first), jnp.arange(1, tokens))
+        standard = jnp.concatenate([first, rearrange(rest, "k b d -> b k d")], axis=1)
+        return self.restore(standard)
+
+
+class LinearMapper(_Mapper):
+    """One Linear from video tokens to all LOA vectors at once: the baseline.
+
+    `linear_pooled` reads the mean token of each encoder, `linear_flat` all tokens laid end to end.
+    """
+
+    def __init__(self, config: MapperConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config)
+        self.pooled = config.kind == "linear_pooled"
+        d_in = sum(d if self.pooled else n * d for _, n, d in config.encoders)
+        self.proj = linear(d_in, config.loa.tokens * config.loa_width, rngs=rngs)
+
+    def _map(self, streams: Streams) -> Float[Array, "B K D"]:
+        chosen = select(streams, tuple(self.config.widths))
+        pattern = "b s d -> b d"
+        parts = [
+            reduce(s.tokens, pattern, "mean")
+            if self.pooled
+            else rearrange(s.tokens, "b s d -> b (s d)")
+            for s in chosen
+        ]
+        flat = jnp.concatenate(parts, axis=-1).astype(self.proj.kernel.dtype)
+        return rearrange(self.proj(flat), "b (k d) -> b k d", k=self.config.loa.tokens)
+
+    def __call__(self, streams: Streams, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        return self._map(streams)
+
+    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
+        return self.restore(self._map(streams))
+
+
+KINDS = {"gpt2": GPT2Mapper, "linear_pooled": LinearMapper, "linear_flat": LinearMapper}
+Mapper = GPT2Mapper | LinearMapper
+
+
+def build_mapper(config: MapperConfig, *, rngs: nnx.Rngs) -> Mapper:
+    """The mapper that `config.kind` names.
+
+    Raises:
+        ValueError: an unknown kind, fusion or TimeChat tensor.
+    """
+    for name, known in (
+        ("kind", tuple(KINDS)),
+        ("fusion", tuple(FUSIONS)),
+        ("timechat", ("frame", "video", "llama")),
+    ):
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name}={getattr(config, name)!r} is not one of {', '.join(known)}")
+    return KINDS[config.kind](config, rngs=rngs)

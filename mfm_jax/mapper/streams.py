@@ -1,0 +1,20 @@
+"""What a mapper reads: the tokens of each video encoder and the moment each token belongs to."""
+
+from typing import NamedTuple
+
+from mfm_jax.typing import Array, Bool, Float
+
+
+class Stream(NamedTuple):
+    """The tokens of one encoder over one window of video.
+
+    `seconds` is the time of each token since the window's start: both encoders are on one clock.
+    `mask` is False at padding, which then changes nothing; without it every token counts.
+    """
+
+    tokens: Float[Array, "B S D"]
+    seconds: Float[Array, "B S"]
+    mask: Bool[Array, "B S"] | None = None
+
+
+Streams = dict[str, Stream]

@@ -1,0 +1,121 @@
+"""GPT-2 over embeddings instead of words, with a KV cache.
+
+Source: Radford et al. 2019, in the layout of Hugging Face `GPT2Model`. There is no word table and
+no output head: AudioLDM2 feeds vectors and takes the hidden state after the final LayerNorm.
+"""
+
+from dataclasses import dataclass
+
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.layers import MLP, Attention, KVCache, embedding, layer_norm
+from mfm_jax.layers.attention import causal_mask
+from mfm_jax.layers.mlp import gelu_tanh
+from mfm_jax.typing import Array, Bool, Float
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes of a GPT-2."""
+
+    width: int  # of the residual stream
+    depth: int  # blocks
+    heads: int
+    positions: int = 1024  # longest sequence, prefix included
+    epsilon: float = 1e-5  # of every LayerNorm
+
+    @classmethod
+    def small(cls) -> "GPT2Config":
+        """`gpt2`, 124 M parameters with its word table, which is not used here."""
+        return cls(width=768, depth=12, heads=12)
+
+    @classmethod
+    def tiny(cls) -> "GPT2Config":
+        """The trunk of the miniature, 0.6 M parameters."""
+        return cls(width=128, depth=3, heads=4, positions=160)
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block with a tanh GELU."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs) -> None:
+        d = config.width
+        self.norm1 = layer_norm(d, epsilon=config.epsilon, rngs=rngs)
+        self.attn = Attention(d, heads=config.heads, rngs=rngs)
+        self.norm2 = layer_norm(d, epsilon=config.epsilon, rngs=rngs)
+        self.mlp = MLP(d, 4 * d, activation=gelu_tanh, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B 1 L L"]
+    ) -> Float[Array, "B L D"]:
+        x = x + self.attn(self.norm1(x), mask=mask)
+        return x + self.mlp(self.norm2(x))
+
+    def extend(
+        self, x: Float[Array, "B L D"], cache: KVCache, mask: Bool[Array, "#B S"] | None
+    ) -> tuple[Float[Array, "B L D"], KVCache]:
+        """The block over `L` new positions, reading the cached ones."""
+        y, cache = self.attn.extend(self.norm1(x), cache, mask=mask)
+        x = x + y
+        return x + self.mlp(self.norm2(x)), cache
+
+
+class GPT2(nnx.Module):
+    """Causal transformer from vectors to vectors."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.wpe = embedding(config.positions, config.width, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
+        self.norm = layer_norm(config.width, epsilon=config.epsilon, rngs=rngs)
+
+    def _positions(self, start, length: int) -> Float[Array, "1 L D"]:
+        return self.wpe(start + jnp.arange(length))[None]
+
+    def __call__(
+        self, embeds: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """Hidden states after the final LayerNorm.
+
+        `mask` is False at padding. Padding still takes up positions, as in the original.
+
+        Raises:
+            ValueError: the sequence is longer than the table of positions.
+        """
+        length = embeds.shape[1]
+        self._check(length)
+        seen = causal_mask(length)
+        if mask is not None:
+            seen = seen & mask[:, None, None, :]
+        x = embeds.astype(self.wpe.embedding.dtype) + self._positions(0, length)
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.norm(x)
+
+    def empty_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
+        """One cache a block, with room for `length` positions."""
+        self._check(length)
+        return tuple(block.attn.empty_cache(batch, length) for block in self.blocks)
+
+    def extend(
+        self,
+        embeds: Float[Array, "B L D"],
+        caches: tuple[KVCache, ...],
+        mask: Bool[Array, "B S"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], tuple[KVCache, ...]]:
+        """Hidden states of `L` further positions; `mask` covers the whole cache."""
+        x = embeds.astype(self.wpe.embedding.dtype)
+        x = x + self._positions(caches[0].filled, embeds.shape[1])
+        filled = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, cache = block.extend(x, cache, mask)
+            filled.append(cache)
+        return self.norm(x), tuple(filled)
+
+    def _check(self, length: int) -> None:
+        if length > self.config.positions:
+            raise ValueError(
+                f"a sequence of {length} tokens does not fit this GPT-2, which has "
+                f"{self.config.positions} positions: give it fewer tokens or a larger table"
+            )

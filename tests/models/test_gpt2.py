@@ -1,0 +1,80 @@
+"""GPT-2 against transformers, and its cache against plain recomputation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from convert.gpt2 import TABLE
+from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.weights import abstract, with_weights
+from tests.randomise import randomise
+
+SIZES = GPT2Config(width=24, depth=2, heads=3, positions=17)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> transformers.GPT2Model:
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=17, n_embd=24, n_layer=2, n_head=3, attn_implementation="eager"
+    )
+    return randomise(transformers.GPT2Model(config).eval(), seed=0)
+
+
+@pytest.fixture(scope="module")
+def ours(theirs) -> GPT2:
+    state = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    weights = {name: jnp.asarray(array) for name, array in TABLE.to_ours(state)}
+    return with_weights(abstract(lambda rngs: GPT2(SIZES, rngs=rngs)), weights)
+
+
+@pytest.mark.parity
+def test_hidden_states_equal_transformers(theirs, ours, parity):
+    rng = np.random.default_rng(0)
+    embeds = rng.standard_normal((2, 13, 24), np.float32)
+    mask = np.ones((2, 13), bool)
+    mask[1, 4:7] = False
+    for name, m in (("", None), (", padded", mask)):
+        with torch.no_grad():
+            expected = theirs(
+                inputs_embeds=torch.tensor(embeds),
+                attention_mask=None if m is None else torch.tensor(m),
+            ).last_hidden_state.numpy()
+        result = jax.jit(ours)(jnp.asarray(embeds), None if m is None else jnp.asarray(m))
+        parity(f"GPT-2{name}", "transformers GPT2Model", result, expected, 1e-4)
+
+
+def test_reading_in_pieces_through_the_cache_changes_nothing(ours):
+    embeds = jax.random.normal(jax.random.key(0), (2, 13, 24))
+    mask = jnp.ones((2, 13), bool).at[0, 2].set(False)
+    whole = ours(embeds, mask)
+    caches, pieces = ours.empty_cache(2, 13), []
+    for start, stop in ((0, 5), (5, 6), (6, 13)):
+        hidden, caches = ours.extend(embeds[:, start:stop], caches, mask)
+        pieces.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-6)
+
+
+def test_no_gradient_comes_from_the_future(ours):
+    embeds = jax.random.normal(jax.random.key(1), (1, 9, 24))
+    for position in (0, 4, 8):
+        grad = jax.grad(lambda x, p=position: ours(x)[0, p].sum())(embeds)
+        assert jnp.all(grad[0, position + 1 :] == 0)
+        assert jnp.all(jnp.abs(grad[0, : position + 1]).max(-1) > 0)
+
+
+def test_a_masked_token_changes_no_other(ours):
+    embeds = jax.random.normal(jax.random.key(2), (1, 9, 24))
+    mask = jnp.ones((1, 9), bool).at[0, 3].set(False)
+    other = embeds.at[0, 3].add(5.0)
+    keep = jnp.arange(9) != 3
+    np.testing.assert_array_equal(ours(embeds, mask)[:, keep], ours(other, mask)[:, keep])
+
+
+def test_too_long_a_sequence_is_refused():
+    model = GPT2(SIZES, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="18 tokens does not fit this GPT-2, which has 17"):
+        model(jnp.zeros((1, 18, 24)))

@@ -1,0 +1,54 @@
+"""What a conversion table must satisfy, for the test of every network.
+
+`check_table(table, manifest, module)` needs no weights: the manifest gives keys and shapes of the
+released checkpoint, the module is abstract and of the real size.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from convert.table import Computed, ConversionError, Table
+from mfm_jax.weights import WeightError, check_weights, named_weights
+
+
+def _index_coded(manifest) -> dict[str, np.ndarray]:
+    """Zero-stride arrays where big, index-coded where small, so that real sizes cost nothing."""
+    coded = {}
+    for number, (key, (shape, _)) in enumerate(manifest.items()):
+        size = int(np.prod(shape))
+        if size <= 1 << 16:
+            coded[key] = (np.arange(size, dtype=np.float64) + 1e7 * number).reshape(shape)
+        else:
+            coded[key] = np.broadcast_to(np.int8(0), shape)
+    return coded
+
+
+def _fits(table: Table, manifest, module, *, there_and_back: bool) -> None:
+    theirs = _index_coded(manifest)
+    ours = list(table.to_ours(theirs))
+    names = [name for name, _ in ours]
+    assert len(set(names)) == len(names), "a weight of ours is written twice"
+    check_weights(named_weights(module), {n: a.shape for n, a in ours}, where="our network")
+    if there_and_back:
+        moved = tuple(row for row in table.rows if not isinstance(row, Computed))
+        back = dict(dataclasses.replace(table, rows=moved).to_theirs(dict(ours), manifest))
+        for key, array in back.items():
+            assert key in theirs, f"{key} is not a key of theirs"
+            if manifest[key][1].startswith("float") and theirs[key].size <= 1 << 16:
+                np.testing.assert_array_equal(array, theirs[key], err_msg=key)
+
+
+def check_table(table: Table, manifest, module, *, there_and_back: bool = True) -> None:
+    """All keys read once or ignored, all leaves written once, no dead row, and back again."""
+    _fits(table, manifest, module, there_and_back=there_and_back)
+    for ignore in table.ignore:
+        assert ignore.reason
+        fewer = tuple(i for i in table.ignore if i is not ignore)
+        with pytest.raises(ConversionError):
+            dataclasses.replace(table, ignore=fewer).check_keys(manifest)
+    for row in table.rows:
+        fewer = tuple(r for r in table.rows if r is not row)
+        with pytest.raises((ConversionError, WeightError)):
+            _fits(dataclasses.replace(table, rows=fewer), manifest, module, there_and_back=False)

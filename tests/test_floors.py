@@ -1,0 +1,91 @@
+"""Imports go down only, and the networks run on little more than jax and flax."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Longest matching prefix decides. A module may import from its own floor and from those below.
+FLOORS = {
+    "train": 6,
+    "mfm_jax.cli": 6,
+    "convert": 6,
+    "benchmarks": 6,
+    "configs": 6,
+    "mfm_jax.train": 5,
+    "mfm_jax.pipeline": 5,
+    "mfm_jax.data": 4,
+    "mfm_jax.bundle": 4,
+    "mfm_jax.checkpoints": 4,
+    "mfm_jax.metrics": 4,
+    "mfm_jax.mapper": 3,
+    "mfm_jax.models": 2,
+    "mfm_jax.diffusion": 2,
+    "mfm_jax.layers": 1,
+    "mfm_jax": 0,
+}
+TORCH_SIDE = {"torch", "diffusers", "safetensors"}
+SLIM_PACKAGES = ("mfm_jax.models", "mfm_jax.mapper", "mfm_jax.diffusion", "mfm_jax.pipeline")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor(module: str) -> int | None:
+    matches = [p for p in FLOORS if module == p or module.startswith(p + ".")]
+    return FLOORS[max(matches, key=len)] if matches else None
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+SOURCES = sorted(
+    p
+    for top in ("mfm_jax", "convert", "configs", "benchmarks", "train.py")
+    for p in ([ROOT / top] if top.endswith(".py") else (ROOT / top).rglob("*.py"))
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    name = module_name(path)
+    for imported in imports(path):
+        below = floor(imported)
+        if below is not None:
+            assert below <= floor(name), f"{name} must not import {imported}"
+        if imported.split(".")[0] in TORCH_SIDE:
+            assert name.startswith(("convert", "benchmarks")), f"{name} must not import {imported}"
+
+
+def test_networks_import_only_jax_flax_einops_and_numpy():
+    """In a process where nothing else can be imported, whatever else is installed here."""
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top in {{"av", "grain", "soundfile", "tensorflow_datasets", "array_record", "torch",
+                   "transformers", "diffusers", "matplotlib", "tqdm", "PIL", "jaxtyping",
+                   "beartype", "safetensors"}}:
+            raise ModuleNotFoundError(f"No module named {{top!r}}", name=top)
+sys.meta_path.insert(0, Refuse())
+import {", ".join(SLIM_PACKAGES)}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
