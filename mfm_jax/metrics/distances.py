@@ -1,0 +1,203 @@
+"""Distances between sets of clips, from the embeddings and logits of a classifier.
+
+For sound the classifier is Cnn14 (PANNs): embeddings are the 2048 numbers after fc1 and its ReLU,
+logits the 527 before the sigmoid. All scores depend on it: name it with the score. Rows are clips;
+paired scores compare row with row. Everything computes in float64.
+"""
+
+import warnings
+from itertools import pairwise
+
+import numpy as np
+
+from mfm_jax.typing import Float, Int
+
+PUBLISHED_SEED = 2020  # of every shuffle in the published scores
+PUBLISHED_EPSILON = 1e-6  # inside audioldm_eval's logarithms, metrics/kl.py:87-105
+
+
+def frechet_distance(
+    reference: Float[np.ndarray, "R D"], generated: Float[np.ndarray, "G D"]
+) -> float:
+    """Frechet distance between Gaussians fitted to two sets: FD with Cnn14, FAD with VGGish.
+
+    |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^½, covariances over n - 1. The last trace is the sum
+    of singular values of X1 X2ᵀ (centred rows, scaled), which needs no matrix square root and
+    stays exact when clips are fewer than dimensions. Biased by the number of clips: compare only
+    scores on equally many.
+
+    Raises:
+        ValueError: fewer than two clips in a set.
+    """
+    if min(len(reference), len(generated)) < 2:
+        raise ValueError("a Frechet distance needs at least two clips on each side")
+    x, y = reference.astype(np.float64), generated.astype(np.float64)
+    shift = x.mean(axis=0) - y.mean(axis=0)
+    x, y = (_small_root((a - a.mean(axis=0)[None, :]) / np.sqrt(len(a) - 1)) for a in (x, y))
+    overlap = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return float(shift @ shift + (x**2).sum() + (y**2).sum() - 2.0 * overlap)
+
+
+def frechet_distance_published(
+    reference: Float[np.ndarray, "R D"], generated: Float[np.ndarray, "G D"]
+) -> float:
+    """Frechet distance through scipy's `sqrtm` (audioldm_eval metrics/fid.py:9-65, av-benchmark
+    av_bench/metrics/fad.py:7-82).
+
+    About 1e-5 off and slightly negative for a set against itself when clips are fewer than
+    dimensions, and half a minute slow at 2048. Means are taken in float32.
+
+    Raises:
+        ValueError: the root is complex by more than 1e-3, where audioldm_eval fails and
+            av-benchmark reports -1.
+    """
+    from scipy.linalg import LinAlgWarning, sqrtm
+
+    shift = (generated.mean(axis=0) - reference.mean(axis=0)).astype(np.float64)
+    s1, s2 = (np.atleast_2d(np.cov(a, rowvar=False)) for a in (generated, reference))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LinAlgWarning)  # a singular product is the usual case
+        root = sqrtm(s1 @ s2)
+        if not np.isfinite(root).all():
+            nudge = 1e-6 * np.eye(len(s1))
+            root = sqrtm((s1 + nudge) @ (s2 + nudge))
+    if np.iscomplexobj(root):
+        if np.abs(np.diagonal(root).imag).max() > 1e-3:
+            raise ValueError("the published Frechet distance is complex here: too few clips")
+        root = root.real
+    return float(shift @ shift + np.trace(s1) + np.trace(s2) - 2.0 * np.trace(root))
+
+
+def kl_softmax(
+    reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
+) -> Float[np.ndarray, "B"]:
+    """KL(reference ‖ generated) of the class distributions, per clip; report the mean.
+
+    av-benchmark's definition (av_bench/metrics/kl.py:23-39). The softmax treats sounds as
+    exclusive, which Cnn14's classes are not; see `kl_bernoulli`.
+    """
+    log_p, log_q = _log_softmax(reference), _log_softmax(generated)
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+
+
+def kl_softmax_published(
+    reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
+) -> Float[np.ndarray, "B"]:
+    """audioldm_eval's `kullback_leibler_divergence_softmax`, per clip (metrics/kl.py:50, 95-99).
+
+    The 1e-6 inside the logarithm caps a clip at 13.8 and makes identical clips about -5e-4.
+    """
+    log_p, log_q = _log_softmax(reference), _log_softmax(generated)
+    return (np.exp(log_p) * (log_p - np.log(np.exp(log_q) + PUBLISHED_EPSILON))).sum(axis=1)
+
+
+def kl_bernoulli(
+    reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
+) -> Float[np.ndarray, "B"]:
+    """KL of every class's yes or no, summed over classes, per clip: the classes are independent."""
+    yes = _log_sigmoid(reference) - _log_sigmoid(generated)
+    no = _log_sigmoid(-reference) - _log_sigmoid(-generated)
+    p = np.exp(_log_sigmoid(reference))
+    return (p * yes + (1.0 - p) * no).sum(axis=1)
+
+
+def kl_sigmoid_published(
+    reference: Float[np.ndarray, "B V"],
+    generated: Float[np.ndarray, "B V"],
+    *,
+    epsilon: float = PUBLISHED_EPSILON,
+) -> Float[np.ndarray, "B"]:
+    """audioldm_eval's `kullback_leibler_divergence_sigmoid`, per clip (metrics/kl.py:102-105).
+
+    Half a divergence: the term of a class being absent is missing, so it can be negative. With
+    `epsilon` 0 it is av-benchmark's (av_bench/metrics/kl.py:33-39), which does not report it.
+    """
+    log_p = _log_sigmoid(reference)
+    log_q = np.log(np.exp(_log_sigmoid(generated)) + epsilon)
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+
+
+def inception_score(logits: Float[np.ndarray, "B V"]) -> float:
+    """exp of the mean KL from each clip's class distribution to their average: sure and varied.
+
+    It knows nothing of the video. Grows with the number of clips: compare equally many.
+    """
+    log_p = _log_softmax(logits)
+    p = np.exp(log_p)
+    return float(np.exp((p * (log_p - np.log(p.mean(axis=0))[None, :])).sum(axis=1).mean()))
+
+
+def inception_score_published(
+    logits: Float[np.ndarray, "B V"], *, splits: int = 10, shuffle: bool = True
+) -> tuple[float, float]:
+    """Mean and spread (population) of the score over `splits` shuffled parts.
+
+    audioldm_eval metrics/isc.py:12-31 and av-benchmark av_bench/metrics/isc.py:9-32, ten parts.
+    The parts make it depend on the number of clips: 1 at ten clips, where each part has one, and
+    nan below ten.
+    """
+    n = len(logits)
+    if n < splits:
+        return float("nan"), float("nan")
+    order = published_order(n) if shuffle else np.arange(n)
+    cuts = [i * n // splits for i in range(splits + 1)]
+    parts = [inception_score(logits[order[a:b]]) for a, b in pairwise(cuts)]
+    return float(np.mean(parts)), float(np.std(parts))
+
+
+def published_order(n: int) -> Int[np.ndarray, "B"]:
+    """The shuffle of n clips that the published inception score uses."""
+    return np.random.RandomState(PUBLISHED_SEED).permutation(n)
+
+
+def kernel_distance(
+    reference: Float[np.ndarray, "R D"],
+    generated: Float[np.ndarray, "G D"],
+    *,
+    subsets: int = 100,
+    size: int = 1000,
+) -> tuple[float, float]:
+    """KID: unbiased squared MMD under the kernel (x·y / D + 1)³; mean and spread over subsets.
+
+    audioldm_eval metrics/kid.py:46-104: `subsets` random draws of `size` clips. With fewer clips
+    than `size` there is one draw, of all of them in the smaller set, and the spread says nothing.
+    May be slightly negative.
+
+    Raises:
+        ValueError: fewer than two clips in a set.
+    """
+    size = min(size, len(reference), len(generated))
+    if size < 2:
+        raise ValueError("a kernel distance needs at least two clips on each side")
+    if len(reference) == len(generated) == size:
+        subsets = 1  # every draw would be the whole set
+    x, y = generated.astype(np.float64), reference.astype(np.float64)
+    random = np.random.RandomState(PUBLISHED_SEED)
+    drawn = [
+        _squared_mmd(
+            x[random.choice(len(x), size, replace=False)],
+            y[random.choice(len(y), size, replace=False)],
+        )
+        for _ in range(subsets)
+    ]
+    return float(np.mean(drawn)), float(np.std(drawn))
+
+
+def _squared_mmd(x: Float[np.ndarray, "B D"], y: Float[np.ndarray, "B D"]) -> float:
+    kernel = [(a @ b.T / a.shape[1] + 1.0) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    within = sum(k.sum() - np.trace(k) for k in kernel[:2]) / (len(x) * (len(x) - 1))
+    return float(within - 2.0 * kernel[2].mean())
+
+
+def _small_root(rows: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "K D"]:
+    """A matrix with the same RᵀR and at most D rows."""
+    return rows if len(rows) <= rows.shape[1] else np.asarray(np.linalg.qr(rows, mode="r"))
+
+
+def _log_softmax(logits: Float[np.ndarray, "B V"]) -> Float[np.ndarray, "B V"]:
+    logits = logits.astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def _log_sigmoid(logits: Float[np.ndarray, "B V"]) -> Float[np.ndarray, "B V"]:
+    return -np.logaddexp(0.0, -logits.astype(np.float64))

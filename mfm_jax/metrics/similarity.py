@@ -1,0 +1,112 @@
+"""Likeness of one generated clip to its real counterpart, spectrogram against spectrogram.
+
+All of them ask for the same sound at the same moment. A good generation of another footstep scores
+badly, so they suit reconstruction (VAE, vocoder) better than generation.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from mfm_jax.metrics.spectra import lsd_spectrum
+from mfm_jax.typing import Float
+
+PUBLISHED_CUT = 1120  # samples that audioldm_eval drops from the start of generated clips only
+
+
+def psnr(reference: Float[np.ndarray, "M T"], generated: Float[np.ndarray, "M S"]) -> float:
+    """Peak signal-to-noise ratio in dB of two `spectra.unit_mel`, cut to the shorter; range 1.
+
+    audioldm_eval eval.py:182-197. Infinite for equal pictures: the original then leaves the pair
+    out of the mean, and out of the mean of SSIM with it.
+    """
+    reference, generated = _cut(reference, generated)
+    error = np.mean((reference - generated) ** 2)
+    return float(-10.0 * np.log10(error)) if error else float("inf")
+
+
+def ssim(reference: Float[np.ndarray, "M T"], generated: Float[np.ndarray, "M S"]) -> float:
+    """Structural similarity of two pictures, cut to the shorter, in uniform windows of 7 x 7.
+
+    audioldm_eval eval.py:195-196 through scikit-image: sample covariance, K1 .01, K2 .03, windows
+    that overlap the border left out. The data range is that of the pair (joint maximum - minimum),
+    so the constants, and the score of quiet areas, change from pair to pair.
+
+    Raises:
+        ValueError: a picture under 7 x 7.
+    """
+    x, y = _cut(reference.astype(np.float64), generated.astype(np.float64))
+    if min(x.shape) < 7:
+        raise ValueError(f"SSIM needs pictures of at least 7 x 7, got {x.shape}")
+    span = max(x.max(), y.max()) - min(x.min(), y.min())
+    if not span:
+        return 1.0  # both are the same constant
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    mx, my = _mean7(x), _mean7(y)
+    sample = 49 / 48
+    vx, vy = sample * (_mean7(x * x) - mx * mx), sample * (_mean7(y * y) - my * my)
+    vxy = sample * (_mean7(x * y) - mx * my)
+    likeness = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return float(likeness.mean())
+
+
+def log_spectral_distance(
+    reference: Float[np.ndarray, "A"], generated: Float[np.ndarray, "S"], *, cut: int = 0
+) -> float:
+    """LSD of two waves at 16 kHz in decades of power, after `_pair`; 0 is best.
+
+    audioldm_eval eval.py:145-180 with ssr_eval 0.0.7. `cut` drops that many samples from the start
+    of the generated wave only: with `PUBLISHED_CUT` it is the published number, in which even an
+    identical pair is about 1. nan when a clip is constant (digital silence), where the original
+    stops: leave such pairs out and say how many they are.
+    """
+    pair = _pair(reference, generated, cut)
+    return float("nan") if pair is None else lsd_of_spectra(*map(lsd_spectrum, pair))
+
+
+def lsd_of_spectra(
+    reference: Float[np.ndarray, "T F"], generated: Float[np.ndarray, "T F"]
+) -> float:
+    """Log-spectral distance of two magnitude spectrograms (ssr_eval 0.0.7 metrics.py:109-112).
+
+    Not symmetric where a bin is exactly zero: 12 if the reference is, 24 if the generated one is.
+    """
+    ratio = reference**2 / (generated + 1e-12) ** 2
+    return float(np.sqrt((np.log10(ratio + 1e-12) ** 2).mean(axis=1)).mean())
+
+
+def ssim_of_waves(
+    reference: Float[np.ndarray, "A"], generated: Float[np.ndarray, "S"], *, cut: int = 0
+) -> float:
+    """SSIM of the linear spectrograms that LSD compares, nan as there.
+
+    ssr_eval 0.0.7 metrics.py:123-133. The loudest bins set the data range: quiet
+    ones hardly count.
+    """
+    pair = _pair(reference, generated, cut)
+    return float("nan") if pair is None else ssim(*(lsd_spectrum(w).T for w in pair))
+
+
+def _pair(
+    reference: Float[np.ndarray, "A"], generated: Float[np.ndarray, "S"], cut: int
+) -> tuple[Float[np.ndarray, "L"], Float[np.ndarray, "L"]] | None:
+    """Both waves without mean, at peak 1, cut to the shorter; None if one is constant."""
+    scaled = []
+    for wave in (reference, generated[cut:]):
+        wave = wave - wave.mean()
+        peak = np.abs(wave).max()
+        if not peak:
+            return None
+        scaled.append(wave / peak)
+    size = min(map(len, scaled))
+    return scaled[0][:size], scaled[1][:size]
+
+
+def _cut(
+    x: Float[np.ndarray, "M T"], y: Float[np.ndarray, "M S"]
+) -> tuple[Float[np.ndarray, "M L"], Float[np.ndarray, "M L"]]:
+    size = min(x.shape[1], y.shape[1])
+    return x[:, :size], y[:, :size]
+
+
+def _mean7(picture: Float[np.ndarray, "M T"]) -> Float[np.ndarray, "P Q"]:
+    return sliding_window_view(picture, (7, 7)).mean(axis=(-2, -1))
