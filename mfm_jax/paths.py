@@ -1,0 +1,67 @@
+"""Where things lie, and how a folder or a file comes into being whole or not at all."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TINY_BUNDLE = Path(__file__).parent / "bundles" / "tiny"
+"""The embedded miniature: every network at small size, trained on the Foley world."""
+
+
+class MediaError(ValueError):
+    """An audio or video file that cannot be read or written; the message says what to do."""
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that becomes `target` once the block has succeeded.
+
+    Nothing is left behind when the block raises, and an older `target` then stays as it was.
+
+    Raises:
+        MediaError: nothing can be written there.
+    """
+    target = Path(target)
+    part = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        part.touch(exist_ok=False)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise MediaError(f"cannot write {target} ({reason}): choose another output path") from None
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step; the bytes are on the disk before the name changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part, part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name when the block ends well.
+
+    On an exception it is removed and `path` does not exist.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
