@@ -27,15 +27,20 @@ def _dotted(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def abstract(build: Callable[[nnx.Rngs], M]) -> M:
-    """The network that `build` makes, with shapes instead of weights: nothing is allocated."""
+def abstract(build: Callable[..., M]) -> M:
+    """The network that `build(rngs=...)` makes, with shapes instead of weights: no memory."""
+    return nnx.eval_shape(lambda: build(rngs=_rngs(0)))
 
-    def traced() -> M:
-        rngs = nnx.Rngs(0)
-        rngs.default = _Stream(0, tag="default")  # type: ignore[attr-defined]
-        return build(rngs)
 
-    return nnx.eval_shape(traced)
+def initialise(build: Callable[..., M], seed: int) -> M:
+    """The network that `build(rngs=...)` makes, its weights drawn from `seed` in one go."""
+    return jax.jit(lambda: build(rngs=_rngs(seed)))()
+
+
+def _rngs(seed: int) -> nnx.Rngs:
+    rngs = nnx.Rngs(seed)
+    rngs.default = _Stream(seed, tag="default")  # type: ignore[attr-defined]
+    return rngs
 
 
 class _Stream(nnx.RngStream):

@@ -7,7 +7,6 @@ positions are a function argument, cross-attention is a second input, a cache is
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 from einops import rearrange
 from flax import nnx
 from jax import lax
@@ -29,9 +28,21 @@ def attend(
     """`softmax(scale q kT + bias) v`, the only place that picks an implementation.
 
     `mask` is True where a key may be seen; `bias` is added to the scaled scores. `scale` defaults
-    to `K ** -0.5`. Scores and softmax are computed in float32 at least.
+    to `K ** -0.5`. Scores and softmax are float32, the products are in the precision of the inputs.
+    Written out because `jax.nn.dot_product_attention` takes several times as long on a CPU.
     """
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    scores = jnp.einsum("bnlk,bnsk->bnls", q, k, preferred_element_type=jnp.float32)
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias.astype(scores.dtype)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    # Dividing after the product with the values touches K numbers a query instead of S.
+    weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    y = jnp.einsum("bnls,bnsk->bnlk", weights.astype(v.dtype), v)
+    return jnp.swapaxes(y / total.astype(y.dtype), 1, 2)
 
 
 def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
