@@ -1,5 +1,6 @@
 """GPT-2: Hugging Face's `gpt2` and AudioLDM2's `language_model`. Kernels are stored `[in, out]`."""
 
+from convert.rows import named, norm
 from convert.table import Ignore, Row, Table
 
 _QKV = ("attn.q", "attn.k", "attn.v")
@@ -10,24 +11,18 @@ def rows(theirs: str = "", ours: str = "") -> tuple[Row, ...]:
     h, blocks = f"{theirs}h.*.", f"{ours}blocks.*."
     return (
         Row(f"{theirs}wpe.weight", f"{ours}wpe.embedding"),
-        Row(f"{h}ln_1.weight", f"{blocks}norm1.scale"),
-        Row(f"{h}ln_1.bias", f"{blocks}norm1.bias"),
+        *norm(f"{h}ln_1", f"{blocks}norm1"),
         Row(
             f"{h}attn.c_attn.weight",
             tuple(f"{blocks}{n}.kernel" for n in _QKV),
             "i (s o) -> s i o",
         ),
         Row(f"{h}attn.c_attn.bias", tuple(f"{blocks}{n}.bias" for n in _QKV), "(s o) -> s o"),
-        Row(f"{h}attn.c_proj.weight", f"{blocks}attn.o.kernel"),
-        Row(f"{h}attn.c_proj.bias", f"{blocks}attn.o.bias"),
-        Row(f"{h}ln_2.weight", f"{blocks}norm2.scale"),
-        Row(f"{h}ln_2.bias", f"{blocks}norm2.bias"),
-        Row(f"{h}mlp.c_fc.weight", f"{blocks}mlp.up.kernel"),
-        Row(f"{h}mlp.c_fc.bias", f"{blocks}mlp.up.bias"),
-        Row(f"{h}mlp.c_proj.weight", f"{blocks}mlp.down.kernel"),
-        Row(f"{h}mlp.c_proj.bias", f"{blocks}mlp.down.bias"),
-        Row(f"{theirs}ln_f.weight", f"{ours}norm.scale"),
-        Row(f"{theirs}ln_f.bias", f"{ours}norm.bias"),
+        *named(f"{h}attn.c_proj", f"{blocks}attn.o"),
+        *norm(f"{h}ln_2", f"{blocks}norm2"),
+        *named(f"{h}mlp.c_fc", f"{blocks}mlp.up"),
+        *named(f"{h}mlp.c_proj", f"{blocks}mlp.down"),
+        *norm(f"{theirs}ln_f", f"{ours}norm"),
     )
 
 

@@ -4,6 +4,7 @@ Source: the `sequence_gen` part of AudioLDM2's own checkpoint.
 """
 
 from convert.gpt2 import UNUSED_WORDS, rows
+from convert.rows import DENSE, named
 from convert.table import Ignore, Row, Table
 
 
@@ -12,14 +13,7 @@ def table(encoders: tuple[str, ...]) -> Table:
     linears = [
         row
         for i, name in enumerate(encoders)
-        for row in (
-            Row(
-                f"input_sequence_embed_linear.{i}.weight",
-                f"fusion.proj.{name}.kernel",
-                "o i -> i o",
-            ),
-            Row(f"input_sequence_embed_linear.{i}.bias", f"fusion.proj.{name}.bias"),
-        )
+        for row in named(f"input_sequence_embed_linear.{i}", f"fusion.proj.{name}", DENSE)
     ]
     return Table(
         (

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 
+from convert.rows import CONV, DENSE, POINTWISE, named, norm, stacked
 from convert.table import ConversionError, Row, Table
 from mfm_jax.models.unet import UNetConfig
-
-CONV = "o i h w -> h w i o"
-POINTWISE = "o i 1 1 -> i o"
-DENSE = "o i -> i o"
 
 PLAIN, ATTENDED = "DownBlock2D", "CrossAttnDownBlock2D"
 READ = (
@@ -113,41 +110,19 @@ def _context_widths(routes: list[tuple], dims: list[list]) -> dict[int, int]:
     return widths
 
 
-def _named(theirs: str, ours: str, move: str) -> tuple[Row, Row]:
-    """A convolution or a linear map."""
-    return (
-        Row(f"{theirs}.weight", f"{ours}.kernel", move),
-        Row(f"{theirs}.bias", f"{ours}.bias"),
-    )
-
-
-def _norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    return Row(f"{theirs}.weight", f"{ours}.scale"), Row(f"{theirs}.bias", f"{ours}.bias")
-
-
 def _block(theirs: str, ours: str) -> tuple[Row, ...]:
     """A block of a transformer."""
     projections = (
         Row(f"{theirs}.attn*.to_{name}.weight", f"{ours}.attn*.{name}.kernel", DENSE)
         for name in "qkv"
     )
-    # The first half of their projection is the value, the second the gate.
-    halves = f"{ours}.ff.up", f"{ours}.ff.gate"
     return (
-        *_norm(f"{theirs}.norm*", f"{ours}.norm*"),
+        *norm(f"{theirs}.norm*", f"{ours}.norm*"),
         *projections,
-        *_named(f"{theirs}.attn*.to_out.0", f"{ours}.attn*.o", DENSE),
-        Row(
-            f"{theirs}.ff.net.0.proj.weight",
-            (f"{halves[0]}.kernel", f"{halves[1]}.kernel"),
-            "(s o) i -> s i o",
-        ),
-        Row(
-            f"{theirs}.ff.net.0.proj.bias",
-            (f"{halves[0]}.bias", f"{halves[1]}.bias"),
-            "(s o) -> s o",
-        ),
-        *_named(f"{theirs}.ff.net.2", f"{ours}.ff.down", DENSE),
+        *named(f"{theirs}.attn*.to_out.0", f"{ours}.attn*.o", DENSE),
+        # The first half of their projection is the value, the second the gate.
+        *stacked(f"{theirs}.ff.net.0.proj", (f"{ours}.ff.up", f"{ours}.ff.gate")),
+        *named(f"{theirs}.ff.net.2", f"{ours}.ff.down", DENSE),
     )
 
 
@@ -156,29 +131,29 @@ def _stage(theirs: str, ours: str) -> tuple[Row, ...]:
     resnet = f"{theirs}.resnets.*", f"{ours}.resnets.*"
     transformer = f"{theirs}.attentions.*", f"{ours}.attentions.*"
     return (
-        *_norm(f"{resnet[0]}.norm*", f"{resnet[1]}.norm*"),
-        *_named(f"{resnet[0]}.conv*", f"{resnet[1]}.conv*", CONV),
-        *_named(f"{resnet[0]}.time_emb_proj", f"{resnet[1]}.step", DENSE),
-        *_norm(f"{transformer[0]}.norm", f"{transformer[1]}.norm"),
-        *_named(f"{transformer[0]}.proj_in", f"{transformer[1]}.proj_in", POINTWISE),
+        *norm(f"{resnet[0]}.norm*", f"{resnet[1]}.norm*"),
+        *named(f"{resnet[0]}.conv*", f"{resnet[1]}.conv*", CONV),
+        *named(f"{resnet[0]}.time_emb_proj", f"{resnet[1]}.step", DENSE),
+        *norm(f"{transformer[0]}.norm", f"{transformer[1]}.norm"),
+        *named(f"{transformer[0]}.proj_in", f"{transformer[1]}.proj_in", POINTWISE),
         *_block(f"{transformer[0]}.transformer_blocks.*", f"{transformer[1]}.blocks.*"),
-        *_named(f"{transformer[0]}.proj_out", f"{transformer[1]}.proj_out", POINTWISE),
+        *named(f"{transformer[0]}.proj_out", f"{transformer[1]}.proj_out", POINTWISE),
     )
 
 
 TABLE = Table(
     rows=(
-        *_named("conv_in", "conv_in", CONV),
-        *_named("time_embedding.linear_1", "time.up", DENSE),
-        *_named("time_embedding.linear_2", "time.down", DENSE),
+        *named("conv_in", "conv_in", CONV),
+        *named("time_embedding.linear_1", "time.up", DENSE),
+        *named("time_embedding.linear_2", "time.down", DENSE),
         *_stage("down_blocks.*", "down.*"),
-        *_named("down_blocks.*.resnets.*.conv_shortcut", "down.*.resnets.*.shortcut", POINTWISE),
-        *_named("down_blocks.*.downsamplers.0.conv", "halve.*", CONV),
+        *named("down_blocks.*.resnets.*.conv_shortcut", "down.*.resnets.*.shortcut", POINTWISE),
+        *named("down_blocks.*.downsamplers.0.conv", "halve.*", CONV),
         *_stage("mid_block", "mid"),
         *_stage("up_blocks.*", "up.*"),
-        *_named("up_blocks.*.resnets.*.conv_shortcut", "up.*.resnets.*.shortcut", POINTWISE),
-        *_named("up_blocks.*.upsamplers.0.conv", "double.*", CONV),
-        *_norm("conv_norm_out", "norm_out"),
-        *_named("conv_out", "conv_out", CONV),
+        *named("up_blocks.*.resnets.*.conv_shortcut", "up.*.resnets.*.shortcut", POINTWISE),
+        *named("up_blocks.*.upsamplers.0.conv", "double.*", CONV),
+        *norm("conv_norm_out", "norm_out"),
+        *named("conv_out", "conv_out", CONV),
     )
 )

@@ -131,7 +131,7 @@ def test_golden_of_gpt2_at_full_width(reference, parity, depth):
 def test_conversion_table_of_the_sequence_generator(reference):
     manifest = json.loads((reference / "audiomae/manifest_sequence_gen.json").read_text())
     config = sequence_config(512, 1024, GPT2Config.small())
-    check_table(table(CONDITIONS), manifest, abstract(lambda r: build_mapper(config, rngs=r)))
+    check_table(table(CONDITIONS), manifest, abstract(lambda rngs: build_mapper(config, rngs=rngs)))
 
 
 @pytest.fixture

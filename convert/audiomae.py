@@ -1,0 +1,34 @@
+"""AudioMAE's encoder, as in `pretrained.pth` and `audiomae_16k_128bins.ckpt` (key `model`).
+
+AudioLDM2's own checkpoints hold the same keys behind
+`cond_stage_models.0.cond_stage_models.2.audiomae.model.`; the diffusers port has none of them.
+"""
+
+from convert.rows import DENSE, named, norm, stacked
+from convert.table import Ignore, Row, Table
+from mfm_jax.models.audiomae import AudioMAEConfig
+
+
+def table(config: AudioMAEConfig) -> Table:
+    """The rows of the encoder; `config` gives the size of a patch."""
+    qkv = ("blocks.*.attn.q", "blocks.*.attn.k", "blocks.*.attn.v")
+    return Table(
+        rows=(
+            Row("cls_token", "cls_token", "1 1 d -> d"),
+            Row("pos_embed", "pos_embed", "1 l d -> l d"),
+            Row("patch_embed.proj.weight", "patch_embed.kernel", "o 1 p q -> (p q) o"),
+            Row("patch_embed.proj.bias", "patch_embed.bias"),
+            *norm("blocks.*.norm1", "blocks.*.norm1"),
+            *stacked("blocks.*.attn.qkv", qkv),
+            *named("blocks.*.attn.proj", "blocks.*.attn.o", DENSE),
+            *norm("blocks.*.norm2", "blocks.*.norm2"),
+            *named("blocks.*.mlp.fc1", "blocks.*.mlp.up", DENSE),
+            *named("blocks.*.mlp.fc2", "blocks.*.mlp.down", DENSE),
+            *norm("norm", "norm"),
+        ),
+        ignore=(
+            Ignore("decoder_*", "the decoder serves pretraining only"),
+            Ignore("mask_token", "an input of the decoder"),
+        ),
+        sizes={"p": config.patch, "q": config.patch},
+    )

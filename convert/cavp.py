@@ -1,0 +1,49 @@
+"""CAVP as in Diff-Foley's `cavp_epoch66.ckpt`: both towers, or the video half alone.
+
+The keys are those left after any `module.` of a multi-GPU run is removed from them.
+"""
+
+from convert.cnn14 import trunk_rows
+from convert.rows import DENSE, batch_norm, named
+from convert.table import Computed, Ignore, Row, Table
+from mfm_jax.models.cavp import TEMPORAL
+
+_SPACE = "o i 1 h w -> h w i o"
+_TIME = "o i t 1 1 -> t 1 i o"
+
+
+def _video_rows(ours: str) -> tuple[Row | Computed, ...]:
+    """The rows of `CAVPVideo`, whose names start with `ours` here."""
+    rows = [
+        Row("video_encoder.conv1.conv.weight", f"{ours}tower.stem.conv.kernel", _SPACE),
+        *batch_norm("video_encoder.conv1.bn", f"{ours}tower.stem.norm"),
+    ]
+    for i, temporal in enumerate(TEMPORAL):
+        a, b = f"video_encoder.layer{i + 1}.*", f"{ours}tower.stages.{i}.*"
+        for name in ("conv1", "conv2", "conv3"):
+            move = _TIME if temporal and name == "conv1" else _SPACE
+            rows.append(Row(f"{a}.{name}.conv.weight", f"{b}.{name}.conv.kernel", move))
+        rows.extend(batch_norm(f"{a}.conv*.bn", f"{b}.conv*.norm"))
+        rows.append(Row(f"{a}.downsample.conv.weight", f"{b}.shortcut.conv.kernel", _SPACE))
+        rows.extend(batch_norm(f"{a}.downsample.bn", f"{b}.shortcut.norm"))
+    rows.extend(named("video_project_head", f"{ours}project", DENSE))
+    return tuple(rows)
+
+
+VIDEO_TABLE = Table(
+    rows=_video_rows(""),
+    ignore=(
+        Ignore("spec_encoder.*", "the audio tower serves contrastive training only"),
+        Ignore("logit_scale", "the temperature of the contrastive loss"),
+    ),
+)
+
+TABLE = Table(
+    rows=(
+        *_video_rows("video."),
+        *trunk_rows("spec_encoder.", "audio.trunk.", norm="bn"),
+        *named("spec_encoder.fc1", "audio.fc1", DENSE),
+        *named("spec_encoder.final_project", "audio.project", DENSE),
+        Row("logit_scale", "logit_scale"),
+    ),
+)

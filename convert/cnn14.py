@@ -1,0 +1,29 @@
+"""Cnn14: the tagger of PANNs' `Cnn14_16k_mAP=0.438.pth`, and the trunk that CAVP shares with it."""
+
+from convert.rows import CONV, DENSE, batch_norm, named
+from convert.table import Computed, Ignore, Row, Table
+
+BLOCKS = 6
+
+
+def trunk_rows(theirs: str, ours: str, *, norm: str) -> tuple[Row | Computed, ...]:
+    """The rows of the trunk; `norm` is their name of the BatchNorm over mel bins."""
+    rows = list(batch_norm(f"{theirs}{norm}", f"{ours}norm"))
+    for i in range(BLOCKS):
+        block = f"{theirs}conv_block{i + 1}"
+        rows.append(Row(f"{block}.conv*.weight", f"{ours}blocks.{i}.conv*.kernel", CONV))
+        rows.extend(batch_norm(f"{block}.bn*", f"{ours}blocks.{i}.norm*"))
+    return tuple(rows)
+
+
+TABLE = Table(
+    rows=(
+        *trunk_rows("", "trunk.", norm="bn0"),
+        *named("fc1", "fc1", DENSE),
+        *named("fc_audioset", "classify", DENSE),
+    ),
+    ignore=(
+        Ignore("spectrogram_extractor.*", "a windowed DFT, which the front end computes"),
+        Ignore("logmel_extractor.*", "the mel matrix, which the front end computes"),
+    ),
+)

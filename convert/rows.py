@@ -1,0 +1,44 @@
+"""Rows that come in the same few shapes in every table."""
+
+from convert.table import Computed, Row
+
+DENSE = "o i -> i o"
+"""PyTorch's Linear to ours."""
+CONV = "o i h w -> h w i o"
+"""PyTorch's Conv2d to ours."""
+POINTWISE = "o i 1 1 -> i o"
+"""PyTorch's 1 x 1 Conv2d to our Linear."""
+QKV = "(s o) i -> s i o", "(s o) -> s o"
+"""A stacked query, key and value Linear, its weight and its bias, to three."""
+
+
+def named(theirs: str, ours: str, move: str | None = None) -> tuple[Row, Row]:
+    """A linear map or a convolution with its bias."""
+    return (
+        Row(f"{theirs}.weight", f"{ours}.kernel", move),
+        Row(f"{theirs}.bias", f"{ours}.bias"),
+    )
+
+
+def norm(theirs: str, ours: str) -> tuple[Row, Row]:
+    """A LayerNorm or a GroupNorm."""
+    return Row(f"{theirs}.weight", f"{ours}.scale"), Row(f"{theirs}.bias", f"{ours}.bias")
+
+
+def batch_norm(theirs: str, ours: str) -> tuple[Row | Computed, ...]:
+    """A BatchNorm with its running statistics; the steps it has seen are read by nothing."""
+    return (
+        *norm(theirs, ours),
+        Row(f"{theirs}.running_mean", f"{ours}.mean"),
+        Row(f"{theirs}.running_var", f"{ours}.var"),
+        Computed(f"{theirs}.num_batches_tracked", 0.0),
+    )
+
+
+def stacked(theirs: str, ours: tuple[str, ...]) -> tuple[Row, Row]:
+    """One linear map of theirs that is several of ours, stacked along its outputs."""
+    weight, bias = QKV
+    return (
+        Row(f"{theirs}.weight", tuple(f"{n}.kernel" for n in ours), weight),
+        Row(f"{theirs}.bias", tuple(f"{n}.bias" for n in ours), bias),
+    )

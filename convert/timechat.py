@@ -1,0 +1,96 @@
+"""How TimeChat's visual branch is named in its checkpoints: the table, and the one resize.
+
+The released weights lie in three files (the ViT's, InstructBLIP's Q-Former, TimeChat's own, in this
+order, later ones win); the table reads their union under TimeChat's names.
+"""
+
+import numpy as np
+
+from convert.rows import DENSE, QKV, named, norm
+from convert.table import Ignore, Row, Table
+from mfm_jax.models.timechat import TimeChatConfig
+from mfm_jax.typing import Float
+
+
+def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
+    """BERT's attention with its output map and norm."""
+    names = (("self.query", "q"), ("self.key", "k"), ("self.value", "v"), ("output.dense", "o"))
+    rows = (row for t, o in names for row in named(f"{theirs}.{t}", f"{ours}.attn.{o}", DENSE))
+    return (*rows, *norm(f"{theirs}.output.LayerNorm", f"{ours}.norm"))
+
+
+def _mlp(theirs: str, ours: str, suffix: str = "") -> tuple[Row, ...]:
+    """BERT's feed-forward network with its norm."""
+    return (
+        *named(f"{theirs}.intermediate{suffix}.dense", f"{ours}.mlp.up", DENSE),
+        *named(f"{theirs}.output{suffix}.dense", f"{ours}.mlp.down", DENSE),
+        *norm(f"{theirs}.output{suffix}.LayerNorm", f"{ours}.norm"),
+    )
+
+
+def vit_rows(theirs: str, ours: str) -> tuple[Row, ...]:
+    """EVA's vision transformer under the prefixes `theirs` and `ours`, which end in a dot."""
+    block, attn, to = f"{theirs}blocks.*", f"{theirs}blocks.*.attn", f"{ours}blocks.*"
+    qkv = (f"{to}.attn.q.kernel", f"{to}.attn.k.kernel", f"{to}.attn.v.kernel")
+    return (
+        Row(f"{theirs}cls_token", f"{ours}class_token", "1 1 d -> d"),
+        Row(f"{theirs}pos_embed", f"{ours}positions", "1 l d -> l d"),
+        Row(f"{theirs}patch_embed.proj.weight", f"{ours}patch.kernel", "d c h w -> h w c d"),
+        Row(f"{theirs}patch_embed.proj.bias", f"{ours}patch.bias"),
+        *norm(f"{block}.norm1", f"{to}.attn_norm"),
+        Row(f"{attn}.qkv.weight", qkv, QKV[0]),
+        Row(f"{attn}.q_bias", f"{to}.attn.q.bias"),
+        Row(f"{attn}.v_bias", f"{to}.attn.v.bias"),
+        *named(f"{attn}.proj", f"{to}.attn.o", DENSE),
+        *norm(f"{block}.norm2", f"{to}.mlp_norm"),
+        *named(f"{block}.mlp.fc1", f"{to}.mlp.up", DENSE),
+        *named(f"{block}.mlp.fc2", f"{to}.mlp.down", DENSE),
+    )
+
+
+def qformer_rows(queries: str, theirs: str, ours: str, *, text: bool) -> tuple[Row, ...]:
+    """A Q-Former under the prefixes `theirs` and `ours`; its `queries` have a name apart."""
+    layer, block = f"{theirs}encoder.layer.*", f"{ours}blocks.*"
+    rows = (
+        Row(queries, f"{ours}queries", "1 q d -> q d"),
+        *norm(f"{theirs}embeddings.LayerNorm", f"{ours}norm"),
+        *_attention(f"{layer}.attention", f"{block}.joint"),
+        *_attention(f"{layer}.crossattention", f"{block}.cross"),
+        *_mlp(layer, f"{block}.query_ff", "_query"),
+    )
+    if not text:
+        return rows
+    words, positions = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
+    return (
+        *rows,
+        *_mlp(layer, f"{block}.text_ff"),
+        Row(f"{theirs}{words}", f"{ours}text.words.embedding"),
+        Row(f"{theirs}{positions}", f"{ours}text.positions"),
+    )
+
+
+def table(config: TimeChatConfig) -> Table:
+    """The whole branch. It depends on the config only where a part may be absent."""
+    text = config.image_qformer.words is not None
+    return Table(
+        rows=(
+            *vit_rows("visual_encoder.", "vit."),
+            *norm("ln_vision", "vit_norm"),
+            *qformer_rows("query_tokens", "Qformer.bert.", "image_qformer.", text=text),
+            Row("video_frame_position_embedding.weight", "frame_positions"),
+            *qformer_rows(
+                "video_query_tokens", "video_Qformer.bert.", "video_qformer.", text=False
+            ),
+            *(named("llama_proj", "llama", DENSE) if config.d_llama else ()),
+        ),
+        ignore=(
+            Ignore("*Qformer.bert.embeddings.position_ids", "counts 0, 1, 2, ...: not a weight"),
+        ),
+    )
+
+
+def resize_frame_positions(
+    positions: Float[np.ndarray, "T D"], frames: int
+) -> Float[np.ndarray, "{frames} D"]:
+    """The table for another number of frames, by nearest neighbour (video_processor.py:26-33)."""
+    return positions[np.arange(frames) * len(positions) // frames]

@@ -1,0 +1,253 @@
+"""CAVP (Diff-Foley, arXiv 2306.17203): video frames and sound in one space, aligned in time.
+
+The video tower is SlowOnly, a ResNet3D-50 that never strides over time: one vector per frame.
+`CAVPVideo` alone is what generation needs; `CAVP` adds the audio tower for contrastive training.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.layers import batch_norm, conv, linear
+from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tower
+from mfm_jax.typing import Array, Float
+
+EXPANSION = 4  # output width of a block over its inner width
+TEMPORAL = (False, False, True, True)  # stages whose first convolution spans three frames
+
+
+@dataclass(frozen=True)
+class CAVPConfig:
+    """Sizes of both towers, and the clip format they were trained on."""
+
+    width: int  # channels of the stem; the stages have 1, 2, 4 and 8 times as many inside
+    blocks: tuple[int, int, int, int]  # bottlenecks in each stage
+    embed: int  # width of the shared space
+    audio: Cnn14Config
+    pool: int  # steps that the one vector of a clip is the maximum over
+    fps: float  # video frames per second
+    size: int  # height and width of a frame in pixels
+    hop: int  # samples at 16 kHz from one mel column to the next
+
+    @classmethod
+    def diff_foley(cls) -> "CAVPConfig":
+        """The release `cavp_epoch66.ckpt`: clips of 16 frames, 4 s."""
+        return cls(
+            width=64,
+            blocks=(3, 4, 6, 3),
+            embed=512,
+            audio=Cnn14Config.cavp(),
+            pool=16,
+            fps=4.0,
+            size=224,
+            hop=250,
+        )
+
+    @classmethod
+    def tiny(cls) -> "CAVPConfig":
+        """Clips of 32 small frames, 2.56 s; both towers give 12.5 steps a second."""
+        return cls(
+            width=8,
+            blocks=(1, 1, 2, 2),
+            embed=64,
+            audio=Cnn14Config.tiny(),
+            pool=32,
+            fps=12.5,
+            size=32,
+            hop=320,
+        )
+
+
+class ConvNorm(nnx.Module):
+    """A Conv3d whose `(time, height, width)` kernel spans either space or time, and its BatchNorm.
+
+    It is computed as a 2-D convolution, with time folded into the batch or with rows and columns
+    folded into one axis: XLA's 3-D convolutions take 2 to 6 times as long on a CPU.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: tuple[int, int, int],
+        *,
+        stride: int = 1,
+        rngs: nnx.Rngs,
+    ) -> None:
+        time, *space = kernel
+        self.over_time = time > 1
+        plane = (time, 1) if self.over_time else tuple(space)
+        pads = [k // 2 for k in plane]
+        self.conv = conv(c_in, c_out, plane, strides=stride, padding=pads, bias=False, rngs=rngs)
+        self.norm = batch_norm(c_out, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
+        if not self.over_time:
+            return self.norm(self.conv(x))
+        height = x.shape[2]
+        y = self.conv(rearrange(x, "b t h w c -> b t (h w) c"))
+        return self.norm(rearrange(y, "b t (h w) c -> b t h w c", h=height))
+
+
+class Bottleneck(nnx.Module):
+    """Narrow, look around, widen, and add what came in (`cavp_modules.py:302-325`)."""
+
+    def __init__(
+        self,
+        c_in: int,
+        width: int,
+        *,
+        temporal: bool,
+        stride: int = 1,
+        shortcut: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        c_out = EXPANSION * width
+        self.conv1 = ConvNorm(c_in, width, (3 if temporal else 1, 1, 1), rngs=rngs)
+        self.conv2 = ConvNorm(width, width, (1, 3, 3), stride=stride, rngs=rngs)
+        self.conv3 = ConvNorm(width, c_out, (1, 1, 1), rngs=rngs)
+        self.shortcut = (
+            ConvNorm(c_in, c_out, (1, 1, 1), stride=stride, rngs=rngs) if shortcut else None
+        )
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
+        y = jax.nn.relu(self.conv1(x))
+        y = jax.nn.relu(self.conv2(y))
+        y = self.conv3(y)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def _stage(
+    c_in: int, width: int, blocks: int, *, temporal: bool, stride: int, rngs: nnx.Rngs
+) -> list[Bottleneck]:
+    """The first block changes width and resolution, the others neither."""
+    first = Bottleneck(c_in, width, temporal=temporal, stride=stride, shortcut=True, rngs=rngs)
+    rest = [
+        Bottleneck(EXPANSION * width, width, temporal=temporal, rngs=rngs)
+        for _ in range(blocks - 1)
+    ]
+    return [first, *rest]
+
+
+class SlowOnly(nnx.Module):
+    """ResNet3D-50 without strides over time.
+
+    An output sees as many frames to either side as there are temporal blocks, 9 in the release, so
+    the way a video is cut into chunks changes the features near the cuts.
+    """
+
+    def __init__(self, config: CAVPConfig, *, rngs: nnx.Rngs) -> None:
+        self.stem = ConvNorm(3, config.width, (1, 7, 7), stride=2, rngs=rngs)
+        stages, c_in = [], config.width
+        for i, (blocks, temporal) in enumerate(zip(config.blocks, TEMPORAL, strict=True)):
+            width, stride = config.width * 2**i, 1 if i == 0 else 2
+            stages.append(_stage(c_in, width, blocks, temporal=temporal, stride=stride, rngs=rngs))
+            c_in = EXPANSION * width
+        self.stages = nnx.List([nnx.List(stage) for stage in stages])
+
+    def pool(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
+        """The 3x3 maximum with stride 2 between the stem and the stages."""
+        return nnx.max_pool(x, (1, 3, 3), (1, 2, 2), padding=[(0, 0), (1, 1), (1, 1)])
+
+    def __call__(self, frames: Float[Array, "B T H W 3"]) -> Float[Array, "B T C"]:
+        x = self.pool(jax.nn.relu(self.stem(frames)))
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+        return x.mean(axis=(2, 3))
+
+
+def _finish(
+    x: Float[Array, "B T D"], steps: int | None, normalize: bool
+) -> Float[Array, "B ... D"]:
+    """Maximum over the first `steps` (where given), then unit length.
+
+    The original pools with stride `steps` and squeezes, so a second window would turn its
+    normalisation to the wrong axis; such clips are refused here.
+    """
+    if steps is not None:
+        if not steps <= x.shape[1] < 2 * steps:
+            raise ValueError(
+                f"pool=True makes one vector of {steps} to {2 * steps - 1} time steps, got "
+                f"{x.shape[1]}; give a clip of that length or use pool=False"
+            )
+        x = x[:, :steps].max(axis=1)
+    if normalize:
+        length = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+        x = x / jnp.maximum(length, 1e-12).astype(x.dtype)
+    return x
+
+
+class CAVPVideo(nnx.Module):
+    """The video half: SlowOnly and the projection to the shared space."""
+
+    def __init__(self, config: CAVPConfig, *, rngs: nnx.Rngs) -> None:
+        self.steps = config.pool
+        self.tower = SlowOnly(config, rngs=rngs)
+        width = EXPANSION * config.width * 2 ** (len(config.blocks) - 1)
+        self.project = linear(width, config.embed, ("mlp", "embed"), rngs=rngs)
+
+    def __call__(
+        self, frames: Float[Array, "B T H W 3"], *, pool: bool = False, normalize: bool = True
+    ) -> Float[Array, "B ... D"]:
+        """One vector per frame, `[B, T, D]`, or per clip, `[B, D]`, with `pool`.
+
+        `frames` are RGB in [0, 1] without mean or deviation taken out, any height and width.
+
+        Raises:
+            ValueError: `pool` with a number of frames outside `config.pool` to twice that, less 1.
+        """
+        features = self.project(self.tower(frames.astype(self.project.kernel.dtype)))
+        return _finish(features, self.steps if pool else None, normalize)
+
+
+class CAVP(nnx.Module):
+    """Both towers and the temperature of the contrastive loss."""
+
+    def __init__(self, config: CAVPConfig, *, rngs: nnx.Rngs) -> None:
+        self.steps = config.pool
+        self.video = CAVPVideo(config, rngs=rngs)
+        self.audio = Cnn14Tower(config.audio, config.embed, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32), axes=())
+
+    def encode_video(
+        self, frames: Float[Array, "B T H W 3"], *, pool: bool = False, normalize: bool = True
+    ) -> Float[Array, "B ... D"]:
+        """See `CAVPVideo`."""
+        return self.video(frames, pool=pool, normalize=normalize)
+
+    def encode_audio(
+        self,
+        mel: Float[Array, "B M T"],
+        *,
+        pool: bool = False,
+        normalize: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B ... D"]:
+        """One vector per time step (16 mel columns in the release), or per clip with `pool`.
+
+        `mel` is `cavp_mel`'s log-mel in [0, 1] as published, bins first. `rngs` draws the dropout
+        in training.
+
+        Raises:
+            ValueError: `pool` with a number of steps outside `config.pool` to twice that, less 1.
+        """
+        features = self.audio(rearrange(mel, "b m t -> b t m"), rngs=rngs)
+        return _finish(features, self.steps if pool else None, normalize)
+
+    def __call__(
+        self,
+        frames: Float[Array, "B T H W 3"],
+        mel: Float[Array, "B M T2"],
+        *,
+        pool: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "B ... D"], Float[Array, "B ... D"], Float[Array, ""]]:
+        """Unit features of video and audio and the factor on their products, for the loss."""
+        video = self.encode_video(frames, pool=pool)
+        audio = self.encode_audio(mel, pool=pool, rngs=rngs)
+        return video, audio, jnp.exp(self.logit_scale[...])
