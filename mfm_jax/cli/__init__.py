@@ -1,0 +1,47 @@
+"""The `mfm` command. Exit codes: 0 done, 1 some inputs failed, 2 wrong usage.
+
+An error that a user can cause is one line that says what to do, without a traceback.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("generate", "extract", "demo")
+
+
+class UsageError(ValueError):
+    """A command that cannot be carried out as given; the message says what to change."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `mfm` with every subcommand."""
+    from mfm_jax import __version__
+    from mfm_jax.cli import demo, extract, generate
+
+    parser = argparse.ArgumentParser(prog="mfm", description="Sound for silent video.")
+    parser.add_argument("--version", action="version", version=f"mfm-jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (generate, extract, demo):
+        module.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    args = build_parser().parse_args(arguments)
+    from mfm_jax.bundle import BundleError
+    from mfm_jax.paths import MediaError
+
+    try:
+        return args.run(args)
+    except (UsageError, BundleError, MediaError) as error:
+        print(f"mfm {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mfm {args.command}: stopped", file=sys.stderr)
+        return 130

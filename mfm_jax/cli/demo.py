@@ -1,0 +1,75 @@
+"""`mfm demo`: a silent example clip, and the sound that the embedded miniature gives it."""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mfm_jax.audio import RATE, log_mel, write_wav
+from mfm_jax.data.foley_world import SPLITS, Clip, World
+from mfm_jax.data.foley_world import clip as make_clip
+from mfm_jax.paths import TINY_BUNDLE
+
+SEED = SPLITS["test"][3]  # a held-out clip of the Foley world: no network was trained on it
+
+
+def add_parser(commands) -> None:
+    """Add the subcommand and its options."""
+    parser = commands.add_parser(
+        "demo",
+        help="sound for a silent example clip",
+        description="Make a silent example clip and give it sound with the embedded tiny bundle.",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="a folder")
+    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE)
+    parser.add_argument("--clip", type=int, default=SEED, help="seed of the clip")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png."""
+    from mfm_jax.cli.generate import make_folder
+    from mfm_jax.pipeline import VideoToAudio, stitch
+    from mfm_jax.video import encode_video, probe, windows, write_video
+
+    make_folder(args.output)
+    started = time.monotonic()
+    world = World()
+    clip = make_clip(world, args.clip)
+    silent = args.output / "silent.mp4"
+    encode_video(iter(clip.frames), silent, fps=world.fps)
+    events = ", ".join(f"{e.time:.2f} s {e.material}" for e in clip.events)
+    print(f"{silent}: contacts at {events or 'no time'}")
+
+    model = VideoToAudio.open(args.bundle)
+    info = probe(silent)
+    waves = model(list(windows(silent, model.spec)))
+    wave = stitch(list(waves), model.spec, round(info.seconds * RATE))
+    write_wav(args.output / "sound.wav", wave)
+    write_video(silent, args.output / "sound.mp4", wave)
+    draw(args.output / "spectrogram.png", wave, clip)
+    spent = time.monotonic() - started
+    print(f"{args.output}/sound.mp4, sound.wav, spectrogram.png: {spent:.0f} s")
+    return 0
+
+
+def draw(path: Path, wave: np.ndarray, clip: Clip) -> None:
+    """The generated and the true log-mel, with the true contacts as dashed lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for axis, sound, title in zip(
+        axes, (wave, clip.audio), ("generated from the silent clip", "true sound"), strict=True
+    ):
+        mel = log_mel(sound)
+        seconds = len(sound) / RATE
+        axis.imshow(
+            mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, mel.shape[1]), vmin=-11.5
+        )
+        for event in clip.events:
+            axis.axvline(event.time, color="white", linestyle="--", linewidth=0.8)
+        axis.set(title=title, ylabel="mel bin")
+    axes[-1].set_xlabel("seconds; dashed: visible contacts")
+    figure.savefig(path, dpi=100)

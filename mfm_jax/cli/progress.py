@@ -1,0 +1,37 @@
+"""How long work reports itself: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts `total` things named `unit`; without a terminal a line every ten seconds."""
+
+    def __init__(self, total: int | None, unit: str) -> None:
+        self.unit, self.total, self.done = unit, total, 0
+        self.bar = tqdm(total=total, unit=f" {unit}") if sys.stderr.isatty() else None
+        self.reported = time.monotonic()
+
+    def advance(self, amount: int = 1) -> None:
+        """`amount` more things are done."""
+        self.done += amount
+        if self.bar is not None:
+            self.bar.update(amount)
+        elif time.monotonic() - self.reported > 10:
+            self.reported = time.monotonic()
+            of = "" if self.total is None else f" of {self.total}"
+            self.say(f"{self.done}{of} {self.unit}")
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,296 @@
+"""What training reads of each clip, computed once: video features, AudioMAE tokens, latents.
+
+The encoders are those of `mfm_jax.encoders`, which generation runs: a mapper is trained on the
+features that it will be given.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.audio import kaldi_fbank, log_mel, prepare_for_audiomae
+from mfm_jax.bundle import KINDS, Bundle
+from mfm_jax.data.clips import Clip, DataError
+from mfm_jax.data.media import first_window, samples_of
+from mfm_jax.data.records import (
+    Failure,
+    Field,
+    RecordSource,
+    Writing,
+    check_same,
+    digest,
+    read_about,
+)
+from mfm_jax.encoders import (
+    encode_cavp,
+    encode_timechat,
+    sentence_length,
+    stack_frames,
+    window_spec,
+)
+from mfm_jax.models.audiomae import AudioMAE
+from mfm_jax.models.vae import VAE
+from mfm_jax.paths import MediaError
+from mfm_jax.settings import to_json
+from mfm_jax.typing import Array, Float
+from mfm_jax.weights import abstract
+from mfm_jax.windows import Window, WindowSpec
+
+ENCODERS = ("cavp", "timechat", "audiomae", "vae")
+"""Components whose outputs are stored, those of them that the bundle has."""
+
+DESCRIPTION = "features.json"
+"""Written last: a folder of features with it is complete."""
+
+THREADS = 4
+"""That decode ahead of the device; PyAV, Pillow and numpy let go of Python's lock."""
+
+Networks = Mapping[str, nnx.Module]
+
+
+class Prepared(NamedTuple):
+    """A clip as the encoders read it, on the host."""
+
+    window: Window
+    fbank: Float[np.ndarray, "T M"] | None  # where there is an AudioMAE to read it
+    mel: Float[np.ndarray, "T2 M2"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How clips become batches for the encoders of a bundle."""
+
+    bundle: Bundle
+
+    @cached_property
+    def spec(self) -> WindowSpec:
+        """What is decoded of a clip."""
+        return window_spec(self.bundle)
+
+    @cached_property
+    def sentence(self) -> int:
+        """Tokens of a timestamp sentence."""
+        return sentence_length(self.bundle)
+
+    def clip(self, clip: Clip) -> Prepared | Failure:
+        """Decode a clip's first window."""
+        try:
+            return self.spectrograms(*first_window(clip, self.spec))
+        except MediaError as error:
+            return Failure(clip.id, str(error))
+
+    def spectrograms(self, window: Window, wave: Float[np.ndarray, "A"]) -> Prepared:
+        """AudioMAE's filter bank and the VAE's mel of one normalised waveform.
+
+        As AudioLDM2 was trained: cut to the window, mean removed, peak 0.5, then padded
+        (utilities/data/dataset.py:321, 395 of AudioLDM-training-finetuning).
+        """
+        wave = prepare_for_audiomae(wave, samples_of(self.spec))
+        fbank = None
+        if "audiomae" in self.bundle.entries:
+            fbank = kaldi_fbank(wave, self.bundle.config("audiomae").frames)
+        return Prepared(window, fbank, np.asarray(log_mel(wave)))
+
+    def blank(self) -> Prepared:
+        """A clip of nothing, for its shapes."""
+        spec = self.spec
+        cavp, timechat = (
+            np.zeros((frames, size, size, 3), np.uint8)
+            for frames, size in (
+                (spec.cavp_frames, spec.cavp_size),
+                (spec.timechat_frames, spec.timechat_size),
+            )
+        )
+        window = Window(0, 0.0, float(spec.seconds), cavp, timechat, np.zeros(len(timechat)))
+        return self.spectrograms(window, np.zeros(samples_of(spec), np.float32))
+
+    def batch(self, clips: Sequence[Prepared]) -> dict[str, Any]:
+        """What each encoder of the bundle reads."""
+        inputs: dict[str, Any] = {}
+        if "cavp" in self.bundle.entries:
+            inputs["cavp"] = np.stack([c.window.cavp_THWC for c in clips])
+        if "timechat" in self.bundle.entries:
+            vocabulary = self.bundle.config("timechat").vocabulary
+            inputs["timechat"] = stack_frames([c.window for c in clips], vocabulary, self.sentence)
+        if "audiomae" in self.bundle.entries:
+            inputs["audiomae"] = np.stack([c.fbank for c in clips if c.fbank is not None])
+        if "vae" in self.bundle.entries:
+            inputs["vae"] = np.stack([c.mel for c in clips])[..., None]
+        return inputs
+
+
+def encode(
+    networks: Networks, inputs: Mapping[str, Any], *, fps: float, timechat: str
+) -> dict[str, Array]:
+    """The features of a batch: float16, and times in float32 seconds.
+
+    `fps` is of the CAVP frames, `timechat` names the TimeChat tokens as in `MapperConfig`.
+    """
+    streams = {}
+    if "cavp" in inputs:
+        streams["cavp"] = encode_cavp(networks["cavp"], inputs["cavp"], fps=fps)
+    if "timechat" in inputs:
+        streams["timechat"] = encode_timechat(
+            networks["timechat"], inputs["timechat"], tensor=timechat
+        )
+    features = {name: stream.tokens for name, stream in streams.items()}
+    if "audiomae" in inputs:
+        features["audiomae"] = _tokens(networks["audiomae"], inputs["audiomae"])
+    if "vae" in inputs:
+        features["latents"] = _latents(networks["vae"], inputs["vae"])
+    features = {name: value.astype(jnp.float16) for name, value in features.items()}
+    times = {f"{name}_seconds": stream.seconds for name, stream in streams.items()}
+    return {**features, **times}
+
+
+@jax.jit
+def _tokens(audiomae: AudioMAE, fbank: Float[Array, "B T M"]) -> Float[Array, "B L D"]:
+    """Unpooled, the class token first: the LOA grid stays a choice of training."""
+    return audiomae(fbank)
+
+
+@jax.jit
+def _latents(vae: VAE, mel: Float[Array, "B T M 1"]) -> Float[Array, "B H W C"]:
+    """The mean of the posterior, scaled as diffusion sees it."""
+    return vae.encode(mel)[0]
+
+
+def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) -> dict[str, Any]:
+    """What features depend on: the weights of the encoders, and how clips are decoded and read."""
+    present = [name for name in encoders if name in bundle.entries]
+    about: dict[str, Any] = {
+        "encoders": {name: digest(to_json(bundle.entries[name])) for name in present},
+        "spec": asdict(window_spec(bundle)),
+    }
+    if "timechat" in present:
+        about["timechat"] = timechat
+    if "audiomae" in present:
+        about["grid"] = list(bundle.config("audiomae").grid)
+    return about
+
+
+def extract(
+    bundle: Bundle,
+    clips: Iterable[Clip],
+    folder: Path,
+    *,
+    batch: int = 8,
+    timechat: str = "video",
+    progress: Callable[[int], None] = lambda clips: None,
+) -> list[Failure]:
+    """Store the features of `clips`, of each its first window, where `folder` lacks them.
+
+    An element holds, as the bundle has the encoder: `cavp` and `timechat` `[T, D]` with
+    `cavp_seconds` and `timechat_seconds` `[T]`, `audiomae` `[1 + patches, D]`, and `latents`
+    `[H, W, C]`. Clips are in the order of their ids. An interrupted run goes on where it stopped.
+    Clips that cannot be read or have no sound are left out, listed in `failed.csv` and returned.
+    `progress` is told how many more clips are done.
+
+    Raises:
+        DataError: the bundle has no encoder or no such TimeChat tokens, `folder` holds something
+            else, or no clip can be read.
+        BundleError: a component's weights cannot be read.
+    """
+    names = [name for name in ENCODERS if name in bundle.entries]
+    if not names:
+        raise DataError(f"bundle {bundle.path} has none of {', '.join(ENCODERS)}: add one")
+    if timechat == "llama" and "timechat" in names and bundle.config("timechat").d_llama is None:
+        raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
+    preparation = Preparation(bundle)
+    how = {"fps": float(preparation.spec.cavp_fps), "timechat": timechat}
+    fields = _fields(preparation, names, how)
+    writing = Writing.begin(folder, DESCRIPTION, describe(bundle, timechat), fields, clips)
+    missing = writing.missing()
+    progress(sum(len(clips) for i, clips in enumerate(writing.shards) if i not in missing))
+    if missing:
+        networks = {name: bundle.load(name, jnp.float32) for name in names}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for shard in missing:
+                prepared = _ahead(pool, preparation.clip, writing.shards[shard], 2 * batch)
+                examples = _examples(preparation, networks, prepared, batch, how, progress)
+                writing.write(shard, examples)
+    return writing.finish()
+
+
+def _fields(
+    preparation: Preparation, names: Sequence[str], how: Mapping[str, Any]
+) -> dict[str, Field]:
+    """The arrays of an element, from shapes alone."""
+    bundle = preparation.bundle
+    networks = {
+        n: abstract(lambda rngs, n=n: KINDS[n].build(bundle.config(n), rngs=rngs)) for n in names
+    }
+    inputs = preparation.batch([preparation.blank()])
+    features = jax.eval_shape(lambda n, x: encode(n, x, **how), networks, inputs)
+    return {name: Field(tuple(f.shape[1:]), str(f.dtype)) for name, f in features.items()}
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Clip], Any], clips: Iterable[Clip], depth: int
+) -> Iterator[Any]:
+    """The results of `work` in order, with `depth` clips under way."""
+    waiting: deque[Future] = deque()
+    for clip in clips:
+        waiting.append(pool.submit(work, clip))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _examples(
+    preparation: Preparation,
+    networks: Networks,
+    prepared: Iterator[Prepared | Failure],
+    batch: int,
+    how: Mapping[str, Any],
+    progress: Callable[[int], None],
+) -> Iterator[dict[str, np.ndarray] | Failure]:
+    """The features of each clip, in order; always computed `batch` at a time, for one shape."""
+    while group := list(islice(prepared, batch)):
+        good = [clip for clip in group if isinstance(clip, Prepared)]
+        rows = iter(range(len(good)))
+        if good:
+            full = good + [good[-1]] * (batch - len(good))
+            features = jax.device_get(encode(networks, preparation.batch(full), **how))
+        for clip in group:
+            if isinstance(clip, Failure):
+                yield clip
+            else:
+                row = next(rows)
+                yield {name: value[row] for name, value in features.items()}
+        progress(len(group))
+
+
+class FeatureSource(RecordSource):
+    """The features of `extract`, in the order of their ids."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, DESCRIPTION)
+
+
+def check(folder: Path, bundle: Bundle) -> None:
+    """Whether the features in `folder` are those of this bundle's encoders.
+
+    Raises:
+        DataError: they are not, or they are not complete; the message says what differs.
+    """
+    found = read_about(Path(folder) / DESCRIPTION)
+    lacking = [name for name in found["encoders"] if name not in bundle.entries]
+    if lacking:
+        raise DataError(
+            f"{folder} was made with {', '.join(lacking)}, which bundle {bundle.path} does not "
+            "have: give the bundle it was made with"
+        )
+    wanted = describe(bundle, found.get("timechat", ""), found["encoders"])
+    check_same(Path(folder), found, wanted)

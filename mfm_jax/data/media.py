@@ -1,0 +1,160 @@
+"""Decoded clips for training the encoders themselves: the first window of each, as arrays.
+
+Training the mapper needs no pictures or sound: it reads features (`mfm_jax.data.features`).
+"""
+
+import json
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mfm_jax.audio import RATE
+from mfm_jax.data.clips import Clip
+from mfm_jax.data.foley_world import KINDS, MATERIALS
+from mfm_jax.data.records import Failure, Field, RecordSource, Writing
+from mfm_jax.paths import MediaError
+from mfm_jax.typing import Float
+from mfm_jax.video import read_audio, windows
+from mfm_jax.windows import Window, WindowSpec
+
+ONSETS = 16
+"""Onset times kept of a clip."""
+
+DESCRIPTION = "media.json"
+"""Written last: a media folder with it is complete."""
+
+
+def samples_of(spec: WindowSpec) -> int:
+    """Audio samples of a window at 16 kHz."""
+    return round(spec.seconds * RATE)
+
+
+def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray, "A"]]:
+    """The frames of a clip's first window, and its sound, as long as the video has it.
+
+    Raises:
+        MediaError: the clip cannot be read, has no sound, or starts after its file ends.
+    """
+    wave = read_audio(clip.path)
+    if wave is None:
+        raise MediaError(f"{clip.path} has no sound: leave it out")
+    window = next(windows(clip.path, spec, start=clip.start))
+    first = round(clip.start * RATE)
+    return window, wave[first : first + samples_of(spec)]
+
+
+def decode_clip(clip: Clip, spec: WindowSpec) -> dict[str, np.ndarray]:
+    """The arrays of a clip's first window, padded or cut to its length.
+
+    `cavp` and `timechat` are uint8 `[T, H, W, 3]`, `timechat_seconds` the float32 times of the
+    latter, and `wave` is int16 mono at 16 kHz.
+
+    Raises:
+        MediaError: as `first_window`.
+    """
+    window, wave = first_window(clip, spec)
+    whole = np.pad(wave, (0, samples_of(spec) - len(wave)))
+    return {
+        "cavp": window.cavp_THWC,
+        "timechat": window.timechat_THWC,
+        "timechat_seconds": window.timechat_seconds.astype(np.float32),
+        "wave": np.rint(np.clip(whole, -1, 1) * 32767).astype(np.int16),
+    }
+
+
+def to_float(wave: np.ndarray) -> np.ndarray:
+    """A stored wave as float32 in [-1, 1]."""
+    return wave.astype(np.float32) / 32767
+
+
+def labels(path: Path) -> dict[str, np.ndarray]:
+    """What the JSON beside a Foley clip tells; -1 everywhere where there is none.
+
+    `material` and `kind` are indices into `MATERIALS` and `KINDS`, `onsets` the times of the first
+    16 contacts in seconds, -1 after the last.
+    """
+    file = path.with_suffix(".json")
+    record = json.loads(file.read_text()) if file.exists() else {}
+    materials = [material.name for material in MATERIALS]
+    times = [event["time"] for event in record.get("events", [])][:ONSETS]
+    onsets = np.full(ONSETS, -1, np.float32)
+    onsets[: len(times)] = times
+    return {
+        "material": np.array(_index(materials, record.get("material")), np.int32),
+        "kind": np.array(_index(KINDS, record.get("kind")), np.int32),
+        "onsets": onsets,
+    }
+
+
+def _index(names, name: str | None) -> int:
+    return list(names).index(name) if name in names else -1
+
+
+def fields(spec: WindowSpec) -> dict[str, Field]:
+    """The arrays of an example."""
+    frames, pixels = spec.timechat_frames, spec.timechat_size
+    return {
+        "cavp": Field((spec.cavp_frames, spec.cavp_size, spec.cavp_size, 3), "uint8"),
+        "timechat": Field((frames, pixels, pixels, 3), "uint8"),
+        "timechat_seconds": Field((frames,), "float32"),
+        "wave": Field((samples_of(spec),), "int16"),
+        "material": Field((), "int32"),
+        "kind": Field((), "int32"),
+        "onsets": Field((ONSETS,), "float32"),
+    }
+
+
+def write_media(
+    clips: Iterable[Clip], spec: WindowSpec, folder: Path, *, processes: int = 1
+) -> Path:
+    """Decode `clips` into `folder`, where they are not there yet; returns `folder`.
+
+    An interrupted run goes on where it stopped, and runs beside each other do no harm. Clips that
+    cannot be read or have no sound are left out and listed in `failed.csv`.
+
+    Raises:
+        DataError: `folder` holds something else, or no clip can be read.
+    """
+    writing = Writing.begin(folder, DESCRIPTION, {"spec": asdict(spec)}, fields(spec), clips)
+    write = partial(_write_shard, writing, spec)
+    missing = writing.missing()
+    with tqdm(total=len(missing), unit="shard", disable=None) as bar:
+        if processes == 1 or len(missing) < 2:
+            for shard in missing:
+                write(shard)
+                bar.update()
+        else:
+            # A forked process would inherit JAX's threads and PyAV's; a spawned one starts clean.
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+                for _ in pool.map(write, missing):
+                    bar.update()
+    writing.finish()
+    return Path(folder)
+
+
+def _write_shard(writing: Writing, spec: WindowSpec, shard: int) -> None:
+    def examples() -> Iterator[dict[str, np.ndarray] | Failure]:
+        for clip in writing.shards[shard]:
+            try:
+                yield {**decode_clip(clip, spec), **labels(clip.path)}
+            except MediaError as error:
+                yield Failure(clip.id, str(error))
+
+    writing.write(shard, examples())
+
+
+class MediaSource(RecordSource):
+    """The decoded clips of `write_media`, in the order of their ids.
+
+    An element holds the arrays of `decode_clip` and `labels`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, DESCRIPTION)

@@ -1,0 +1,247 @@
+"""A dataset of clips on disk: ArrayRecord shards that TFDS describes and Grain reads.
+
+The shards are written here one at a time, each whole or not at all, so that a dataset of any size
+needs little memory and an interrupted one goes on where it stopped. A builder of TFDS's own holds
+all examples until the end, and beyond 1 GB it needs TensorFlow (core/shuffle.py, TFDS 4.9.10).
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from mfm_jax.data.clips import Clip, DataError
+from mfm_jax.paths import write_text, written_whole
+
+SHARD = 256
+"""Clips in one file: as much work as an interruption can cost."""
+
+RECORDS, SHARDS, UNFINISHED, FAILED = "records", "shards", "unfinished.json", "failed.csv"
+"""The parts of a dataset folder; the file that describes it appears last and means complete."""
+
+
+class Field(NamedTuple):
+    """One array of every example."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Failure(NamedTuple):
+    """A clip that is not in the dataset."""
+
+    id: str
+    reason: str
+
+
+def digest(data: Any) -> str:
+    """SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A dataset folder being written. Several processes may write shards of it."""
+
+    folder: Path
+    name: str  # of the file that describes the finished dataset
+    fields: Mapping[str, Field]
+    shards: tuple[tuple[Clip, ...], ...]  # the clips of each file
+
+    @classmethod
+    def begin(
+        cls,
+        folder: Path,
+        name: str,
+        about: Mapping[str, Any],
+        fields: Mapping[str, Field],
+        clips: Iterable[Clip],
+    ) -> "Writing":
+        """Start in an empty or new folder, or go on in one begun with the same `about` and clips.
+
+        Raises:
+            DataError: the folder holds something else, or there are no clips.
+        """
+        ordered = tuple(sorted(clips))
+        if not ordered:
+            raise DataError(f"no clips for {folder}: name at least one")
+        about = {**about, "clips": len(ordered), "ids": digest([clip.id for clip in ordered])}
+        about["fields"] = {n: [list(f.shape), f.dtype] for n, f in sorted(fields.items())}
+        shards = tuple(ordered[i : i + SHARD] for i in range(0, len(ordered), SHARD))
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            there = {p.name for p in folder.iterdir()}
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise DataError(f"cannot write {folder} ({reason}): choose another folder") from None
+        if begun := there & {name, UNFINISHED}:
+            check_same(folder, read_about(folder / begun.pop()), about)
+        elif any(not entry.startswith(".") for entry in there):
+            raise DataError(f"{folder} is not empty and no dataset: choose another folder")
+        else:
+            write_text(folder / UNFINISHED, json.dumps(about, indent=1) + "\n")
+        (folder / RECORDS).mkdir(exist_ok=True)
+        return cls(folder, name, fields, shards)
+
+    def missing(self) -> list[int]:
+        """The shards still to be written."""
+        return [i for i in range(len(self.shards)) if not self._note(i).exists()]
+
+    def write(self, shard: int, examples: Iterable[dict[str, np.ndarray] | Failure]) -> None:
+        """Write one shard: for each of its clips, in order, the arrays or why there are none."""
+        serialise, failed, size, count = _serialiser(self.fields), [], 0, 0
+        with written_whole(self._shard(shard)) as part, closing(_writer(part)) as out:
+            for clip, example in zip(self.shards[shard], examples, strict=True):
+                if isinstance(example, Failure):
+                    failed.append(example)
+                    continue
+                record = serialise({"id": clip.id, **example})
+                out.write(record)
+                size, count = size + len(record), count + 1
+        note = {"examples": count, "bytes": size, "failed": failed}
+        write_text(self._note(shard), json.dumps(note) + "\n")
+
+    def finish(self) -> list[Failure]:
+        """Describe the dataset once all shards are there; returns the clips that are not in it.
+
+        Raises:
+            DataError: no clip at all is in it; the folder is removed.
+        """
+        notes = [json.loads(self._note(i).read_text()) for i in range(len(self.shards))]
+        failed = [Failure(*failure) for note in notes for failure in note["failed"]]
+        if not any(note["examples"] for note in notes):
+            shutil.rmtree(self.folder)
+            raise DataError(f"none of {len(failed)} clips can be used: {failed[0].reason}")
+        if (self.folder / UNFINISHED).exists():
+            with written_whole(self.folder / FAILED) as part, part.open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([("clip", "reason"), *failed])
+            self._describe([n["examples"] for n in notes], sum(n["bytes"] for n in notes))
+            with suppress(FileNotFoundError):  # another process was as fast
+                os.replace(self.folder / UNFINISHED, self.folder / self.name)
+        return failed
+
+    def _shard(self, shard: int) -> Path:
+        name = f"clips-train.array_record-{shard:05d}-of-{len(self.shards):05d}"
+        return self.folder / RECORDS / name
+
+    def _note(self, shard: int) -> Path:
+        return self.folder / SHARDS / f"{shard:05d}.json"
+
+    def _describe(self, lengths: Sequence[int], size: int) -> None:
+        """What `tfds.builder_from_directory` reads."""
+        folder = (self.folder / RECORDS).resolve()
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name="clips", split="train", filetype_suffix="array_record"
+        )
+        split = tfds.core.SplitInfo(
+            name="train", shard_lengths=lengths, num_bytes=size, filename_template=template
+        )
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
+            features=_features(self.fields),
+            split_infos=[split],
+            check_data=False,  # it would need TensorFlow
+            disable_shuffling=True,  # the clips are in the order of their ids
+        )
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """What describes a dataset.
+
+    Raises:
+        DataError: there is nothing, or it is not finished, or damaged.
+    """
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{file.parent} is no finished dataset (no {file.name}): make it (again)"
+        ) from None
+    except ValueError:
+        raise DataError(f"{file} is damaged: remove {file.parent} and make it again") from None
+
+
+def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compare what describes two datasets.
+
+    Raises:
+        DataError: names what differs.
+    """
+    differ = [
+        f"{key} is {_brief(found.get(key))}, not {_brief(wanted[key])}"
+        for key in wanted
+        if found.get(key) != wanted[key]
+    ]
+    if differ:
+        raise DataError(
+            f"{folder} was made with other settings ({'; '.join(differ)}): "
+            "choose another folder or make it again"
+        )
+
+
+def _brief(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _features(fields: Mapping[str, Field]) -> tfds.features.FeaturesDict:
+    arrays = {
+        name: tfds.features.Tensor(shape=f.shape, dtype=np.dtype(f.dtype), encoding="bytes")
+        for name, f in fields.items()
+    }
+    return tfds.features.FeaturesDict({"id": tfds.features.Text(), **arrays})
+
+
+def _serialiser(fields: Mapping[str, Field]) -> Callable[[dict[str, Any]], bytes]:
+    """As TFDS does it, but the same bytes in every process: protobuf's maps have no order."""
+    features = _features(fields)
+    serialiser = ExampleSerializer(features.get_serialized_info())
+
+    def serialise(example: dict[str, Any]) -> bytes:
+        proto = serialiser.get_tf_example(features.encode_example(example))
+        return proto.SerializeToString(deterministic=True)
+
+    return serialise
+
+
+def _writer(path: Path) -> array_record_module.ArrayRecordWriter:
+    """One record in each group: reading one does not unpack its neighbours."""
+    return array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+
+
+class RecordSource:
+    """Random access to a finished dataset, for Grain: `len`, and `[i]` is a dict of arrays."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = Path(folder)
+        self.about = read_about(self.folder / name)
+        builder = tfds.builder_from_directory((self.folder / RECORDS).resolve())
+        self._records = builder.as_data_source("train")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """The arrays of one clip by name: nothing but what a device can hold."""
+        example = self._records[int(index)]
+        return {name: np.asarray(value) for name, value in example.items() if name != "id"}
+
+    def id_of(self, index: int) -> str:
+        """The name of one clip."""
+        return self._records[int(index)]["id"].decode()
+
+    def __repr__(self) -> str:
+        # Grain keeps it beside the state of an iterator: the folder may move, the data may not.
+        return f"{type(self).__name__}({len(self)} clips, {self.about['ids'][:12]})"

@@ -1,0 +1,102 @@
+"""From the frames of a window to the tokens of both video encoders.
+
+Generation and feature extraction share this, so that a mapper is trained on what it will read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from einops import rearrange, repeat
+from jax import numpy as jnp
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.mapper import Stream, Streams
+from mfm_jax.models.cavp import CAVPVideo
+from mfm_jax.models.timechat import TimeChat, normalise
+from mfm_jax.typing import Array, Bool, Float, Int, UInt8
+from mfm_jax.windows import Window, WindowSpec, timestamp_sentences
+from mfm_jax.wordpiece import Vocabulary
+from mfm_jax.wordpiece import encode as encode_sentences
+
+
+class Frames(NamedTuple):
+    """What the video encoders read of a batch of windows."""
+
+    cavp: UInt8[Array, "B T H W 3"]
+    timechat: UInt8[Array, "B T2 H2 W2 3"]
+    seconds: Float[Array, "B T2"]  # of TimeChat's frames, since the window's start
+    ids: Int[Array, "B T2 L"]  # of the sentence that tells TimeChat each frame's time
+    mask: Bool[Array, "B T2 L"]
+
+
+def encode_video(
+    cavp: CAVPVideo, timechat: TimeChat, frames: Frames, *, fps: float, tensor: str
+) -> Streams:
+    """The tokens of both encoders; `tensor` is the TimeChat output that the mapper reads."""
+    return {
+        "cavp": encode_cavp(cavp, frames.cavp, fps=fps),
+        "timechat": encode_timechat(timechat, frames, tensor=tensor),
+    }
+
+
+@partial(jax.jit, static_argnames="fps")
+def encode_cavp(cavp: CAVPVideo, frames: UInt8[Array, "B T H W 3"], *, fps: float) -> Stream:
+    """What sounds: a token for each frame."""
+    batch, length = frames.shape[:2]
+    times = repeat(jnp.arange(length, dtype=jnp.float32) / fps, "t -> b t", b=batch)
+    return Stream(cavp(frames.astype(jnp.float32) / 255.0), times)
+
+
+@partial(jax.jit, static_argnames="tensor")
+def encode_timechat(timechat: TimeChat, frames: Frames, *, tensor: str) -> Stream:
+    """What happens: the tokens of each frame ("frame"), or of all ("video", "llama").
+
+    Raises:
+        ValueError: "llama" of a branch without that projection.
+    """
+    tokens = timechat.encode(normalise(frames.timechat), frames.ids, frames.mask)
+    if tensor == "frame":
+        seen = rearrange(tokens.frames, "b t k d -> b (t k) d")
+        return Stream(seen, repeat(frames.seconds, "b t -> b (t k)", k=tokens.frames.shape[2]))
+    tokens_of_all = tokens.video if tensor == "video" else tokens.llama
+    if tokens_of_all is None:
+        raise ValueError("this TimeChat has no llama tokens: use video or frame")
+    return Stream(tokens_of_all, timechat.config.token_seconds(frames.seconds))
+
+
+def window_spec(bundle: Bundle) -> WindowSpec:
+    """What this bundle's encoders see of a window; the default for an encoder it does not have."""
+    spec = WindowSpec(bundle.settings.seconds, bundle.settings.overlap)
+    if "cavp" in bundle.entries:
+        cavp = bundle.config("cavp")
+        spec = replace(spec, cavp_fps=cavp.fps, cavp_size=cavp.size)
+    if "timechat" in bundle.entries:
+        timechat = bundle.config("timechat")
+        spec = replace(spec, timechat_frames=timechat.frames, timechat_size=timechat.vit.image)
+    return spec
+
+
+def sentence_length(bundle: Bundle) -> int:
+    """Tokens of the longest timestamp sentence of a window: shapes stay fixed under `jit`."""
+    tenths = np.arange(0, bundle.settings.seconds + 0.1, 0.1)
+    ids, _ = encode_sentences(timestamp_sentences(tenths), bundle.config("timechat").vocabulary)
+    return ids.shape[1]
+
+
+def stack_frames(windows: Sequence[Window], vocabulary: Vocabulary, sentence: int) -> Frames:
+    """The frames of `windows` as one batch, with the timestamps that TimeChat reads."""
+    encoded = [
+        encode_sentences(timestamp_sentences(w.timechat_seconds), vocabulary, length=sentence)
+        for w in windows
+    ]
+    return Frames(
+        cavp=jnp.asarray(np.stack([w.cavp_THWC for w in windows])),
+        timechat=jnp.asarray(np.stack([w.timechat_THWC for w in windows])),
+        seconds=jnp.asarray(np.stack([w.timechat_seconds for w in windows]), jnp.float32),
+        ids=jnp.asarray(np.stack([ids for ids, _ in encoded]), jnp.int32),
+        mask=jnp.asarray(np.stack([mask for _, mask in encoded])),
+    )

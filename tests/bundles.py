@@ -1,0 +1,67 @@
+"""A bundle of untrained tiny networks: everything runs, nothing sounds."""
+
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from jax import numpy as jnp
+
+from mfm_jax.bundle import KINDS, Bundle, Settings, Source, write_bundle
+from mfm_jax.diffusion import Schedule
+from mfm_jax.mapper import MapperConfig
+from mfm_jax.models.audiomae import LOA, AudioMAEConfig
+from mfm_jax.models.cavp import CAVPConfig
+from mfm_jax.models.gpt2 import GPT2Config
+from mfm_jax.models.timechat import TimeChatConfig
+from mfm_jax.models.unet import UNetConfig
+from mfm_jax.models.vae import VAEConfig
+from mfm_jax.models.vocoder import VocoderConfig
+from mfm_jax.weights import abstract, named_weights, with_weights
+
+CONFIGS = {
+    "cavp": CAVPConfig.tiny(),
+    "timechat": TimeChatConfig.tiny(),
+    "audiomae": AudioMAEConfig.tiny(),
+    "mapper": MapperConfig(
+        encoders=(("cavp", 32, 64), ("timechat", 16, 96)),
+        loa_width=128,
+        loa=LOA(grid=(16, 8), pool=(1, 8)),
+        gpt2=GPT2Config.tiny(),
+        head=True,
+    ),
+    "unet": UNetConfig.tiny(),
+    "vae": VAEConfig.tiny(),
+    "vocoder": VocoderConfig.tiny(),
+}
+SETTINGS = Settings(
+    schedule=Schedule(prediction="v"), frames=256, overlap=0.32, steps=3, guidance=2.0
+)
+
+
+def filled(network, seed: int):
+    """An abstract network with drawn weights: much faster than the networks' own initialisers."""
+    rng = np.random.default_rng(seed)
+
+    def draw(name, leaf):
+        if name.endswith(("scale", "var", "std")):
+            return np.ones(leaf.shape)
+        fan_in = np.prod(leaf.shape[:-1]) if name.endswith("kernel") else 400
+        return rng.standard_normal(leaf.shape) / np.sqrt(fan_in)
+
+    weights = {n: jnp.asarray(draw(n, w), w.dtype) for n, w in named_weights(network).items()}
+    return with_weights(network, weights)
+
+
+@cache
+def untrained() -> dict:
+    """Config, network and source of every component."""
+    source = Source("tests/bundles.py", "none")
+    return {
+        name: (config, filled(abstract(partial(KINDS[name].build, config)), i), source)
+        for i, (name, config) in enumerate(CONFIGS.items())
+    }
+
+
+def untrained_bundle(path: Path) -> Bundle:
+    """Write it to `path`."""
+    return write_bundle(path, untrained(), settings=SETTINGS)

@@ -1,0 +1,76 @@
+import pytest
+
+from mfm_jax.bundle import write_bundle
+from mfm_jax.cli import main
+from mfm_jax.data.features import FeatureSource
+from mfm_jax.data.foley_world import World, write_world
+from tests.bundles import SETTINGS, untrained
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    parts = {"audiomae": untrained()["audiomae"]}
+    return write_bundle(tmp_path_factory.mktemp("bundle"), parts, settings=SETTINGS).path
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """The CSV of three clips."""
+    return write_world(World(), range(3), tmp_path_factory.mktemp("clips"))
+
+
+def run(capsys, *arguments):
+    code = main(["extract", *map(str, arguments)])
+    return code, capsys.readouterr().err.splitlines()
+
+
+def test_a_csv_of_clips(listed, bundle, tmp_path, capsys):
+    folder = tmp_path / "new" / "features"
+    code, lines = run(capsys, listed, "-o", folder, "--bundle", bundle, "--batch", 2)
+    assert (code, lines) == (0, [f"{folder}: features of 3 of 3 clips"])
+    assert len(FeatureSource(folder)) == 3
+    # Again: all is there.
+    assert run(capsys, listed, "-o", folder, "--bundle", bundle) == (code, lines)
+
+
+def test_clips_that_fail_are_named_and_the_rest_done(listed, bundle, tmp_path, capsys):
+    clips, folder = tmp_path / "clips", tmp_path / "features"
+    clips.mkdir()
+    (clips / "good.mp4").symlink_to(listed.parent / "0.mp4")
+    (clips / "empty.mp4").touch()
+    code, lines = run(capsys, clips, "-o", folder, "--bundle", bundle, "--batch", 2)
+    assert code == 1
+    assert lines == [
+        f"mfm extract: empty: {clips}/empty.mp4 is empty: copy or download it again",
+        f"{folder}: features of 1 of 2 clips",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.csv", "-o", "f"], "absent.csv does not exist: give a folder of videos or a CSV"),
+        ([".", "-o", "f"], "no video in folder ."),
+        (["CLIPS", "-o", "f", "--bundle", "absent"], "absent is not a bundle"),
+        (["CLIPS", "-o", "f", "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["CLIPS", "-o", "taken", "--bundle", "BUNDLE"], "taken is not empty and no dataset"),
+    ],
+)
+def test_wrong_usage(listed, bundle, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    stand_in = {"CLIPS": listed, "BUNDLE": bundle}
+    code, lines = run(capsys, *(stand_in.get(a, a) for a in arguments))
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("mfm extract: ")
+    assert message in lines[0]
+    assert not (tmp_path / "f").exists()
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["extract", "-h"])
+    assert stop.value.code == 0
+    assert "CSV_OR_DIR" in capsys.readouterr().out

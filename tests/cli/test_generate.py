@@ -1,0 +1,174 @@
+"""`mfm generate`: lengths, packets, repeatability, and every kind of bad input."""
+
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from mfm_jax.cli import main
+from mfm_jax.video import encode_video, probe
+from tests.bundles import untrained_bundle
+
+FAST = ["--steps", "2", "--batch", "2"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    return untrained_bundle(tmp_path_factory.mktemp("bundle") / "tiny").path
+
+
+def clip(path: Path, seconds: float, *, fps: float = 25, seed: int = 0, size=(64, 96)) -> Path:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (round(seconds * fps), 4, 6, 3), np.uint8)
+    frames = coarse.repeat(size[0] // 4, 1).repeat(size[1] // 6, 2)
+    encode_video(iter(frames), path, fps=fps)
+    return path
+
+
+@pytest.fixture
+def short(tmp_path) -> Path:
+    return clip(tmp_path / "short.mp4", 1.2)
+
+
+def packets(path: Path, kind: str = "video") -> list[bytes]:
+    with av.open(str(path)) as container:
+        stream = next(s for s in container.streams if s.type == kind)
+        return [bytes(p) for p in container.demux(stream) if p.size]
+
+
+def run(bundle, *arguments) -> int:
+    return main(["generate", *map(str, arguments), "--bundle", str(bundle), *FAST])
+
+
+@pytest.mark.parametrize("seconds", [0.4, 2.56, 6.0])
+def test_sound_lasts_as_long_as_the_video(bundle, tmp_path, seconds):
+    video = clip(tmp_path / "in.mp4", seconds)
+    length = probe(video).seconds
+    assert run(bundle, video, "-o", tmp_path / "out.mp4") == 0
+    assert run(bundle, video, "-o", tmp_path / "out.wav") == 0
+    assert packets(tmp_path / "out.mp4") == packets(video)
+    with av.open(str(tmp_path / "out.mp4")) as made:
+        (sound,) = made.streams.audio
+        assert (sound.rate, sound.layout.name) == (16_000, "mono")
+        assert float(sound.duration * sound.time_base) == pytest.approx(length, abs=0.064)
+    wave, rate = soundfile.read(tmp_path / "out.wav")
+    assert (rate, len(wave)) == (16_000, round(length * 16_000))
+    assert np.abs(wave).max() > 1e-3
+
+
+def test_a_seed_gives_the_same_file_whatever_else_is_in_the_batch(bundle, tmp_path, short):
+    other, long = clip(tmp_path / "a.mp4", 3.0, seed=1), clip(tmp_path / "z.mp4", 5.0, seed=2)
+    assert run(bundle, short, "-o", tmp_path / "alone.wav") == 0
+    assert run(bundle, other, short, long, "-o", tmp_path / "many", "--format", "wav") == 0
+    assert run(bundle, short, "-o", tmp_path / "seed.wav", "--seed", "1") == 0
+    alone = (tmp_path / "alone.wav").read_bytes()
+    assert (tmp_path / "many/short.wav").read_bytes() == alone
+    assert (tmp_path / "seed.wav").read_bytes() != alone
+
+
+def test_folders_and_globs_are_searched(bundle, tmp_path, short):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("b.mp4", "a.mp4"):
+        shutil.copy(short, folder / name)
+    (folder / "notes.txt").write_text("not a video")
+    assert run(bundle, folder, tmp_path / "sh*.mp4", "-o", tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mp4", "short.mp4"]
+
+
+def sound_only(path: Path) -> Path:
+    soundfile.write(path.with_suffix(".wav"), np.zeros(1600), 16_000)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16_000
+        out.mux(stream.encode(frame) + stream.encode())
+    return path
+
+
+BAD = {
+    "missing": lambda p, good: p,
+    "empty": lambda p, good: p.touch() or p,
+    "text": lambda p, good: p.write_text("hello, I am no video\n" * 50) and p,
+    "sound only": lambda p, good: sound_only(p),
+    "truncated": lambda p, good: p.write_bytes(good.read_bytes()[: good.stat().st_size // 2]) and p,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_video_is_named_and_the_others_are_done(bundle, tmp_path, short, capsys, kind):
+    bad = BAD[kind](tmp_path / "bad.mp4", short)
+    out = tmp_path / "out"
+    assert run(bundle, bad, short, "-o", out) == 1
+    assert [p.name for p in out.iterdir()] == ["short.mp4"]
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mfm generate:")]
+    assert len(lines) == 1
+    assert str(bad) in lines[0]
+
+
+def test_an_output_equal_to_the_input_is_refused(bundle, tmp_path, short, capsys):
+    before = short.read_bytes()
+    (tmp_path / "other").mkdir()
+    other = clip(tmp_path / "other/b.mp4", 1.0)
+    assert run(bundle, short, other, "-o", tmp_path) == 1
+    assert "is the input itself" in capsys.readouterr().err
+    assert short.read_bytes() == before
+    assert (tmp_path / "b.mp4").exists()
+
+
+def test_an_unwritable_target_fails_alone(bundle, tmp_path, short, capsys):
+    other = clip(tmp_path / "other.mp4", 1.0, seed=3)
+    (tmp_path / "out/short.mp4").mkdir(parents=True)
+    assert run(bundle, short, other, "-o", tmp_path / "out") == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["other.mp4", "short.mp4"]
+
+
+WRONG = {
+    "no such bundle": (["-o", "{tmp}/o", "--bundle", "{tmp}/nowhere"], "is not a bundle"),
+    "prompt": (["-o", "{tmp}/o", "--prompt", "a dog"], "has no text encoder"),
+    "steps": (["-o", "{tmp}/o", "--steps", "0"], "--steps must be at least 1"),
+    "batch": (["-o", "{tmp}/o", "--batch", "0"], "--batch must be at least 1"),
+    "eta": (["-o", "{tmp}/o", "--eta", "0.5"], "--eta is 0 to 1, and for --sampler ddim"),
+    "folder is a file": (["-o", "{short}.txt"], "is a file: name a folder"),
+    "folder under a file": (["-o", "{short}/sub"], "cannot make output folder"),
+    "contradiction": (["-o", "{tmp}/o.mp4", "--format", "wav"], "contradict each other"),
+    "empty folder": (["{tmp}/empty", "-o", "{tmp}/o"], "no video in folder"),
+    "no match": (["{tmp}/*.mkv", "-o", "{tmp}/o"], "no file matches"),
+    "one name twice": (["{tmp}/twin/short.mp4", "-o", "{tmp}/o"], "would both become"),
+    "many to one": (["{tmp}/twin/short.mp4", "-o", "{tmp}/o.mp4"], "do not fit one file"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_usage_is_one_line_and_does_nothing(bundle, tmp_path, short, capsys, kind):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twin").mkdir()
+    shutil.copy(short, tmp_path / "twin/short.mp4")
+    Path(f"{short}.txt").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    arguments, message = WRONG[kind]
+    arguments = [a.format(tmp=tmp_path, short=short) for a in arguments]
+    assert main(["generate", "--bundle", str(bundle), str(short), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("mfm generate: ")
+    assert message in error
+    made = [p for p in sorted(tmp_path.rglob("*")) if p not in before]
+    assert made in ([], [tmp_path / "o"])
+
+
+def test_real_clips_get_sound(bundle, tmp_path, videos):
+    clips = sorted(videos.glob("*.mp4"))
+    assert run(bundle, *clips, "-o", tmp_path) == 0
+    for source in clips:
+        info = probe(source)
+        made = tmp_path / source.name
+        assert packets(made) == packets(source)
+        with av.open(str(made)) as container:
+            (sound,) = container.streams.audio
+            assert sound.rate == 16_000
+            assert float(sound.duration * sound.time_base) == pytest.approx(info.seconds, abs=0.064)

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from mfm_jax.data.clips import Clip, DataError, list_clips
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write(folder, text, name="clips.csv"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_folder_gives_its_videos_by_name(tmp_path):
+    touch(tmp_path, "b.mp4", "a.MKV", "clips.csv", "a.json", "below/c.mp4")
+    assert list_clips(tmp_path) == [
+        Clip("a", tmp_path / "a.MKV"),
+        Clip("b", tmp_path / "b.mp4"),
+    ]
+
+
+def test_a_csv_names_files_beside_it(tmp_path):
+    source = write(tmp_path, "file,seed\nb.mp4,1\nin/a.mp4,2\n/elsewhere/c.mp4,3\n")
+    assert list_clips(source) == [
+        Clip("/elsewhere/c", Path("/elsewhere/c.mp4")),
+        Clip("b", tmp_path / "b.mp4"),
+        Clip("in/a", tmp_path / "in/a.mp4"),
+    ]
+
+
+def test_a_csv_may_say_where_a_clip_starts_and_what_it_is_called(tmp_path):
+    source = write(
+        tmp_path, "\ufefffile,start,id\na.mp4,,\na.mp4,2.5,\na.mp4,30,third\nb.mp4, 0 ,\n"
+    )
+    assert list_clips(source) == [
+        Clip("a", tmp_path / "a.mp4"),
+        Clip("a@2.5", tmp_path / "a.mp4", 2.5),
+        Clip("b", tmp_path / "b.mp4"),
+        Clip("third", tmp_path / "a.mp4", 30.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column 'file'"),
+        ("id,start,label,split\nx,1,dog,train\n", r"no column 'file' \(its first line has id"),
+        ("file\n", "lists no clip"),
+        ("file,start\na.mp4,soon\n", "line 2: start 'soon' is no number of seconds"),
+        ("file,start\na.mp4,-1\n", "line 2: start '-1'"),
+        ("file,start\na.mp4,nan\n", "line 2: start 'nan'"),
+        ("file,start\na.mp4,0\n,1\n", "line 3: no file is named"),
+        ("file\na.mp4\na.mkv\n", "a.mp4 and a.mkv are both called 'a'"),
+        ("file,id\na.mp4,x\nb.mp4,x\n", "both called 'x'"),
+    ],
+)
+def test_a_csv_that_cannot_be_used(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        list_clips(write(tmp_path, text))
+
+
+def test_not_a_csv_at_all(tmp_path):
+    (tmp_path / "clips.csv").write_bytes(b"file\n\xff\xfe\x00\n")
+    with pytest.raises(DataError, match="not a CSV of UTF-8 text"):
+        list_clips(tmp_path / "clips.csv")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        list_clips(tmp_path / "absent")
+    with pytest.raises(DataError, match="no video in folder"):
+        list_clips(tmp_path)
+
+
+def test_two_videos_of_one_name_in_a_folder(tmp_path):
+    touch(tmp_path, "a.mp4", "a.webm")
+    with pytest.raises(DataError, match=r"a\.mp4 and a\.webm"):
+        list_clips(tmp_path)

@@ -1,0 +1,233 @@
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from jax import numpy as jnp
+
+from mfm_jax.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
+from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.data import features, records
+from mfm_jax.data.clips import Clip, DataError, list_clips
+from mfm_jax.data.features import FeatureSource, check, extract
+from mfm_jax.data.foley_world import World, write_world
+from mfm_jax.encoders import encode_video
+from mfm_jax.pipeline import VideoToAudio
+from mfm_jax.video import read_audio, windows, write_silent
+from tests.bundles import SETTINGS, untrained, untrained_bundle
+
+SHAPES = {
+    "cavp": (32, 64),
+    "cavp_seconds": (32,),
+    "timechat": (16, 96),
+    "timechat_seconds": (16,),
+    "audiomae": (129, 128),
+    "latents": (64, 16, 8),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return untrained_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Seven clips, between them one without sound and one that is no video."""
+    folder = tmp_path_factory.mktemp("clips")
+    made = list_clips(write_world(World(), range(7), folder))
+    write_silent(made[0].path, folder / "1-silent.mp4")
+    (folder / "3-text.mp4").write_text("not a video")
+    return [*made, *(Clip(name, folder / f"{name}.mp4") for name in ("1-silent", "3-text"))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "SHARD", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def extracted(bundle, clips, tmp_path_factory, small_shards):
+    folder = tmp_path_factory.mktemp("features") / "all"
+    steps = []
+    failed = extract(bundle, clips, folder, batch=2, progress=steps.append)
+    assert sum(steps) == 9
+    return folder, failed
+
+
+def close(ours, theirs):
+    """Up to float16, relative to the spread of the feature."""
+    theirs = np.asarray(theirs, np.float32)
+    np.testing.assert_allclose(
+        ours.astype(np.float32), theirs, rtol=2e-3, atol=2e-3 * max(theirs.std(), 1e-6)
+    )
+
+
+def test_sizes_and_precision(extracted):
+    source = FeatureSource(extracted[0])
+    assert len(source) == 7
+    for i in range(7):
+        element = source[i]
+        assert {name: value.shape for name, value in element.items()} == SHAPES
+        for name, value in element.items():
+            assert value.dtype == (np.float32 if name.endswith("seconds") else np.float16)
+            assert np.isfinite(value).all()
+
+
+def test_clips_are_in_the_order_of_their_ids(extracted):
+    source = FeatureSource(extracted[0])
+    assert [source.id_of(i) for i in range(7)] == list("0123456")
+
+
+def test_video_features_are_what_generation_reads(extracted, bundle, clips):
+    source, model = FeatureSource(extracted[0]), VideoToAudio.open(bundle.path)
+    frames = model.frames([next(windows(clip.path, model.spec)) for clip in clips[2:4]])
+    networks = model.networks
+    streams = encode_video(
+        networks.cavp,
+        networks.timechat,
+        frames,
+        fps=model.spec.cavp_fps,
+        tensor=networks.mapper.config.timechat,
+    )
+    for row in range(2):
+        for name, stream in streams.items():
+            close(source[2 + row][name], stream.tokens[row])
+            np.testing.assert_array_equal(source[2 + row][f"{name}_seconds"], stream.seconds[row])
+
+
+def test_both_audio_networks_hear_one_normalised_wave(extracted, bundle, clips):
+    source = FeatureSource(extracted[0])
+    wave = prepare_for_audiomae(read_audio(clips[5].path), round(2.56 * RATE))
+    assert np.abs(wave).max() == pytest.approx(0.5, abs=1e-6)
+    fbank = jnp.asarray(kaldi_fbank(wave, 256))[None]
+    tokens = jax.jit(lambda network, x: network(x))(bundle.load("audiomae"), fbank)
+    close(source[5]["audiomae"], tokens[0])
+    mel = jnp.asarray(log_mel(wave))[None, :, :, None]
+    vae = bundle.load("vae")
+    mean = jax.jit(lambda network, x: network.encode(x)[0])(vae, mel)
+    close(source[5]["latents"], mean[0])
+
+
+def test_clips_that_fail_are_listed(extracted):
+    folder, failed = extracted
+    assert [failure.id for failure in failed] == ["1-silent", "3-text"]
+    assert "has no sound" in failed[0].reason
+    lines = (folder / "failed.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["clip", "1-silent", "3-text"]
+
+
+def test_tfds_reads_them(extracted):
+    source = tfds.builder_from_directory(extracted[0] / "records").as_data_source("train")
+    assert len(source) == 7
+    assert source[0]["audiomae"].shape == (129, 128)
+
+
+def test_neither_batch_size_nor_order_changes_anything(clips, tmp_path):
+    parts = {"audiomae": untrained()["audiomae"]}
+    bundle = write_bundle(tmp_path / "b", parts, settings=SETTINGS)
+    one, other = tmp_path / "one", tmp_path / "other"
+    extract(bundle, clips, one, batch=2)
+    extract(bundle, clips[::-1], other, batch=3)
+    ours, theirs = FeatureSource(one), FeatureSource(other)
+    assert [ours.id_of(i) for i in range(7)] == [theirs.id_of(i) for i in range(7)]
+    for i in range(7):
+        assert set(ours[i]) == {"audiomae"}
+        close(ours[i]["audiomae"], theirs[i]["audiomae"])
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    extracted, bundle, clips, tmp_path, monkeypatch
+):
+    calls = []
+
+    def interrupted(*args, **how):
+        calls.append(args)
+        if len(calls) > 2:  # the second shard
+            raise KeyboardInterrupt
+        return original(*args, **how)
+
+    original = features.encode
+    folder = tmp_path / "stopped"
+    monkeypatch.setattr(features, "_fields", lambda *args: FIELDS)
+    monkeypatch.setattr(features, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(bundle, clips, folder, batch=2)
+    assert not (folder / "features.json").exists()
+    with pytest.raises(DataError, match="no finished dataset"):
+        check(folder, bundle)
+
+    monkeypatch.setattr(features, "encode", original)
+    steps = []
+    failed = extract(bundle, clips, folder, batch=2, progress=steps.append)
+    assert steps[0] == 4, "the first shard was there"
+    assert failed == extracted[1]
+    for file in extracted[0].rglob("*"):
+        if file.is_file():
+            ours = (folder / file.relative_to(extracted[0])).read_bytes()
+            assert ours == file.read_bytes(), file
+
+
+FIELDS = {
+    name: records.Field(shape, "float32" if name.endswith("seconds") else "float16")
+    for name, shape in SHAPES.items()
+}
+
+
+def test_a_finished_folder_loads_no_network(extracted, bundle, clips, monkeypatch):
+    monkeypatch.setattr(Bundle, "load", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(features, "_fields", lambda *args: FIELDS)
+    assert extract(bundle, clips, extracted[0]) == extracted[1]
+
+
+def test_the_description(extracted, bundle):
+    about = json.loads((extracted[0] / "features.json").read_text())
+    assert about["grid"] == [16, 8]
+    assert about["timechat"] == "video"
+    assert about["spec"]["seconds"] == 2.56
+    assert list(about["encoders"]) == ["cavp", "timechat", "audiomae", "vae"]
+    entry = json.loads((bundle.path / "bundle.json").read_text())["components"]["vae"]
+    digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    assert about["encoders"]["vae"] == digest
+
+
+def test_features_are_checked_against_a_bundle(extracted, bundle, tmp_path):
+    folder = extracted[0]
+    check(folder, bundle)
+    # A bundle with another mapper has the same encoders.
+    other = write_bundle(tmp_path / "a", {"mapper": untrained()["mapper"]}, base=bundle.path)
+    assert other.entries["mapper"] != bundle.entries["mapper"]
+    check(folder, other)
+    retrained = write_bundle(tmp_path / "b", {"vae": untrained()["vae"]}, base=bundle.path)
+    with pytest.raises(DataError, match="encoders is"):
+        check(folder, retrained)
+    few = {name: untrained()[name] for name in ("cavp", "timechat", "vae")}
+    with pytest.raises(DataError, match="made with audiomae, which bundle"):
+        check(folder, write_bundle(tmp_path / "c", few, settings=SETTINGS))
+
+
+def test_a_bundle_with_one_encoder_gives_its_features(bundle, clips, tmp_path):
+    one = write_bundle(tmp_path / "b", {"timechat": untrained()["timechat"]}, settings=SETTINGS)
+    extract(one, clips[:2], tmp_path / "f", batch=2, timechat="frame")
+    source = FeatureSource(tmp_path / "f")
+    assert source.about["timechat"] == "frame"
+    assert "grid" not in source.about
+    element = source[1]
+    assert set(element) == {"timechat", "timechat_seconds"}
+    per_frame = element["timechat"].shape[0] // 8
+    assert element["timechat"].shape == (8 * per_frame, 96)
+    assert len(np.unique(element["timechat_seconds"])) == 8
+    with pytest.raises(DataError, match='timechat is "frame", not "video"'):
+        extract(one, clips[:2], tmp_path / "f", batch=2)
+
+
+def test_bundles_that_cannot_extract(bundle, clips, tmp_path):
+    with pytest.raises(DataError, match="no llama tokens"):
+        extract(bundle, clips, tmp_path / "f", timechat="llama")
+    none = write_bundle(tmp_path / "b", {"vocoder": untrained()["vocoder"]}, settings=SETTINGS)
+    with pytest.raises(DataError, match="has none of cavp, timechat, audiomae, vae"):
+        extract(none, clips, tmp_path / "f")
