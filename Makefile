@@ -32,7 +32,7 @@ bench: $(VENV)/dev.done
 
 # The embedded miniature from nothing: Foley clips, every frozen network, the mapper (hours on 2 cores).
 bundle: $(VENV)/run.done
-	$(BIN)/python -m mfm_jax.train.miniature --workdir runs/tiny
+	$(BIN)/python scripts/make_tiny_bundle.py
 
 $(VENV)/run.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -248,7 +248,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _write_weights(folder: Path, network: nnx.Module, dtype: DTypeLike | None) -> None:
-    weights = named_weights(network)
+    weights: dict[str, Any] = named_weights(network)
     if dtype is not None:
         weights = {n: w.astype(dtype) for n, w in weights.items()}
     with ocp.StandardCheckpointer() as checkpointer:

@@ -34,7 +34,9 @@ def abstract(build: Callable[..., M]) -> M:
 
 def initialise(build: Callable[..., M], seed: int) -> M:
     """The network that `build(rngs=...)` makes, its weights drawn from `seed` in one go."""
-    return jax.jit(lambda: build(rngs=_rngs(seed)))()
+    # It runs once: on a CPU most of the time would go into optimising it.
+    fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(lambda: build(rngs=_rngs(seed)), compiler_options=fast)()
 
 
 def _rngs(seed: int) -> nnx.Rngs:

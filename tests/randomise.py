@@ -1,4 +1,4 @@
-"""Weights away from their initial values, so that no wrong default can hide behind a zero or a one."""
+"""Weights away from their initial values: no wrong default can hide behind a zero or a one."""
 
 import torch
 

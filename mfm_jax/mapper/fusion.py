@@ -121,7 +121,12 @@ class WrappedFusion(nnx.Module):
         return jnp.concatenate(parts, axis=1), _masks(chosen, before=1, after=1, last=0)
 
 
-FUSIONS = {"tokens": TokenFusion, "channels": ChannelFusion, "wrapped": WrappedFusion}
+Fusion = TokenFusion | ChannelFusion | WrappedFusion
+FUSIONS: dict[str, type[Fusion]] = {
+    "tokens": TokenFusion,
+    "channels": ChannelFusion,
+    "wrapped": WrappedFusion,
+}
 
 
 def _clock_like(seconds: Float[Array, "B S"], vector: nnx.Param) -> Float[Array, "B S D"]:

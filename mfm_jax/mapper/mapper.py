@@ -71,17 +71,12 @@ class _Mapper(nnx.Module):
             return predicted
         return predicted * self.loa_std[None, None] + self.loa_mean[None, None]
 
-    def __call__(self, streams: Streams, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
-        """Predictions in the units of `standardise`; position k has seen the true LOA before k."""
-        raise NotImplementedError
-
-    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
-        """LOA predicted from video alone, in LOA's own units."""
-        raise NotImplementedError
-
 
 class GPT2Mapper(_Mapper):
     """Fusion, then GPT-2 over the fused prefix and the LOA so far.
+
+    Called with the true LOA it predicts, in the units of `standardise`, each vector from those
+    before it; `generate` feeds on its own predictions and gives LOA in LOA's own units.
 
     The output at the prefix's last position predicts the first LOA vector, the output at each LOA
     vector predicts the next. Without a head the hidden state after GPT-2's final LayerNorm is the
@@ -182,8 +177,12 @@ class LinearMapper(_Mapper):
         return self.restore(self._map(streams))
 
 
-KINDS = {"gpt2": GPT2Mapper, "linear_pooled": LinearMapper, "linear_flat": LinearMapper}
 Mapper = GPT2Mapper | LinearMapper
+KINDS: dict[str, type[Mapper]] = {
+    "gpt2": GPT2Mapper,
+    "linear_pooled": LinearMapper,
+    "linear_flat": LinearMapper,
+}
 
 
 def build_mapper(config: MapperConfig, *, rngs: nnx.Rngs) -> Mapper:

@@ -1,0 +1,19 @@
+"""The mapper of the tiny bundle, on Foley clips made and encoded on first use.
+
+    python train.py --config configs/tiny.py --workdir runs/tiny/mapper
+
+DIR then is a bundle: `mfm generate VIDEO --bundle runs/tiny/mapper -o OUT`.
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.mapper import MapperRecipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=MapperRecipe(train=2048),
+        optimizer=OptimizerConfig(rate=1.5e-3, warmup=30),
+        steps=800,
+        batch=32,
+    )

@@ -1,0 +1,17 @@
+"""TimeChat's visual branch of the tiny bundle, on Foley clips and their labels.
+
+python train.py --config configs/tiny_timechat.py --workdir runs/tiny/timechat
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.timechat import TimeChatRecipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=TimeChatRecipe(),
+        optimizer=OptimizerConfig(rate=1e-3),
+        steps=600,
+        batch=16,
+    )

@@ -1,0 +1,17 @@
+"""The vocoder of the tiny bundle, on Foley clips.
+
+python train.py --config configs/tiny_vocoder.py --workdir runs/tiny/vocoder
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.vocoder import VocoderRecipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=VocoderRecipe(),
+        optimizer=OptimizerConfig(rate=1e-3, decay=0.0),
+        steps=1500,
+        batch=8,
+    )

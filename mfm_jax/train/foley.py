@@ -1,0 +1,154 @@
+"""The clips that the miniature is trained on, made on first use, and the bundle it becomes."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from mfm_jax.audio import prepare_for_audiomae
+from mfm_jax.bundle import Bundle, Settings, Source, write_bundle
+from mfm_jax.data.clips import Clip
+from mfm_jax.data.features import FeatureSource, check, extract
+from mfm_jax.data.foley_world import SPLITS, World, write_world
+from mfm_jax.data.loader import Element
+from mfm_jax.data.media import MediaSource, to_float, write_media
+from mfm_jax.diffusion import Schedule
+from mfm_jax.train.recipe import Recipe
+from mfm_jax.windows import WindowSpec
+
+SPEC = WindowSpec(
+    seconds=2.56, overlap=0.32, cavp_fps=12.5, cavp_size=32, timechat_frames=8, timechat_size=64
+)
+"""What the tiny encoders see of a clip."""
+
+SETTINGS = Settings(
+    schedule=Schedule(prediction="v"), frames=256, overlap=0.32, steps=12, guidance=2.0
+)
+"""Of the tiny bundle."""
+
+LICENCE = "Apache-2.0"
+"""Of weights that saw nothing but clips made here."""
+
+
+@dataclass(frozen=True)
+class FoleyRecipe(Recipe):
+    """A recipe that learns from Foley clips; runs beside each other may share all folders."""
+
+    bundle: str = "runs/tiny/bundle"  # folder of the bundle that networks come from and go to
+    clips: str = "runs/tiny/clips"  # folder of the video files; empty: in the workdir
+    train: int = 4096  # clips
+    heldout: int = 256  # clips of other seeds
+
+    def make_clips(self, workdir: Path) -> tuple[list[Clip], list[Clip]]:
+        """The training and the held-out clips as files; those that are missing are made."""
+        folder = Path(self.clips or workdir / "clips")
+        first = SPLITS["validation"].start
+        train, heldout = range(self.train), range(first, first + self.heldout)
+        with locked(folder):
+            write_world(World(), [*train, *heldout], folder, processes=os.cpu_count() or 1)
+
+        def named(seeds: Iterable[int]) -> list[Clip]:
+            return [Clip(str(seed), folder / f"{seed}.mp4") for seed in seeds]
+
+        return named(train), named(heldout)
+
+    def put(self, name: str, config: Any, module: nnx.Module, command: str) -> Bundle:
+        """Write a component into the bundle."""
+        with locked(Path(self.bundle)):
+            entry = (config, module, Source(command, LICENCE))
+            new = not (Path(self.bundle) / "bundle.json").exists()
+            return write_bundle(
+                Path(self.bundle), {name: entry}, settings=SETTINGS if new else None
+            )
+
+
+@dataclass(frozen=True)
+class MediaRecipe(FoleyRecipe):
+    """A recipe that learns from pictures and sound themselves."""
+
+    media: str = "runs/tiny/media"  # folder of the decoded clips
+
+    def prepare(self, workdir: Path) -> tuple[Any, Any]:
+        train, heldout = Path(self.media) / "train", Path(self.media) / "heldout"
+        if not (train / "media.json").exists() or not (heldout / "media.json").exists():
+            clips = self.make_clips(workdir)
+            with locked(Path(self.media)):
+                for group, folder in zip(clips, (train, heldout), strict=True):
+                    write_media(group, SPEC, folder, processes=os.cpu_count() or 1)
+        return (
+            Remembered(MediaSource(train), self.read, self.train),
+            Remembered(MediaSource(heldout), self.read, self.heldout),
+        )
+
+    def read(self, element: Element) -> Element:
+        """What of an element is used, worked out once and kept in memory."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FeatureRecipe(FoleyRecipe):
+    """A recipe that learns from the features of a bundle's encoders."""
+
+    features: str = ""  # folder of the features; empty: in the workdir
+
+    def prepare(self, workdir: Path) -> tuple[Any, Any]:
+        bundle, top = Bundle.open(Path(self.bundle)), Path(self.features or workdir / "features")
+        folders = top / "train", top / "heldout"
+        if not all((folder / "features.json").exists() for folder in folders):
+            clips = self.make_clips(workdir)
+            with locked(top):
+                for group, folder in zip(clips, folders, strict=True):
+                    extract(bundle, group, folder, batch=16)
+        for folder in folders:
+            check(folder, bundle)
+        train, heldout = (FeatureSource(folder) for folder in folders)
+        return (
+            Remembered(train, self.read, self.train),
+            Remembered(heldout, self.read, self.heldout),
+        )
+
+    def read(self, element: Element) -> Element:
+        """What of an element is used, worked out once and kept in memory."""
+        raise NotImplementedError
+
+
+class Remembered:
+    """At most `limit` elements of a source after `read`, each read once."""
+
+    def __init__(self, source: Any, read: Callable[[Element], Element], limit: int) -> None:
+        self._source, self._read = source, read
+        self._kept: dict[int, Element] = {}
+        self._length = min(limit, len(source))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Element:
+        index = int(index)
+        if index not in self._kept:
+            self._kept[index] = self._read(self._source[index])
+        return self._kept[index]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._source!r}, {self._length})"
+
+
+def prepared_wave(element: Element) -> np.ndarray:
+    """The sound of a media element as AudioLDM2's audio networks are given it."""
+    wave = to_float(element["wave"])
+    return prepare_for_audiomae(wave, len(wave))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time makes `folder`; others wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

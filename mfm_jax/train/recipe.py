@@ -1,0 +1,89 @@
+"""What a training run consists of: its recipe and its numbers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mfm_jax.data.loader import Element, batches
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.step import Batch
+from mfm_jax.typing import Array
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained, as steps that `train.py` calls in this order."""
+
+    def prepare(self, workdir: Path) -> tuple[Any, Any]:
+        """The training and the held-out source, made where they are not there yet."""
+        raise NotImplementedError
+
+    def transform(self, element: Element, rng: np.random.Generator) -> Element:
+        """An element of a source as it goes into a batch; `rng` may augment it."""
+        return element
+
+    def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The network, with whatever only training needs."""
+        raise NotImplementedError
+
+    def begin(self, module: Any, source: Any) -> Any:
+        """`module` with what it should know about the training set before the first step."""
+        return module
+
+    def loss(self, module: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        """The loss of a batch, and metrics to report beside it."""
+        raise NotImplementedError
+
+    def evaluate(self, module: Any, source: Any, batch: int) -> dict[str, float]:
+        """Metrics on held-out clips; by default the loss."""
+        loader = batches(source, batch=batch, seed=0, train=False, transform=self.still)
+        return mean_metrics(partial(_score, self, module), loader)
+
+    def still(self, element: Element, rng: np.random.Generator) -> Element:
+        """As `transform`, for held-out clips: nothing is drawn."""
+        return self.transform(element, np.random.default_rng(0))
+
+    def finish(self, module: Any, workdir: Path, command: str) -> None:
+        """Put the trained network into its bundle; `command` is what trained it."""
+        raise NotImplementedError
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(recipe: Recipe, module: Any, batch: Batch) -> dict[str, Array]:
+    module.eval()
+    value, metrics = recipe.loss(module, batch, jax.random.key(0))
+    return {"loss": value, **metrics}
+
+
+def mean_metrics(score, loader: Iterable[Any]) -> dict[str, float]:
+    """The mean of `score(batch)` over all elements of `loader`."""
+    totals: dict[str, float] = {}
+    count = 0
+    for batch in loader:
+        size = len(next(iter(batch.values())))
+        for name, value in jax.device_get(score(batch)).items():
+            totals[name] = totals.get(name, 0.0) + float(value) * size
+        count += size
+    return {name: total / count for name, total in totals.items()}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run of `train.py`."""
+
+    recipe: Recipe
+    optimizer: OptimizerConfig
+    steps: int
+    batch: int  # clips in a step
+    seed: int = 0  # of the weights, the order of the data and every draw
+    ema: float | None = None  # share of the mean of the weights kept at each step; None: no mean
+    log: int = 20  # steps from one line of metrics to the next
+    evaluate: int = 200  # steps between evaluations
+    save: int = 200  # steps between checkpoints
+    keep: int = field(default=2)  # checkpoints that stay

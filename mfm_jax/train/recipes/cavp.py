@@ -1,0 +1,86 @@
+"""CAVP on the Foley world: moments of video and of sound that belong together look alike."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.audio import cavp_mel
+from mfm_jax.data.loader import Element
+from mfm_jax.data.media import to_float
+from mfm_jax.models.cavp import CAVP, CAVPConfig
+from mfm_jax.settings import SettingError
+from mfm_jax.train.contrastive import temporal_semantic
+from mfm_jax.train.foley import MediaRecipe
+from mfm_jax.train.step import Batch
+from mfm_jax.typing import Array, Float
+
+
+@dataclass(frozen=True)
+class CAVPRecipe(MediaRecipe):
+    """Contrastive training of both towers, of which the bundle gets the video tower."""
+
+    network: CAVPConfig = field(default_factory=CAVPConfig.tiny)
+    objective: str = "moments"  # each moment against all of the batch; or the paper's "clips"
+    quiet: float = 0.15  # weight of a silent moment; that of the loudest of a clip is 1 more
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("moments", "clips"):
+            raise SettingError(f"recipe.objective is moments or clips, not {self.objective!r}")
+
+    def read(self, element: Element) -> Element:
+        mel = cavp_mel(to_float(element["wave"]), self.network.hop)
+        return {"frames": element["cavp"], "mel": mel.astype(np.float16)}
+
+    def transform(self, element: Element, rng: np.random.Generator) -> Element:
+        """Mirror half the clips: their sound is the same."""
+        frames = element["frames"]
+        return {**element, "frames": frames[:, :, ::-1] if rng.random() < 0.5 else frames}
+
+    def still(self, element: Element, rng: np.random.Generator) -> Element:
+        return element
+
+    def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        return CAVP(self.network, rngs=rngs)
+
+    def loss(self, module: CAVP, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        frames, mel = batch["frames"].astype(jnp.float32) / 255.0, batch["mel"].astype(jnp.float32)
+        rngs = nnx.Rngs(key)
+        video, audio, scale = module(frames, mel, pool=False, rngs=rngs)
+        if self.objective == "clips":
+            pooled = module(frames, mel, pool=True, rngs=rngs)
+            parts = temporal_semantic(*pooled[:2], video, audio, scale)
+            return parts.total, {"across": parts.across, "within": parts.within, "scale": scale}
+        weights = self.quiet + loudness(mel, audio.shape[1])
+        value, hits = moments(video, audio, scale, weights)
+        return value, {"hits": hits, "scale": scale}
+
+    def finish(self, module: CAVP, workdir: Path, command: str) -> None:
+        self.put("cavp", self.network, module.video, command)
+
+
+def loudness(mel: Float[Array, "B M T"], steps: int) -> Float[Array, "B {steps}"]:
+    """How loud each moment is, from 0 at a clip's quietest to 1 at its loudest."""
+    level = rearrange(mel, "b m (t k) -> b t (k m)", t=steps).mean(axis=-1)
+    low, high = level.min(axis=1, keepdims=True), level.max(axis=1, keepdims=True)
+    return (level - low) / jnp.maximum(high - low, 1e-3)
+
+
+def moments(
+    video: Float[Array, "B T D"],
+    audio: Float[Array, "B T D"],
+    scale: Float[Array, ""],
+    weights: Float[Array, "B T"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """InfoNCE over all moments of the batch, both ways; and the weighted share of right choices."""
+    video, audio = (rearrange(x, "b t d -> (b t) d") for x in (video, audio))
+    share = weights.reshape(-1) / weights.sum()
+    logits = scale * video @ audio.T
+    ways = [jax.nn.log_softmax(logits, axis=axis) for axis in (0, 1)]
+    value = -sum(share @ jnp.diagonal(way) for way in ways) / 2
+    hits = share @ (logits.argmax(axis=1) == jnp.arange(len(logits))).astype(jnp.float32)
+    return value, hits

@@ -1,0 +1,75 @@
+"""The VAE on the Foley world: log-mels through a narrow place and back."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.audio import log_mel
+from mfm_jax.data.loader import Element, batches
+from mfm_jax.models.vae import VAE, VAEConfig
+from mfm_jax.train.foley import MediaRecipe, prepared_wave
+from mfm_jax.train.step import Batch
+from mfm_jax.typing import Array
+
+SAMPLE = 256
+"""Clips that the spread of mels and latents is measured on."""
+
+
+@dataclass(frozen=True)
+class VAERecipe(MediaRecipe):
+    """L1 and a little KL on raw log-mels, as the released VAE takes them."""
+
+    network: VAEConfig = field(default_factory=VAEConfig.tiny)
+    kl: float = 1e-4  # weight of the KL divergence per latent; keeps the latents' spread bounded
+
+    def read(self, element: Element) -> Element:
+        return {"mel": log_mel(prepared_wave(element)).astype(np.float16)[..., None]}
+
+    def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        return VAE(self.network, rngs=rngs)
+
+    def begin(self, module: VAE, source: Any) -> VAE:
+        """Let the first and the last layer undo and make the mean and spread of the mels.
+
+        Raw log-mels lie near -9; without this the network would learn that first.
+        """
+        count = min(SAMPLE, len(source))
+        mels = np.stack([source[i]["mel"] for i in range(count)], dtype=np.float32)
+        mean, std = float(mels.mean()), float(mels.std())
+        first, last = module.encoder.conv_in, module.decoder.conv_out
+        assert first.bias is not None
+        assert last.bias is not None
+        kernel = first.kernel[...] / std
+        first.kernel[...] = kernel
+        first.bias[...] = first.bias[...] - mean * kernel.sum(axis=(0, 1, 2))
+        last.kernel[...] = last.kernel[...] * std
+        last.bias[...] = last.bias[...] + mean
+        return module
+
+    def loss(self, module: VAE, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        mel = batch["mel"].astype(jnp.float32)
+        mean, logvar = module.encode(mel)
+        latents = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
+        error = jnp.abs(module.decode(latents) - mel).mean()
+        kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
+        return error + self.kl * kl, {"l1": error, "kl": kl}
+
+    def finish(self, module: VAE, workdir: Path, command: str) -> None:
+        """Write it with the scale that gives its latents unit spread."""
+        source, _ = self.prepare(workdir)
+        loader = batches(source, batch=32, seed=0, train=False)
+        spread = float(np.std([_means(module, b["mel"]) for b in islice(loader, SAMPLE // 32)]))
+        config = replace(self.network, scaling_factor=self.network.scaling_factor / spread)
+        self.put("vae", config, module, command)
+
+
+@partial(jax.jit)
+def _means(module: VAE, mel: Array) -> Array:
+    return module.encode(mel.astype(jnp.float32))[0]

@@ -1,0 +1,79 @@
+"""HiFi-GAN on the Foley world, without its discriminators: spectra at several resolutions."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.audio import log_mel
+from mfm_jax.data.loader import Element
+from mfm_jax.models.vocoder import Vocoder, VocoderConfig
+from mfm_jax.train.foley import MediaRecipe, prepared_wave
+from mfm_jax.train.step import Batch
+from mfm_jax.typing import Array, Float
+
+RESOLUTIONS = ((128, 32), (512, 128), (1024, 256))
+"""Window and hop in samples of the spectra that are compared."""
+
+FLOOR = 1e-3
+"""Of magnitudes before the logarithm: what is below is the noise of the codec."""
+
+
+@dataclass(frozen=True)
+class VocoderRecipe(MediaRecipe):
+    """L1 between the log-spectra and log-mels of short pieces."""
+
+    network: VocoderConfig = field(default_factory=VocoderConfig.tiny)
+    frames: int = 32  # mel frames of a piece in training
+    mel: float = 1.0  # weight of the log-mels beside the spectra
+
+    def read(self, element: Element) -> Element:
+        wave = prepared_wave(element)
+        return {"wave": wave, "mel": log_mel(wave).astype(np.float16)}
+
+    def transform(self, element: Element, rng: np.random.Generator) -> Element:
+        """A piece of a clip: the louder one of two, since clips are mostly silent."""
+        hop, length = self.network.hop, self.frames
+        starts = rng.integers(0, len(element["mel"]) - length + 1, 2)
+        pieces = [element["wave"][s * hop : (s + length) * hop] for s in starts]
+        best = int(np.argmax([np.abs(piece).sum() for piece in pieces]))
+        mel = element["mel"][starts[best] : starts[best] + length]
+        return {"wave": pieces[best], "mel": mel}
+
+    def still(self, element: Element, rng: np.random.Generator) -> Element:
+        return element
+
+    def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        return Vocoder(self.network, rngs=rngs)
+
+    def loss(self, module: Vocoder, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        true = batch["wave"]
+        made = module(batch["mel"].astype(jnp.float32))[:, : true.shape[1]]
+        mels = [jax.vmap(log_mel)(wave) for wave in (made, true)]
+        mel = jnp.abs(mels[0] - mels[1]).mean()
+        distances = [spectral_distance(made, true, *sizes) for sizes in RESOLUTIONS]
+        spectra = jnp.stack(distances).mean()
+        return spectra + self.mel * mel, {"mel": mel, "spectra": spectra}
+
+    def finish(self, module: Vocoder, workdir: Path, command: str) -> None:
+        self.put("vocoder", self.network, module, command)
+
+
+def spectral_distance(
+    made: Float[Array, "B A"], true: Float[Array, "B A"], window: int, hop: int
+) -> Float[Array, ""]:
+    """L1 of log-magnitudes, and of magnitudes relative to their mean."""
+    made, true = (_magnitudes(wave, window, hop) for wave in (made, true))
+    logs = jnp.abs(jnp.log(jnp.maximum(made, FLOOR)) - jnp.log(jnp.maximum(true, FLOOR)))
+    return logs.mean() + jnp.abs(made - true).mean() / jnp.maximum(true.mean(), FLOOR)
+
+
+def _magnitudes(wave: Float[Array, "B A"], window: int, hop: int) -> Float[Array, "B T bins"]:
+    starts = np.arange(0, wave.shape[1] - window + 1, hop)
+    pieces = wave[:, starts[:, None] + np.arange(window)[None]]
+    spectrum = jnp.fft.rfft(pieces * jnp.asarray(np.hanning(window), wave.dtype)[None, None])
+    # The gradient of abs is not defined at 0.
+    return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-12)

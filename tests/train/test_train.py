@@ -1,0 +1,254 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.checkpoints import CheckpointError, Checkpoints
+from mfm_jax.data.loader import batches
+from mfm_jax.layers import batch_norm, linear
+from mfm_jax.settings import SettingError
+from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
+from mfm_jax.train.recipe import Recipe, TrainConfig, mean_metrics
+from mfm_jax.train.step import TrainState, begin, make_step, trainable
+from mfm_jax.weights import abstract, initialise
+from tests.bundles import untrained_bundle
+from train import main, train
+
+ROOT = Path(__file__).parents[2]
+RATES = (("first.*", None),)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """`train` installs its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Net(nnx.Module):
+    def __init__(self, *, rngs):
+        self.first = linear(5, 7, rngs=rngs)
+        self.norm = batch_norm(7, rngs=rngs)
+        self.last = linear(7, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+@dataclass(frozen=True)
+class Regression(Recipe):
+    """Of noise on noise; what happened is appended to `log`."""
+
+    stop_at: int = -1  # number of the evaluation in which the process is told to stop
+    poison: int = -1  # element that is not a number
+    log: list = field(default_factory=list, hash=False, compare=False)
+
+    def prepare(self, workdir):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((24, 5)).astype(np.float32)
+        y = x @ rng.standard_normal((5, 3)).astype(np.float32)
+        if self.poison >= 0:
+            x[self.poison] = np.nan
+        source = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
+        return source, source[:8]
+
+    def transform(self, element, rng):
+        noise = rng.standard_normal(5).astype(np.float32)
+        return {**element, "x": element["x"] + np.float32(0.1) * noise}
+
+    def still(self, element, rng):
+        return element
+
+    def build(self, *, rngs):
+        return Net(rngs=rngs)
+
+    def loss(self, module, batch, key):
+        return jnp.mean((module(batch["x"]) - batch["y"]) ** 2), {}
+
+    def evaluate(self, module, source, batch):
+        if sum(kind == "evaluate" for kind, _ in self.log) == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.log.append(("evaluate", None))
+        return super().evaluate(module, source, batch)
+
+    def finish(self, module, workdir, command):
+        self.log.append(("finish", nnx.to_pure_dict(nnx.state(module))))
+
+
+def config(recipe, **changes):
+    settings = {"steps": 12, "batch": 4, "ema": 0.9, "evaluate": 6, "save": 100, "log": 3}
+    optimizer = OptimizerConfig(rate=0.03, warmup=2, rates=RATES)
+    return TrainConfig(recipe=recipe, optimizer=optimizer, **{**settings, **changes})
+
+
+def flat(tree, prefix=""):
+    for name, value in tree.items():
+        where = f"{prefix}{name}."
+        yield from flat(value, where) if isinstance(value, dict) else [(where, np.asarray(value))]
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, capsys):
+    straight, stopped, resumed = Regression(), Regression(stop_at=1), Regression()
+    assert train(config(straight), tmp_path / "a", "test") == 0
+    assert train(config(stopped), tmp_path / "b", "test") == 0
+    assert "stopped at step 6" in capsys.readouterr().out
+    assert not any(kind == "finish" for kind, _ in stopped.log)
+    assert train(config(resumed), tmp_path / "b", "test") == 0
+    first, second = dict(flat(straight.log[-1][1])), dict(flat(resumed.log[-1][1]))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a")[12] < losses(tmp_path / "a")[3]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
+    with pytest.raises(ValueError, match=r"the loss of step [1-6] is nan"):
+        train(config(Regression(poison=3)), tmp_path, "test")
+
+
+def test_frozen_weights_have_no_moments_and_stay():
+    recipe = Regression()
+    network = initialise(recipe.build, 0)
+    skeleton = abstract(recipe.build)
+    factor = factors(RATES, trainable(skeleton))
+    tx = build_optimizer(OptimizerConfig(rate=0.1), 10, factor)
+    state = begin(network, tx, factor, ema=None, seed=0)
+    assert set(state.frozen) == {"first.kernel", "first.bias"}
+    assert set(state.stats) == {"norm.mean", "norm.var"}
+    assert set(state.opt[1].mu) == set(state.params) == set(state.opt[1].nu)
+    assert not set(state.params) & {*state.frozen, *state.stats}
+    before = {n: np.array(w) for n, w in state.weights(averaged=False).items()}
+    step = make_step(skeleton, recipe.loss, tx, ema=None)
+    batch = {k: np.stack([e[k] for e in recipe.prepare(Path())[0]]) for k in ("x", "y")}
+    for _ in range(2):
+        state, _ = step(state, batch)
+    after = state.weights(averaged=False)
+    changed = {name for name, value in before.items() if (value != np.asarray(after[name])).any()}
+    assert changed == {*state.params, *state.stats}
+
+
+def test_patterns_are_tried_in_order_and_each_must_decide_something():
+    names = ["a.kernel", "a.bias", "b.kernel"]
+    rates = (("a.bias", 2.0), ("a.*", None))
+    assert factors(rates, names) == {"a.kernel": None, "a.bias": 2.0, "b.kernel": 1.0}
+    with pytest.raises(SettingError, match=r"no weight is left for a\.bias"):
+        factors((("a.*", None), ("a.bias", 2.0)), names)
+
+
+def test_factors_scale_the_updates_and_vectors_do_not_decay():
+    factor = {"slow": 0.5, "fast": 1.0, "vector": 1.0}
+    weights = {"slow": jnp.ones((2, 2)), "fast": jnp.ones((2, 2)), "vector": jnp.ones(2)}
+    tx = build_optimizer(OptimizerConfig(rate=0.1, warmup=0, decay=0.5), 10, factor)
+    still = {name: jnp.zeros_like(w) for name, w in weights.items()}
+    updates, _ = tx.update(still, tx.init(weights), weights)
+    assert float(updates["fast"][0, 0]) < 0
+    np.testing.assert_allclose(updates["slow"], updates["fast"] / 2, rtol=1e-6)
+    assert not np.any(updates["vector"])
+
+
+def test_means_weigh_a_short_last_batch_by_its_size():
+    batches = [{"x": np.ones(4)}, {"x": np.full(1, 6.0)}]
+    assert mean_metrics(lambda b: {"x": b["x"].mean()}, batches) == {"x": 2.0}
+
+
+def run_again(folder):
+    """A run of 12 steps with checkpoints at 6 and 12."""
+    return train(config(Regression(), save=6), folder, "test")
+
+
+def test_an_unreadable_checkpoint_is_passed_over(tmp_path, capsys):
+    run_again(tmp_path)
+    for file in (tmp_path / "checkpoints" / "12" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    capsys.readouterr()
+    assert run_again(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint 12 cannot be read" in said
+    assert "trying the one before" in said
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "6"]
+
+
+def test_checkpoints_of_another_network_are_an_error_and_stay(tmp_path):
+    run_again(tmp_path)
+    recipe = Regression()
+    factor = factors((), trainable(abstract(recipe.build)))
+    tx = build_optimizer(OptimizerConfig(rate=0.1), 12, factor)
+    state = begin(initialise(recipe.build, 0), tx, factor, ema=None, seed=0)  # nothing frozen
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    data = batches(recipe.prepare(tmp_path)[0], batch=4, seed=0, train=True)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* use another --workdir"):
+        checkpoints.restore(state.items(), data)
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "12").is_dir()
+
+
+def test_a_state_survives_its_items():
+    recipe = Regression()
+    factor = dict.fromkeys(trainable(abstract(recipe.build)), 1.0)
+    tx = build_optimizer(OptimizerConfig(rate=0.1), 12, factor)
+    state = begin(initialise(recipe.build, 0), tx, factor, ema=0.9, seed=3)
+    again = TrainState.of(state.items())
+    assert again._replace(key=state.key) == state
+    assert (again.key == state.key).all()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.recipe.maks=3", "AudioMAERecipe has no field 'maks'"),
+        ("--config.recipe.masked=lots", "recipe.masked should be float, not 'lots'"),
+        ("--config.steps=1.5", "steps should be int, not 1.5"),
+        ('--config.optimizer.rates=[["nose", null]]', "no weight is left for nose"),
+    ],
+)
+def test_a_wrong_override_is_one_line(argument, message, tmp_path, capsys):
+    code = main(
+        ["--config", str(ROOT / "configs/tiny_audiomae.py"), "--workdir", str(tmp_path), argument]
+    )
+    said = capsys.readouterr().err
+    assert code == 2
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_what_is_no_override_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(tmp_path), "--seed=3"])
+    assert "'--seed=3' is not understood" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_mapper_trains_on_clips_and_leaves_a_bundle(tmp_path):
+    """The command itself, from nothing but a bundle."""
+    untrained_bundle(tmp_path / "bundle")
+    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.train": 4, "recipe.heldout": 2}
+    changes |= {"steps": 2, "batch": 2, "log": 1}
+    overrides = [f"--config.{name}={value}" for name, value in changes.items()]
+    command = [sys.executable, "train.py", "--config", "configs/tiny.py", "--workdir"]
+    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run([*command, str(tmp_path / "run"), *overrides])
+    assert done.returncode == 0, done.stderr
+    assert "heldout_loa_error_shuffled" in done.stdout
+    bundle = Bundle.open(tmp_path / "run")
+    assert set(bundle.entries) == set(Bundle.open(tmp_path / "bundle").entries)
+    assert "train.py --config configs/tiny.py" in bundle.entries["mapper"].source.made_by
+    assert bundle.load("mapper").loa_std[...].min() < 1
