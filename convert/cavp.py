@@ -10,6 +10,7 @@ from mfm_jax.models.cavp import TEMPORAL
 
 _SPACE = "o i 1 h w -> h w i o"
 _TIME = "o i t 1 1 -> t 1 i o"
+_POINT = "o i 1 1 1 -> 1 1 i o"
 
 
 def _video_rows(ours: str) -> tuple[Row | Computed, ...]:
@@ -20,11 +21,11 @@ def _video_rows(ours: str) -> tuple[Row | Computed, ...]:
     ]
     for i, temporal in enumerate(TEMPORAL):
         a, b = f"video_encoder.layer{i + 1}.*", f"{ours}tower.stages.{i}.*"
-        for name in ("conv1", "conv2", "conv3"):
-            move = _TIME if temporal and name == "conv1" else _SPACE
+        moves = {"conv1": _TIME if temporal else _POINT, "conv2": _SPACE, "conv3": _POINT}
+        for name, move in moves.items():
             rows.append(Row(f"{a}.{name}.conv.weight", f"{b}.{name}.conv.kernel", move))
         rows.extend(batch_norm(f"{a}.conv*.bn", f"{b}.conv*.norm"))
-        rows.append(Row(f"{a}.downsample.conv.weight", f"{b}.shortcut.conv.kernel", _SPACE))
+        rows.append(Row(f"{a}.downsample.conv.weight", f"{b}.shortcut.conv.kernel", _POINT))
         rows.extend(batch_norm(f"{a}.downsample.bn", f"{b}.shortcut.norm"))
     rows.extend(named("video_project_head", f"{ours}project", DENSE))
     return tuple(rows)

@@ -9,8 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("generate", "extract", "demo")
-
 
 class UsageError(ValueError):
     """A command that cannot be carried out as given; the message says what to change."""
