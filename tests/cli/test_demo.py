@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -42,7 +43,7 @@ def test_the_shipped_mapper_beats_the_mean_and_another_clips_loa(tmp_path):
     source = FeatureSource(tmp_path / "features")
     mapper = bundle.load("mapper", np.float32)
     examples = [recipe.read(source[i]) for i in range(len(source))]
-    batch = jax.tree.map(lambda *x: np.stack(x), *examples)
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *examples)
     made = jax.jit(partial(type(mapper).generate, mapper))(recipe.streams(batch))
     made, true = (np.asarray(mapper.standardise(x)) for x in (made, batch["loa"]))
     error, shuffled = (((x - true) ** 2).mean() for x in (made, np.roll(made, 1, axis=0)))

@@ -219,8 +219,9 @@ def test_batch_mates_change_nothing(name):
         return sample(elementwise, noise, Schedule(), keys=keys, **RUNS[name])
 
     together = run(NOISE, KEYS)
-    np.testing.assert_array_equal(run(NOISE[1:2], KEYS[1:2])[0], together[1])
     np.testing.assert_array_equal(run(NOISE[::-1], KEYS[::-1])[::-1], together)
+    # A batch of another size is another program, which may round otherwise.
+    np.testing.assert_allclose(run(NOISE[1:2], KEYS[1:2])[0], together[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", RUNS)

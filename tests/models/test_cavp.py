@@ -258,7 +258,8 @@ def test_any_frame_size(tiny, size):
 def test_inference_does_not_look_at_the_batch(tiny):
     clip = random_clip(3, 4, 32)
     encode = partial(encode_video, tiny, normalize=False)
-    np.testing.assert_allclose(encode(clip)[1:2], encode(clip[1:2]), atol=1e-5)
+    # Another size of batch is another program, which rounds otherwise: relative to the values.
+    np.testing.assert_allclose(encode(clip)[1:2], encode(clip[1:2]), rtol=1e-5, atol=1e-5)
 
 
 def test_training_looks_at_the_batch_and_keeps_its_statistics():
