@@ -175,7 +175,7 @@ def _timeline(path: Path) -> _Timeline:
 def _time_base(stream: av.VideoStream) -> Fraction:
     """Seconds of one tick of the stream's timestamps."""
     assert stream.time_base is not None, "every stream of an open file has one"
-    return stream.time_base
+    return Fraction(stream.time_base)
 
 
 def _usual_gap(pts: Int[np.ndarray, "frames"], stream: av.VideoStream) -> int:

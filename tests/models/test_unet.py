@@ -286,7 +286,7 @@ def test_any_size_of_latents():
     x, loa, text = (
         jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 250, 16, 8), (1, 8, 768), (1, 3, 1024))
     )
-    y = jax.eval_shape(UNet.__call__, net, x, jax.ShapeDtypeStruct((1,), int), (loa, text))
+    y = jax.eval_shape(UNet.__call__, net, x, jax.ShapeDtypeStruct((1,), jnp.int32), (loa, text))
     assert y.shape == x.shape
 
 
@@ -294,7 +294,7 @@ def test_tiny_fits_the_miniature():
     net = abstract(lambda rngs: UNet(UNetConfig.tiny(), rngs=rngs))
     assert count(net) < 3e6
     x, loa = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 64, 16, 8), (2, 16, 128)))
-    t, seconds = jax.ShapeDtypeStruct((2,), int), jax.ShapeDtypeStruct((16,), jnp.float32)
+    t, seconds = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((16,), jnp.float32)
     assert (
         jax.eval_shape(UNet.__call__, net, x, t, (loa,), context_seconds=seconds).shape == x.shape
     )

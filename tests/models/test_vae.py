@@ -123,7 +123,9 @@ def test_latents_are_scaled_on_the_way_in_and_out(our_vae):
 def test_tiny_fits_the_miniature():
     vae = abstract(lambda rngs: VAE(VAEConfig.tiny(), rngs=rngs))
     assert 0.2e6 < count(vae) < 0.3e6
-    mean, logvar = jax.eval_shape(VAE.encode, vae, jax.ShapeDtypeStruct((2, 256, 64, 1), float))
+    mean, logvar = jax.eval_shape(
+        VAE.encode, vae, jax.ShapeDtypeStruct((2, 256, 64, 1), jnp.float32)
+    )
     assert mean.shape == logvar.shape == (2, 64, 16, 8)
     assert jax.eval_shape(VAE.decode, vae, mean).shape == (2, 256, 64, 1)
 
