@@ -110,7 +110,7 @@ def test_dropout_draws_in_training_only():
 
 @pytest.mark.xfail(
     jax.__version_info__ >= (0, 12),
-    reason="jaxlib 0.12 on a CPU compiles some bfloat16 convolutions to NaN; eagerly they are right",
+    reason="jaxlib 0.12 on a CPU compiles some bfloat16 convolutions to NaN; run eagerly they hold",
     strict=True,
 )
 def test_bfloat16_weights_compute_in_bfloat16():
