@@ -82,6 +82,13 @@ def test_fbank(reference, parity, clip, rows):
 
 
 @pytest.mark.parity
+def test_fbank_of_the_full_size_run(reference, parity):
+    golden = np.load(reference / "audiomae" / "golden" / "full.npz")
+    ours = audio.kaldi_fbank(golden["wave_int16"] / np.float32(32_768))
+    parity("Kaldi fbank", "golden full fbank", ours[None], golden["fbank"], 2e-3)
+
+
+@pytest.mark.parity
 def test_raw_fbank(reference, parity):
     golden = np.load(reference / "audiomae" / "golden" / "fbank.npz")
     wave = golden["wave1_int16"] / np.float32(32_768)
