@@ -16,6 +16,7 @@ from einops import repeat
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
+from mfm_jax.audio import RATE
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.diffusion import guide, sample
 from mfm_jax.encoders import Frames, encode_video, sentence_length, stack_frames, window_spec
@@ -28,8 +29,6 @@ from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
 from mfm_jax.typing import Array, Bool, Float, Shaped
 from mfm_jax.windows import Window, WindowSpec
-
-RATE = 16_000  # samples per second of the vocoder
 
 
 class Text(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mfm_jax.audio import write_wav
+from mfm_jax.audio import RATE, write_wav
 from mfm_jax.cli import UsageError
 from mfm_jax.cli.progress import Progress
 from mfm_jax.data.clips import VIDEO_SUFFIXES
@@ -95,7 +95,6 @@ def finish(job: Job, spec: WindowSpec, progress: Progress) -> None:
     wave = stitch(job.waves, spec, job.samples)
     job.waves.clear()
     try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
         if job.target.suffix == ".wav":
             write_wav(job.target, wave)
         else:
@@ -176,7 +175,7 @@ def _opened(jobs: list[Job], spec: WindowSpec) -> Iterator[tuple[Job, Window]]:
             continue
         try:
             info = probe(job.source)
-            job.samples = round(info.seconds * 16_000)
+            job.samples = round(info.seconds * RATE)
             job.windows = len(spec.starts(info.seconds))
             for window in windows(job.source, spec):
                 yield job, window
