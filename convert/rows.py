@@ -31,7 +31,7 @@ def batch_norm(theirs: str, ours: str) -> tuple[Row | Computed, ...]:
         *norm(theirs, ours),
         Row(f"{theirs}.running_mean", f"{ours}.mean"),
         Row(f"{theirs}.running_var", f"{ours}.var"),
-        Computed(f"{theirs}.num_batches_tracked", 0.0),
+        Computed(f"{theirs}.num_batches_tracked", f"{ours}.mean", 0, (), "int64"),
     )
 
 

@@ -5,14 +5,19 @@ for an index that carries across. The move is one einops pattern, which inverts 
 sides, and a row inverts by swapping its columns, so there is no second mapping for the way back.
 """
 
+import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
 
 Names = str | tuple[str, ...]
+Sizes = Mapping[str, int]
+Shape = tuple[int, ...]
 Weights = Mapping[str, np.ndarray]
 
 
@@ -33,13 +38,13 @@ class Row:
     ours: Names
     move: str | None = None
 
+    def read(self, theirs: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
+        """Theirs to ours."""
+        return _moved(theirs, self.move, len(_several(self.ours)), sizes)
 
-@dataclass(frozen=True)
-class Tied:
-    """`copy` on their side repeats `source`: not read, checked to be equal, written again."""
-
-    copy: str
-    source: str
+    def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
+        """Ours to theirs."""
+        return _moved(ours, _flipped(self.move), len(_several(self.theirs)), sizes)
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,264 @@ class WeightNorm:
     ours: str
     move: str | None = None
 
+    @property
+    def theirs(self) -> tuple[str, str]:
+        """Both names."""
+        return self.gain, self.direction
+
+    def read(self, theirs: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
+        """Theirs to ours, multiplied in float32."""
+        gain, direction = (a.astype(np.float32) for a in theirs)
+        weight = (gain * direction / _norm(direction)).astype(theirs[1].dtype)
+        return _moved([weight], self.move, 1, sizes)
+
+    def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
+        """Ours to theirs."""
+        (weight,) = _moved(ours, _flipped(self.move), 1, sizes)
+        return [_norm(weight.astype(np.float32)).astype(weight.dtype), weight]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Vectors of theirs are the first rows of one table of ours, whose other rows nobody reads."""
+
+    theirs: tuple[str, ...]
+    ours: str
+    rows: int
+
+    def read(self, theirs: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
+        """Theirs to ours; rows without a vector are zeros."""
+        table = np.zeros((self.rows, *theirs[0].shape), theirs[0].dtype)
+        table[: len(theirs)] = theirs
+        return [table]
+
+    def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
+        """Ours to theirs."""
+        return list(ours[0][: len(self.theirs)])
+
+
+@dataclass(frozen=True)
+class Tied:
+    """`copy` on their side repeats `source`: not read, checked to be equal, may be left out."""
+
+    copy: str
+    source: str
+
 
 @dataclass(frozen=True)
 class Computed:
-    """A weight of theirs that we compute instead; `value` writes it back, given its shape."""
+    """A tensor of theirs that we compute instead, one for each weight of ours called `beside`.
+
+    It may be left out there; the way back fills it with `value`.
+    """
 
     theirs: str
+    beside: str
     value: float
+    shape: Shape
+    dtype: str
 
 
 @dataclass(frozen=True)
 class Ignore:
-    """Keys of theirs (a pattern with `*` for anything) that are not read, and why."""
+    """Keys of theirs (a pattern with `*` for anything) that are not read, and why.
+
+    They are kept beside the weights for the way back, unless they belong to another network.
+    """
 
     pattern: str
     reason: str
+    foreign: bool = False
 
 
-def _one(names: Names) -> tuple[str, ...]:
+Rule = Row | WeightNorm | Rows
+
+
+class Unit(NamedTuple):
+    """One rule for one set of indices: these tensors there are those weights here."""
+
+    rule: Rule
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one network. `sizes` binds axis letters of the moves, one meaning per table."""
+
+    rows: tuple[Rule | Tied | Computed, ...]
+    ignore: tuple[Ignore, ...] = ()
+    sizes: Sizes = field(default_factory=dict)
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rows that carry weights across."""
+        return [row for row in self.rows if isinstance(row, Rule)]
+
+    @property
+    def tied(self) -> list[Tied]:
+        """The rows for tensors that repeat others."""
+        return [row for row in self.rows if isinstance(row, Tied)]
+
+    def to_ours(self, theirs: Weights) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield our `(name, array)` one row at a time, reading `theirs` lazily.
+
+        Raises:
+            ConversionError: keys that no row reads, that two rows read, or that a row lacks; a
+                tied copy that differs.
+        """
+        self.check_keys(theirs.keys())
+        for unit in self.units(theirs, "theirs"):
+            arrays = unit.rule.read([theirs[name] for name in unit.theirs], self.sizes)
+            yield from zip(unit.ours, arrays, strict=True)
+        for row in self.tied:
+            copy = theirs.get(row.copy)
+            if copy is not None and not np.array_equal(copy, theirs[row.source]):
+                raise ConversionError(f"{row.copy} should repeat {row.source} and does not")
+
+    def to_theirs(
+        self,
+        ours: Weights,
+        *,
+        order: Callable[[str], int] | None = None,
+        wanted: Callable[[str], bool] = lambda key: True,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield their `(name, array)` one row at a time, tied copies and computed tensors included.
+
+        Args:
+            order: rows are written in the order of this key of the last of their weights, for
+                `ours` that is read in pieces.
+            wanted: which of their names to yield; no weight is read for the others.
+
+        Raises:
+            ConversionError: weights of ours that no row writes, or that a row lacks.
+        """
+        units = list(self.units(ours, "ours"))
+        written = {name for unit in units for name in unit.ours}
+        wrong = sorted(written.symmetric_difference(ours))
+        if wrong:
+            raise ConversionError(f"the table and the network differ in {', '.join(wrong)}")
+        if order is not None:
+            units.sort(key=lambda unit: max(map(order, unit.ours)))
+        copies = {row.source: row.copy for row in self.tied}
+        for unit in units:
+            names = [(key, copies.get(key, key)) for key in unit.theirs]
+            if not any(wanted(key) for pair in names for key in pair):
+                continue
+            arrays = unit.rule.write([ours[name] for name in unit.ours], self.sizes)
+            for pair, array in zip(names, arrays, strict=True):
+                yield from ((key, array) for key in dict.fromkeys(pair) if wanted(key))
+        yield from ((key, array) for key, array in self.computed(ours) if wanted(key))
+
+    def computed(self, ours: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors of theirs that a network with the weights `ours` goes with."""
+        ours = list(ours)
+        for row in self.rows:
+            if isinstance(row, Computed):
+                for indices in _indices((row.beside,), ours):
+                    yield (
+                        _fill(row.theirs, indices),
+                        np.full(row.shape, row.value, np.dtype(row.dtype)),
+                    )
+
+    def ignored(self, key: str) -> bool:
+        """Whether the table names `key` as one that is not read."""
+        return any(fnmatch.fnmatchcase(key, row.pattern) for row in self.ignore)
+
+    def kept(self, key: str) -> bool:
+        """Whether a tensor that is not read belongs to the network all the same."""
+        matching = [row for row in self.ignore if fnmatch.fnmatchcase(key, row.pattern)]
+        return bool(matching) and not any(row.foreign for row in matching)
+
+    def optional(self, ours: Iterable[str]) -> set[str]:
+        """Keys of theirs that a complete checkpoint may have or not."""
+        return {row.copy for row in self.tied} | {key for key, _ in self.computed(ours)}
+
+    def shapes(self, ours: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Key and shape of every tensor there that a network with weights `ours` goes with."""
+        # Nothing is allocated: all elements of each array are the same one.
+        nothing = {name: np.broadcast_to(np.int8(0), shape) for name, shape in ours.items()}
+        return {key: array.shape for key, array in self.to_theirs(nothing)}
+
+    def check_keys(self, keys: Iterable[str]) -> None:
+        """Every key is read once or ignored, and every row that has no star finds its key.
+
+        Raises:
+            ConversionError: lists the unknown, doubly read and missing keys.
+        """
+        keys = set(keys)
+        units = list(self.units(keys, "theirs"))
+        found = {id(unit.rule) for unit in units}
+        readers = Counter(name for unit in units for name in unit.theirs)
+        readers.update(row.copy for row in self.tied)
+        absent = {name for r in self.rules if id(r) not in found for name in _several(r.theirs)}
+        optional = {row.copy for row in self.tied}
+        computed = [_matcher(row.theirs) for row in self.rows if isinstance(row, Computed)]
+        readers.update(k for k in keys for pattern in computed if pattern.fullmatch(k))
+        raise_if_any(
+            "the checkpoint does not fit",
+            {
+                "missing": (readers.keys() - keys - optional) | absent,
+                "unknown": {k for k in keys - readers.keys() if not self.ignored(k)},
+                "claimed by two rows": {k for k in keys if readers[k] > 1},
+            },
+        )
+
+    def units(self, names: Iterable[str], side: str) -> Iterator[Unit]:
+        """Every rule with every set of indices under which `names` has any of its weights."""
+        names = list(names)
+        for rule in self.rules:
+            for indices in _indices(_several(getattr(rule, side)), names):
+                theirs, ours = (
+                    tuple(_fill(n, indices) for n in _several(column))
+                    for column in (rule.theirs, rule.ours)
+                )
+                yield Unit(rule, theirs, ours)
+
+
+def raise_if_any(what: str, keys: Mapping[str, Iterable[str]]) -> None:
+    """Say what is wrong with which keys, all in one line.
+
+    Raises:
+        ConversionError: any of the lists has a key in it.
+    """
+    listed = {label: sorted(names) for label, names in keys.items()}
+    parts = [f"{label}: {', '.join(_shortened(n))}" for label, n in listed.items() if n]
+    if parts:
+        raise ConversionError(f"{what}: " + "; ".join(parts))
+
+
+def _shortened(names: list[str], most: int = 16) -> list[str]:
+    """The names, or where there are many the patterns of their indices and how many they are."""
+    if len(names) <= most:
+        return names
+    patterns = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
+    return [f"{p} ({n})" if n > 1 else p for p, n in patterns.items()]
+
+
+def _moved(arrays: list[np.ndarray], move: str | None, into: int, sizes: Sizes) -> list[np.ndarray]:
+    """Stack (if several), rearrange, unstack (if `into` is several)."""
+    array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
+    if move is not None:
+        left, right = (side.split() for side in move.replace("(", " ( ").split("->"))
+        bound = {k: v for k, v in sizes.items() if re.search(rf"\b{k}\b", move)}
+        if into > 1:
+            bound[right[0]] = into
+        if len(arrays) > 1:
+            bound[left[0]] = len(arrays)
+        array = rearrange(array, move, **bound)
+    return list(array) if into > 1 else [array]
+
+
+def _flipped(move: str | None) -> str | None:
+    return None if move is None else " -> ".join(reversed([s.strip() for s in move.split("->")]))
+
+
+def _norm(v: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum(v**2, axis=tuple(range(1, v.ndim)), keepdims=True))
+
+
+def _several(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
@@ -85,146 +330,6 @@ def _fill(pattern: str, indices: Sequence[str]) -> str:
     if len(parts) - 1 != len(indices):
         raise ConversionError(f"{pattern!r} has {len(parts) - 1} stars, its partner {len(indices)}")
     return parts[0] + "".join(i + p for i, p in zip(indices, parts[1:], strict=True))
-
-
-def _flip(move: str | None) -> str | None:
-    return None if move is None else " -> ".join(reversed([s.strip() for s in move.split("->")]))
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of one network. `sizes` binds axis letters of the moves, one meaning per table."""
-
-    rows: tuple[Row | Tied | WeightNorm | Computed, ...]
-    ignore: tuple[Ignore, ...] = ()
-    sizes: Mapping[str, int] = field(default_factory=dict)
-
-    def _move(self, arrays: list[np.ndarray], move: str | None, into: int) -> list[np.ndarray]:
-        """Stack (if several), rearrange, unstack (if `into` is several)."""
-        array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
-        if move is not None:
-            left, right = (side.split() for side in move.replace("(", " ( ").split("->"))
-            sizes = {k: v for k, v in self.sizes.items() if re.search(rf"\b{k}\b", move)}
-            if into > 1:
-                sizes[right[0]] = into
-            if len(arrays) > 1:
-                sizes[left[0]] = len(arrays)
-            array = rearrange(array, move, **sizes)
-        return list(array) if into > 1 else [array]
-
-    def to_ours(self, theirs: Weights) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield our `(name, array)` one row at a time, reading `theirs` lazily.
-
-        Raises:
-            ConversionError: keys that no row reads, that two rows read, or that a row lacks.
-        """
-        self.check_keys(theirs.keys())
-        for row in self.rows:
-            if isinstance(row, Row):
-                for indices in _indices(_one(row.theirs), theirs):
-                    arrays = [theirs[_fill(n, indices)] for n in _one(row.theirs)]
-                    names = [_fill(n, indices) for n in _one(row.ours)]
-                    yield from zip(names, self._move(arrays, row.move, len(names)), strict=True)
-            elif isinstance(row, WeightNorm):
-                for indices in _indices((row.gain, row.direction), theirs):
-                    g, v = (theirs[_fill(n, indices)] for n in (row.gain, row.direction))
-                    norm = np.sqrt(np.sum(v**2, axis=tuple(range(1, v.ndim)), keepdims=True))
-                    (weight,) = self._move([g * v / norm], row.move, 1)
-                    yield _fill(row.ours, indices), weight
-            elif isinstance(row, Tied):
-                copy, source = theirs.get(row.copy), theirs[row.source]
-                if copy is not None and not np.array_equal(copy, source):
-                    raise ConversionError(f"{row.copy} should repeat {row.source} and does not")
-
-    def to_theirs(
-        self, ours: Weights, manifest: Mapping[str, Sequence] | None = None
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield their `(name, array)`; `manifest` gives the shapes of `Computed` weights.
-
-        Raises:
-            ConversionError: weights of ours that no row writes.
-        """
-        written: set[str] = set()
-        for row in self.rows:
-            if isinstance(row, Row):
-                for indices in _indices(_one(row.ours), ours):
-                    names = [_fill(n, indices) for n in _one(row.ours)]
-                    written.update(names)
-                    moved = self._move(
-                        [ours[n] for n in names], _flip(row.move), len(_one(row.theirs))
-                    )
-                    yield from zip(
-                        [_fill(n, indices) for n in _one(row.theirs)], moved, strict=True
-                    )
-            elif isinstance(row, WeightNorm):
-                for indices in _indices((row.ours,), ours):
-                    written.add(_fill(row.ours, indices))
-                    (v,) = self._move([ours[_fill(row.ours, indices)]], _flip(row.move), 1)
-                    norm = np.sqrt(np.sum(v**2, axis=tuple(range(1, v.ndim)), keepdims=True))
-                    yield _fill(row.gain, indices), norm
-                    yield _fill(row.direction, indices), v
-            elif isinstance(row, Computed):
-                for key, (shape, dtype) in (manifest or {}).items():
-                    if _matcher(row.theirs).fullmatch(key):
-                        yield key, np.full(shape, row.value, dtype)
-        for row in self.rows:
-            if isinstance(row, Tied):
-                yield from ((row.copy, a) for n, a in self.to_theirs_of(row.source, ours))
-        lost = sorted(set(ours) - written)
-        if lost:
-            raise ConversionError(f"no row writes {', '.join(lost)}")
-
-    def to_theirs_of(self, key: str, ours: Weights) -> Iterator[tuple[str, np.ndarray]]:
-        """Their weight `key` alone, for its tied copies."""
-        rows = tuple(r for r in self.rows if isinstance(r, Row) and r.theirs == key)
-        needed = {n: ours[n] for r in rows for n in _one(r.ours)}
-        yield from Table(rows, sizes=self.sizes).to_theirs(needed)
-
-    def check_keys(self, keys: Iterable[str]) -> None:
-        """Every key is read once or ignored, and every row that has no star finds its key.
-
-        Raises:
-            ConversionError: lists the unknown, doubly read and missing keys.
-        """
-        keys = set(keys)
-        readers: dict[str, int] = dict.fromkeys(keys, 0)
-        missing: set[str] = set()
-        for row in self.rows:
-            if isinstance(row, Tied):
-                readers.update({row.copy: readers[row.copy] + 1} if row.copy in readers else {})
-                continue
-            names = {Row: lambda r: _one(r.theirs), Computed: lambda r: (r.theirs,)}.get(
-                type(row), lambda r: (r.gain, r.direction)
-            )(row)
-            found = [_fill(n, i) for i in _indices(names, keys) for n in names]
-            if not found and not isinstance(row, Computed):
-                missing.update(names)
-            for key in found:
-                if key in keys:
-                    readers[key] += 1
-                elif not isinstance(row, Computed):
-                    missing.add(key)
-        unknown = sorted(
-            k
-            for k, n in readers.items()
-            if n == 0 and not any(_glob(i.pattern, k) for i in self.ignore)
-        )
-        twice = sorted(k for k, n in readers.items() if n > 1)
-        parts = [
-            f"{label}: {', '.join(names)}"
-            for label, names in (
-                ("missing", sorted(missing)),
-                ("unknown", unknown),
-                ("claimed by two rows", twice),
-            )
-            if names
-        ]
-        if parts:
-            raise ConversionError("the checkpoint does not fit: " + "; ".join(parts))
-
-
-def _glob(pattern: str, key: str) -> bool:
-    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), key) is not None
 
 
 def _indices(names: tuple[str, ...], keys: Iterable[str]) -> list[tuple[str, ...]]:

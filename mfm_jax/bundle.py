@@ -1,46 +1,57 @@
 """A bundle: every network that makes sound from video, in one directory.
 
-`bundle.json` holds the format, the settings and, for each component, its config, the folder of its
-Orbax checkpoint and where its weights come from. A component's folder is never changed once it is
-named there, and `bundle.json` is replaced in one step: a bundle is the old one or the new one.
+`bundle.json` holds the format, the settings and, for each component, its config, where its weights
+come from, and the folder they lie in (`mfm_jax.store`) with a checksum. A component's folder is
+never changed once it is named there, and `bundle.json` is replaced in one step: a bundle is the old
+one or the new one. Several processes may write components into one bundle at the same time.
 """
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 from flax import nnx
+from jax import numpy as jnp
 from jax.typing import DTypeLike
 
+from mfm_jax import __version__
 from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
 from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
+from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
+from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.t5 import T5Config, T5Encoder
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.models.vae import VAE, VAEConfig
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.paths import new_folder, write_text
+from mfm_jax.paths import is_locked, locked, new_folder, write_text
 from mfm_jax.settings import SettingError, from_json, to_json
+from mfm_jax.store import INDEX, Listed, Store, StoreError, write_store
 from mfm_jax.weights import (
     WeightError,
     abstract,
     check_weights,
-    count,
     named_weights,
     with_weights,
 )
 
-FORMAT = 1
+FORMAT = 2
+
+
+Shape = tuple[int, ...]
 
 
 class BundleError(ValueError):
@@ -64,7 +75,12 @@ KINDS = {
     "vocoder": Kind(VocoderConfig, Vocoder),
     "text": Kind(EmptyTextConfig, EmptyText),
     "t5": Kind(T5Config, T5Encoder),
+    "gpt2": Kind(GPT2Config, GPT2),  # that a mapper starts from
+    "sequence": Kind(MapperConfig, build_mapper),  # AudioLDM2's own, from text to LOA
+    "cnn14": Kind(Cnn14Config, Cnn14Tagger),  # for metrics
 }
+
+OWN_FOLDER = re.compile(rf"\.?({'|'.join(KINDS)})-[0-9a-f]{{8}}(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,18 @@ class Source:
     made_by: str  # the command that trained or converted them
     licence: str  # of the weights
     files: tuple[tuple[str, str], ...] = ()  # (name, SHA-256) of the files converted
+    version: str = __version__  # of this project
+
+
+class Component(NamedTuple):
+    """A component to be written."""
+
+    config: Any
+    # A network, or its weights by name as they come: then no more than a part of them is held.
+    weights: nnx.Module | Iterable[tuple[str, Any]]
+    source: Source
+    # Puts files that belong to the component into its folder.
+    add_files: Callable[[Path], None] = lambda folder: None
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,7 @@ class Entry:
     folder: str
     source: Source
     parameters: int
+    checksum: str = ""  # SHA-256 of all of the above and of the index of the folder
 
 
 @dataclass(frozen=True)
@@ -140,38 +169,78 @@ class Bundle:
         """
         return self._entry(name).config
 
-    def load(self, name: str, dtype: DTypeLike | None = None) -> Any:
-        """The network `name` with its weights, in `dtype` or as stored.
+    def load(
+        self,
+        name: str,
+        dtype: DTypeLike | None = None,
+        *,
+        sharding: Callable[[str, Shape], jax.sharding.Sharding] | None = None,
+        check: bool = False,
+    ) -> Any:
+        """The network `name` with its weights.
+
+        Args:
+            dtype: of the floating-point weights; as stored if not given.
+            sharding: of each weight, by name and shape; a process then reads the shards of its own
+                devices only. All on the first device if not given.
+            check: read all files first and compare them with their checksums.
 
         Raises:
             BundleError: the component is absent, or its weights are missing, unexpected,
-                misshaped or unreadable; all of them are listed.
+                misshaped, unreadable or, with `check`, not those that were written.
         """
-        entry = self._entry(name)
-        network = abstract(lambda rngs: KINDS[name].build(entry.config, rngs=rngs))
-        folder = self.path / entry.folder
+        entry, store = self._entry(name), self.store(name)
         where = f"{name} in bundle {self.path}"
-        with ocp.StandardCheckpointer() as checkpointer:
-            try:
-                stored = checkpointer.metadata(folder.resolve()).item_metadata.tree
-                check_weights(
-                    named_weights(network), {n: a.shape for n, a in stored.items()}, where=where
-                )
-                target = {
-                    n: jax.ShapeDtypeStruct(
-                        a.shape,
-                        a.dtype if dtype is None else dtype,
-                        sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-                    )
-                    for n, a in stored.items()
-                }
-                return with_weights(network, checkpointer.restore(folder.resolve(), target))
-            except WeightError as error:
-                raise BundleError(str(error)) from None
-            except Exception as error:
-                # Orbax and tensorstore raise many kinds for missing or damaged files.
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise BundleError(f"cannot read the weights of {where}: {reason}") from None
+        if check and (problems := self._unsealed(name) or store.damaged_files()):
+            raise BundleError(f"{where} is damaged: {'; '.join(problems)}: make it again")
+        network = abstract(lambda rngs: KINDS[name].build(entry.config, rngs=rngs))
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+        def target(weight: str, stored: Listed) -> jax.ShapeDtypeStruct:
+            kind = np.dtype(stored.dtype) if dtype is None else dtype
+            place = first if sharding is None else sharding(weight, stored.shape)
+            return jax.ShapeDtypeStruct(stored.shape, kind, sharding=place)
+
+        try:
+            check_weights(
+                named_weights(network), {n: a.shape for n, a in store.arrays.items()}, where=where
+            )
+            weights: dict[str, Any] = {}
+            for part in store.parts():
+                weights |= store.restore(target, part)
+            return with_weights(network, weights)
+        except WeightError as error:
+            raise BundleError(str(error)) from None
+        except StoreError as error:
+            raise BundleError(f"cannot read the weights of {where}: {error}") from None
+
+    def store(self, name: str) -> Store:
+        """The folder of a component.
+
+        Raises:
+            BundleError: the component is absent, or its folder has no readable index.
+        """
+        folder = self.path / self._entry(name).folder
+        try:
+            return Store.open(folder)
+        except StoreError as error:
+            raise BundleError(
+                f"cannot read the weights of {name} in bundle {self.path}: {error}"
+            ) from None
+
+    def damages(self, name: str) -> list[str]:
+        """How the component differs from what was written, file by file and array by array."""
+        try:
+            store = self.store(name)
+        except BundleError as error:
+            return [str(error)]
+        return self._unsealed(name) or store.damaged_files() or store.damaged_arrays()
+
+    def _unsealed(self, name: str) -> list[str]:
+        entry = self._entry(name)
+        if _checksum(name, entry, self.path / entry.folder) == entry.checksum:
+            return []
+        return [f"bundle.json or {entry.folder}/{INDEX} was changed"]
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
@@ -188,18 +257,25 @@ def _entry(name: str, data: dict) -> Entry:
         data["folder"],
         from_json(Source, data["source"], f"{name}.source"),
         data["parameters"],
+        data["checksum"],
     )
+
+
+def _checksum(name: str, entry: Entry, folder: Path) -> str:
+    """Of what `bundle.json` says of the component and, through its index, of all that it has."""
+    said = json.dumps([name, to_json(replace(entry, checksum=""))], sort_keys=True)
+    return hashlib.sha256(said.encode() + (folder / INDEX).read_bytes()).hexdigest()
 
 
 def write_bundle(
     path: Path,
-    components: Mapping[str, tuple[Any, nnx.Module, Source]],
+    components: Mapping[str, Component | tuple[Any, nnx.Module, Source]],
     *,
     settings: Settings | None = None,
     base: Path | None = None,
     dtype: DTypeLike | None = None,
 ) -> Bundle:
-    """Put `components` (config, network, source) into the bundle at `path`, new or existing.
+    """Put `components` into the bundle at `path`, new or existing.
 
     Args:
         settings: replace the bundle's; a new bundle without any takes those of `base`, or the
@@ -211,27 +287,76 @@ def write_bundle(
         BundleError: a component's name is unknown, or `path` holds something else.
     """
     path = Path(path)
-    if (path / "bundle.json").exists():
-        old = Bundle.open(path)
-        entries, settings = dict(old.entries), settings or old.settings
-    else:
-        entries = {}
-    if base is not None:
-        entries, settings = _take_over(Bundle.open(base), path, entries, components, settings)
-    for name, (config, network, source) in components.items():
-        if name not in KINDS:
-            raise BundleError(f"unknown component {name!r}; known are {', '.join(KINDS)}")
-        folder = f"{name}-{secrets.token_hex(4)}"
-        _write_weights(path / folder, network, dtype)
-        entries[name] = Entry(config, folder, source, count(network))
-    _commit(path, settings or Settings(), entries)
+    if unknown := sorted(components.keys() - KINDS.keys()):
+        raise BundleError(f"unknown component {unknown[0]!r}; known are {', '.join(KINDS)}")
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path} is a file: choose another place for the bundle")
+    _existing(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        written = {}
+        for name, component in components.items():
+            folder = stack.enter_context(_new_component(path, name))
+            written[name] = _write_component(name, Component(*component), folder, dtype)
+        with locked(path):
+            # Only now, as another process may have put something there in the meantime.
+            old = _existing(path)
+            entries = {**(old.entries if old else {}), **written}
+            settings = settings or (old.settings if old else None)
+            if base is not None:
+                entries, settings = _take_over(Bundle.open(base), path, entries, settings)
+            _commit(path, settings or Settings(), entries)
     return Bundle.open(path)
 
 
-def _take_over(base: Bundle, path: Path, entries, components, settings):
+def _existing(path: Path) -> Bundle | None:
+    return Bundle.open(path) if (path / "bundle.json").exists() else None
+
+
+@contextmanager
+def _new_component(path: Path, name: str) -> Iterator[Path]:
+    """A folder for a component, locked until it is named in `bundle.json` or given up."""
+    folder = path / f"{name}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        with locked(folder):
+            yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_component(
+    name: str, component: Component, folder: Path, dtype: DTypeLike | None
+) -> Entry:
+    config, weights, source, add_files = component
+    arrays = named_weights(weights).items() if isinstance(weights, nnx.Module) else weights
+    counted = _Counter(arrays, dtype)
+    add_files(folder)
+    write_store(folder, counted)
+    entry = Entry(config, folder.name, source, counted.parameters)
+    return replace(entry, checksum=_checksum(name, entry, folder))
+
+
+class _Counter:
+    """Passes arrays on in the wanted precision and counts their elements."""
+
+    def __init__(self, arrays: Iterable[tuple[str, Any]], dtype: DTypeLike | None) -> None:
+        self.arrays, self.dtype, self.parameters = arrays, dtype, 0
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name, array in self.arrays:
+            self.parameters += array.size
+            if self.dtype is not None and jnp.issubdtype(array.dtype, jnp.floating):
+                array = array.astype(self.dtype)
+            yield name, array
+
+
+def _take_over(base: Bundle, path: Path, entries, settings):
     for name, entry in base.entries.items():
-        if name in components or name in entries:
+        if name in entries:
             continue
+        shutil.rmtree(path / entry.folder, ignore_errors=True)  # what a killed run may have left
         with new_folder(path / entry.folder) as folder:
             shutil.copytree(
                 base.path / entry.folder, folder, dirs_exist_ok=True, copy_function=_link_or_copy
@@ -247,24 +372,20 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _write_weights(folder: Path, network: nnx.Module, dtype: DTypeLike | None) -> None:
-    weights: dict[str, Any] = named_weights(network)
-    if dtype is not None:
-        weights = {n: w.astype(dtype) for n, w in weights.items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve(), weights)
-
-
 def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> None:
-    """Name the new folders in `bundle.json`, then remove those that it no longer names."""
+    """Name the new folders in `bundle.json`, then remove those that nobody names or writes."""
     data = {
         "format": FORMAT,
         "settings": to_json(settings),
         "components": {n: to_json(entries[n]) for n in KINDS if n in entries},
     }
-    before = {p for p in path.iterdir() if p.is_dir()} if path.is_dir() else set()
     write_text(path / "bundle.json", json.dumps(data, indent=1) + "\n")
     keep = {entry.folder for entry in entries.values()}
-    for folder in before:
-        if folder.name not in keep and folder.name.rpartition("-")[0] in KINDS:
+    for folder in path.iterdir():
+        if (
+            OWN_FOLDER.fullmatch(folder.name)
+            and folder.name not in keep
+            and folder.is_dir()
+            and not is_locked(folder)
+        ):
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ FLOORS = {
     "mfm_jax.pipeline": 5,
     "mfm_jax.data": 4,
     "mfm_jax.bundle": 4,
+    "mfm_jax.store": 4,
     "mfm_jax.encoders": 4,
     "mfm_jax.checkpoints": 4,
     "mfm_jax.metrics": 4,

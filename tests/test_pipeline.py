@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from convert.unet import TABLE as UNET_TABLE
 from convert.unet import config as unet_config
 from convert.vae import TABLE as VAE_TABLE
-from convert.vocoder import TABLE as VOCODER_TABLE
+from convert.vocoder import table as vocoder_table
 from mfm_jax.diffusion import Schedule, guide, sample
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE, VAEConfig
@@ -106,7 +106,7 @@ def test_denoising_golden_from_latents_to_waveform(reference, parity):
     )
     vae = opened(VAE, vae_config, VAE_TABLE, "pipeline_vae.safetensors")
     vocoder_config = VocoderConfig(w["upsample_initial_channel"], w["model_in_dim"])
-    vocoder = opened(Vocoder, vocoder_config, VOCODER_TABLE, "pipeline_vocoder.safetensors")
+    vocoder = opened(Vocoder, vocoder_config, vocoder_table(vocoder_config), "pipeline_vocoder.safetensors")
 
     def given(kind):
         return (

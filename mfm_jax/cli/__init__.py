@@ -17,12 +17,12 @@ class UsageError(ValueError):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfm` with every subcommand."""
     from mfm_jax import __version__
-    from mfm_jax.cli import demo, extract, generate
+    from mfm_jax.cli import bundle, demo, extract, generate
 
     parser = argparse.ArgumentParser(prog="mfm", description="Sound for silent video.")
     parser.add_argument("--version", action="version", version=f"mfm-jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, extract, demo):
+    for module in (generate, extract, bundle, demo):
         module.add_parser(commands)
     return parser
 
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, BundleError, MediaError) as error:
         print(f"mfm {args.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"mfm {args.command}: stopped", file=sys.stderr)
         return 130

@@ -20,9 +20,9 @@ def encode_prompt(bundle: Bundle, text: str, dtype: DTypeLike) -> Text:
         from transformers import AutoTokenizer
     except ImportError:
         raise UsageError("a prompt needs a tokenizer: pip install transformers") from None
-    folder = bundle.path / "tokenizer"
+    folder = bundle.store("t5").folder / "tokenizer"
     if not folder.is_dir():
-        raise UsageError(f"bundle {bundle.path} has no tokenizer folder: leave the prompts out")
+        raise UsageError(f"t5 in bundle {bundle.path} has no tokenizer: leave the prompts out")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer(text, truncation=True, max_length=LONGEST, return_tensors="np").input_ids
     mask = jnp.ones(ids.shape, bool)

@@ -16,7 +16,7 @@ from mfm_jax.mapper.streams import Stream, Streams
 from mfm_jax.typing import Array, Bool, Float
 
 _EPSILON = 1e-5
-_ROWS = 32  # of AudioLDM2's tables of start and end vectors; one a condition is used
+ROWS = 32  # of AudioLDM2's tables of start and end vectors; one a condition is used
 Prefix = tuple[Float[Array, "B P D"], Bool[Array, "B P"] | None]
 
 
@@ -108,8 +108,8 @@ class WrappedFusion(nnx.Module):
         self.proj = nnx.Dict(
             {name: linear(d, width, ("mlp", "embed"), rngs=rngs) for name, d in widths.items()}
         )
-        self.start = table(_ROWS, width, rngs=rngs)
-        self.end = table(_ROWS, width, rngs=rngs)
+        self.start = table(ROWS, width, rngs=rngs)
+        self.end = table(ROWS, width, rngs=rngs)
 
     def __call__(self, streams: Streams) -> Prefix:
         parts = []

@@ -54,7 +54,8 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.nda
     return (bucket + side * (offset > 0)).astype(np.int32)
 
 
-def _rms_norm(d: int, epsilon: float, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def rms_norm(d: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """T5's LayerNorm: neither a mean nor a bias."""
     return nnx.RMSNorm(d, epsilon=epsilon, scale_metadata={"axes": ("norm",)}, rngs=rngs)
 
 
@@ -63,11 +64,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
         d = config.width
-        self.norm1 = _rms_norm(d, config.epsilon, rngs)
+        self.norm1 = rms_norm(d, config.epsilon, rngs=rngs)
         self.attn = Attention(
             d, heads=config.heads, head_dim=config.head_dim, biases="", scale=1.0, rngs=rngs
         )
-        self.norm2 = _rms_norm(d, config.epsilon, rngs)
+        self.norm2 = rms_norm(d, config.epsilon, rngs=rngs)
         self.gate = linear(d, config.d_ff, ("embed", "mlp"), bias=False, rngs=rngs)
         self.up = linear(d, config.d_ff, ("embed", "mlp"), bias=False, rngs=rngs)
         self.down = linear(config.d_ff, d, ("mlp", "embed"), bias=False, rngs=rngs)
@@ -96,7 +97,7 @@ class T5Encoder(nnx.Module):
             axes=(None, None),
         )
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
-        self.norm = _rms_norm(config.width, config.epsilon, rngs)
+        self.norm = rms_norm(config.width, config.epsilon, rngs=rngs)
 
     def bias(self, length: int) -> Float[Array, "1 N {length} {length}"]:
         """What every block adds to its attention scores."""

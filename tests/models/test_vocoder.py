@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from safetensors.numpy import load_file
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from convert.vocoder import TABLE, WEIGHT_NORM_TABLE
+from convert.vocoder import table, weight_norm_table
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.weights import abstract, cast, count, with_weights
 
@@ -23,8 +23,8 @@ LIVE = VocoderConfig(
 GOLDEN = VocoderConfig(channels=64, mels=16)
 
 
-def load(config, state, table=TABLE):
-    weights = {name: jnp.asarray(a) for name, a in table.to_ours(state)}
+def load(config, state, layout=table):
+    weights = {name: jnp.asarray(a) for name, a in layout(config).to_ours(state)}
     return with_weights(abstract(lambda rngs: Vocoder(config, rngs=rngs)), weights)
 
 
@@ -95,12 +95,12 @@ def test_weight_normalised_checkpoint(parity, their_vocoder):
     with torch.no_grad():
         theirs = their_vocoder(torch.tensor(np.asarray(MEL))).numpy()
     state = numpy_state(their_vocoder)
-    ours = jax.jit(Vocoder.__call__)(load(LIVE, state, WEIGHT_NORM_TABLE), MEL)
+    ours = jax.jit(Vocoder.__call__)(load(LIVE, state, weight_norm_table), MEL)
     parity("vocoder with weight norm", "transformers SpeechT5HifiGan", ours, theirs, 1e-4)
 
     # Back again: the original loads it strictly and gives the same waveform.
-    manifest = {key: (a.shape, "float32") for key, a in state.items()}
-    back = WEIGHT_NORM_TABLE.to_theirs(dict(WEIGHT_NORM_TABLE.to_ours(state)), manifest)
+    unfolded = weight_norm_table(LIVE)
+    back = unfolded.to_theirs(dict(unfolded.to_ours(state)))
     their_vocoder.load_state_dict({key: torch.tensor(a) for key, a in back})
     with torch.no_grad():
         np.testing.assert_allclose(
