@@ -24,7 +24,7 @@ from mfm_jax.paths import write_text
 INDEX = "index.json"
 PART = 64 << 20  # bytes of arrays in one checkpoint: what a conversion holds in memory
 # A process reads whole chunks, so small ones let it read little more than its own shard.
-CHUNK = 4 << 20
+CHUNK = 256 << 10
 
 
 class StoreError(ValueError):
