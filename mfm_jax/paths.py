@@ -69,12 +69,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` locked against other processes; the lock ends with this one.
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file or folder `path` locked against other processes; the lock ends with this one.
 
     Where the file system knows no locks, nothing is held.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)

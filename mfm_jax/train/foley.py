@@ -1,6 +1,5 @@
 """The clips that the miniature is trained on, made on first use, and the bundle it becomes."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -50,7 +49,7 @@ class FoleyRecipe(Recipe):
         folder = Path(self.clips or workdir / "clips")
         first = SPLITS["validation"].start
         train, heldout = range(self.train), range(first, first + self.heldout)
-        with locked(folder):
+        with only_one(folder):
             write_world(World(), [*train, *heldout], folder, processes=os.cpu_count() or 1)
 
         def named(seeds: Iterable[int]) -> list[Clip]:
@@ -60,12 +59,9 @@ class FoleyRecipe(Recipe):
 
     def put(self, name: str, config: Any, module: nnx.Module, command: str) -> Bundle:
         """Write a component into the bundle."""
-        with locked(Path(self.bundle)):
-            entry = (config, module, Source(command, LICENCE))
-            new = not (Path(self.bundle) / "bundle.json").exists()
-            return write_bundle(
-                Path(self.bundle), {name: entry}, settings=SETTINGS if new else None
-            )
+        entry = (config, module, Source(command, LICENCE))
+        new = not (Path(self.bundle) / "bundle.json").exists()
+        return write_bundle(Path(self.bundle), {name: entry}, settings=SETTINGS if new else None)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class MediaRecipe(FoleyRecipe):
         train, heldout = Path(self.media) / "train", Path(self.media) / "heldout"
         if not (train / "media.json").exists() or not (heldout / "media.json").exists():
             clips = self.make_clips(workdir)
-            with locked(Path(self.media)):
+            with only_one(Path(self.media)):
                 for group, folder in zip(clips, (train, heldout), strict=True):
                     write_media(group, SPEC, folder, processes=os.cpu_count() or 1)
         return (
@@ -102,7 +98,7 @@ class FeatureRecipe(FoleyRecipe):
         folders = top / "train", top / "heldout"
         if not all((folder / "features.json").exists() for folder in folders):
             clips = self.make_clips(workdir)
-            with locked(top):
+            with only_one(top):
                 for group, folder in zip(clips, folders, strict=True):
                     extract(bundle, group, folder, batch=16)
         for folder in folders:
@@ -146,9 +142,10 @@ def prepared_wave(element: Element) -> np.ndarray:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
     """Only one process at a time makes `folder`; others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    lock = folder.parent / f".{folder.name}.lock"
+    lock.touch()
+    with locked(lock):
         yield

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Source, write_bundle
+from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.mapper import Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.models.audiomae import LOA, pool_loa
-from mfm_jax.models.gpt2 import GPT2Config
+from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.paths import TINY_BUNDLE
 from mfm_jax.settings import SettingError
 from mfm_jax.train.contrastive import clip_loss
@@ -45,11 +45,16 @@ class MapperRecipe(FeatureRecipe):
     error: str = "mse"  # or "l1", as in AudioLDM2's code; it learns silence at small budgets
     contrast: float = 0.1  # weight of telling the clips of a batch apart by their LOA
     temperature: float = 0.1  # of that
+    # A component of the bundle whose GPT-2 the mapper starts from: "gpt2", or AudioLDM2's own
+    # "sequence". From random weights if empty.
+    start: str = ""
     own: float = 0.5  # share of fed LOA tokens that are the mapper's own; 0 saves a second pass
 
     def __post_init__(self) -> None:
         if self.error not in ("mse", "l1"):
             raise SettingError(f"recipe.error is mse or l1, not {self.error!r}")
+        if self.start not in ("", "gpt2", "sequence"):
+            raise SettingError(f"recipe.start is gpt2, sequence or empty, not {self.start!r}")
 
     def read(self, element: Element) -> Element:
         """The streams that the mapper has, and the true LOA."""
@@ -62,12 +67,29 @@ class MapperRecipe(FeatureRecipe):
         return build_mapper(self.network, rngs=rngs)
 
     def begin(self, module: Mapper, source: Any) -> Mapper:
-        """Measure the mean and the spread of LOA, if the mapper works in those."""
+        """Take over a trained GPT-2; measure the mean and the spread of LOA, if it works in those.
+
+        Raises:
+            SettingError: the GPT-2 to start from has other sizes.
+        """
+        if self.start:
+            module.gpt2 = self._trunk()
         if module.standardised:
             loa = np.stack([source[i]["loa"] for i in range(len(source))])
             module.loa_mean[...] = jnp.asarray(loa.mean(axis=(0, 1)))
             module.loa_std[...] = jnp.asarray(np.maximum(loa.std(axis=(0, 1)), 1e-6))
         return module
+
+    def _trunk(self) -> GPT2:
+        bundle = Bundle.open(Path(self.bundle))
+        config = bundle.config(self.start)
+        sizes = config if self.start == "gpt2" else config.gpt2
+        if sizes != self.network.gpt2:
+            raise SettingError(
+                f"recipe.start: {self.start} is {sizes}, the mapper's is {self.network.gpt2}"
+            )
+        network = bundle.load(self.start, jnp.float32)
+        return network if self.start == "gpt2" else network.gpt2
 
     def streams(self, batch: Batch) -> Streams:
         """What the mapper reads of a batch."""
