@@ -1,0 +1,409 @@
+"""Files of `torch.save` read without torch, and without running anything that they ask for.
+
+Such a file holds a pickle, which `convert.pickle_machine` reads as data: what torch writes for
+tensors means something here, everything else does not. So the weights come out of a checkpoint that
+is full of other objects.
+
+Of the three layouts (torch/serialization.py) two are read: zip files (since torch 1.6), and plain
+files, in which the contents of the storages follow the pickle (since torch 0.2).
+"""
+
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from convert.pickle_machine import CUT, Global, Unknown, unpickled
+from convert.tensors import (
+    Deflated,
+    Problem,
+    Tensor,
+    about,
+    checked_name,
+    checked_shape,
+    extent,
+    listed,
+)
+
+PICKLE = 256 << 20  # bytes that a pickle may have
+# Bytes up to which a tensor may repeat the elements of its storage, as expanded masks do.
+REPEATED = 256 << 20
+BYTE = np.dtype(np.uint8)
+BIG_ENDIAN = "has big-endian numbers: save it again on a little-endian machine"
+ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a plain file
+
+DTYPES = {
+    f"torch.{name}": np.dtype(dtype)
+    for name, dtype in {
+        "float64": np.float64,
+        "float32": np.float32,
+        "float16": np.float16,
+        "bfloat16": ml_dtypes.bfloat16,
+        "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+        "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+        "float8_e5m2": ml_dtypes.float8_e5m2,
+        "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+        "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
+        "int64": np.int64,
+        "int32": np.int32,
+        "int16": np.int16,
+        "int8": np.int8,
+        "uint64": np.uint64,
+        "uint32": np.uint32,
+        "uint16": np.uint16,
+        "uint8": np.uint8,
+        "bool": np.bool_,
+        "complex128": np.complex128,
+        "complex64": np.complex64,
+    }.items()
+}
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "UntypedStorage": "uint8",
+    "_UntypedStorage": "uint8",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of bytes that tensors are views of."""
+
+    contents: Tensor  # of uint8
+    dtype: np.dtype
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights in a file by name: its table of tensors, or the one in `state_dict` or `model`.
+
+    Whatever else is in the table, such as a count of epochs, is left out.
+
+    Raises:
+        SourceError: the file cannot be read, or has no such table.
+    """
+    content = read(path)
+    with about(path):
+        if not isinstance(content, dict):
+            made = getattr(content, "path", type(content).__name__)
+            raise Problem(f"holds no table of tensors but a {made}: save its state_dict() instead")
+        for table in (content.get("state_dict"), content.get("model"), content):
+            if isinstance(table, dict) and any(isinstance(v, Tensor) for v in table.values()):
+                return _tensors(table)
+        keys = listed(key for key in content if isinstance(key, str)) or "none"
+        raise Problem(f"holds no table of tensors, nor in state_dict or model; its keys: {keys}")
+
+
+def _tensors(table: Mapping[Any, Any]) -> dict[str, Tensor]:
+    lost = [
+        f"{key} ({value.path})"
+        for key, value in table.items()
+        if isinstance(key, str)
+        and isinstance(value, Unknown)
+        and value.path.startswith(("torch._utils.", "torch._tensor."))
+    ]
+    if lost:
+        raise Problem(f"has tensors of kinds that cannot be read: {listed(lost)}")
+    return {checked_name(key): v for key, v in table.items() if isinstance(v, Tensor)}
+
+
+def read(path: Path) -> Any:
+    """What was saved, made of None, bools, numbers, texts, bytes, tuples, lists and dicts.
+
+    Tensors and parameters are `Tensor`s. Everything else is an `Unknown` or a `Global`; of a dict,
+    the entries whose keys are not None, texts, bytes or small whole numbers are left out.
+
+    Raises:
+        SourceError: the file cannot be read, is none of `torch.save`, or was made to run code.
+    """
+    with about(path), path.open("rb") as file:
+        start = file.read(1024)
+        file.seek(0)
+        if start.startswith(b"PK"):
+            return _read_zip(path, file)
+        if start.startswith(b"\x80"):
+            return _read_plain(path, file)
+        raise Problem(_what_it_is(start))
+
+
+def _what_it_is(start: bytes) -> str:
+    """Why a file that begins with `start` is not a checkpoint."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not start:
+        return "is empty: get it again"
+    if text.startswith(b"<") and any(tag in text for tag in (b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not a checkpoint: download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the file itself: run git lfs pull"
+    for magic, name in ARCHIVES.items():
+        if start.startswith(magic):
+            return f"is compressed with {name}: unpack it and give the file inside"
+    if start[257:262] == b"ustar":
+        if start[:100].rstrip(b"\0") in (b"sys_info", b"pickle", b"tensors", b"storages"):
+            return "was saved by a PyTorch before 0.2: load it with torch.load and save it again"
+        return "is a tar archive: unpack it and give the file inside"
+    return "is no checkpoint: neither a safetensors file nor one of torch.save"
+
+
+# Zip files
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip file of `torch.save`. Nothing is extracted, whatever its entries are called."""
+
+    path: Path
+    file: BinaryIO
+    entries: Mapping[str, zipfile.ZipInfo]
+    folder: str  # that all entries are in, with its slash
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+    def entry(self, name: str) -> Tensor:
+        """The bytes of an entry, which its local header leads to."""
+        if name not in self.found:
+            if self.folder + name not in self.entries:
+                raise Problem(f"lacks its entry {name}: it is damaged")
+            self.found[name] = self._located(self.entries[self.folder + name])
+        return self.found[name]
+
+    def _located(self, entry: zipfile.ZipInfo) -> Tensor:
+        if entry.flag_bits & 1:
+            raise Problem("is an encrypted zip archive: unpack it and give the file inside")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Problem("is compressed in an unusual way: load it with torch.load, save it again")
+        size = self.file.seek(0, os.SEEK_END)
+        self.file.seek(min(max(entry.header_offset, 0), size))
+        header = self.file.read(30)
+        if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
+            raise Problem(CUT)
+        start = entry.header_offset + 30 + sum(struct.unpack("<26xHH", header))
+        stored = entry.compress_type == zipfile.ZIP_STORED
+        differ = entry.file_size != entry.compress_size
+        if start + entry.compress_size > size or (stored and differ):
+            raise Problem(CUT)
+        stream = None if stored else Deflated(start, entry.compress_size)
+        shape = checked_shape((entry.file_size,), BYTE)
+        return Tensor(self.path, start if stored else 0, BYTE, shape, deflated=stream)
+
+    def load(self, saved: Any) -> Storage:
+        """The storage that a persistent id names."""
+        dtype, key, size = _storage(saved)
+        contents = self.entry(f"data/{key}")
+        if size > contents.nbytes:
+            raise Problem(f"has less than it says in its entry data/{key}: it is damaged")
+        return Storage(contents, dtype)
+
+
+def _read_zip(path: Path, file: BinaryIO) -> Any:
+    try:
+        infos = zipfile.ZipFile(file).infolist()
+    except Exception:
+        # A damaged table of contents surfaces as any of many kinds of exception.
+        raise Problem(CUT) from None
+    entries = {info.filename: info for info in infos}
+    pickles = [n for n in entries if n.split("/")[-1] == "data.pkl" and n.count("/") < 2]
+    if len(pickles) != 1 or len(entries) != len(infos):
+        raise Problem("is a zip archive, but none of torch.save: unpack it, give the file inside")
+    archive = Archive(path, file, entries, pickles[0].removesuffix("data.pkl"))
+    if f"{archive.folder}constants.pkl" in entries:
+        raise Problem("is a TorchScript program: load it with torch.jit and save its state_dict()")
+    if f"{archive.folder}byteorder" in entries:
+        order = archive.entry("byteorder")
+        if order.nbytes > 16 or order.read().tobytes() != b"little":
+            raise Problem(BIG_ENDIAN)
+    data = archive.entry("data.pkl")
+    if data.nbytes > PICKLE:
+        raise Problem(f"has a pickle of {data.nbytes} bytes, at most {PICKLE} are read")
+    return unpickled(io.BytesIO(data.read().data), archive.load, FUNCTIONS)
+
+
+# Plain files
+
+
+class Window:
+    """A file from where it stands, of which no more than a pickle may have is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.place = file, file.tell()
+        self.end, self.most = file.seek(0, os.SEEK_END), self.place + PICKLE
+        file.seek(self.place)
+
+    def read(self, size: int) -> bytes:
+        """All of the next `size` bytes."""
+        self._go(size)
+        return self.file.read(size)
+
+    def readline(self) -> bytes:
+        """The bytes up to the next line break and that."""
+        line = self.file.readline(PICKLE)
+        self._go(len(line))
+        return line
+
+    def tell(self) -> int:
+        """Where the file stands."""
+        return self.place
+
+    def _go(self, size: int) -> None:
+        self.place += size
+        if self.place > self.end:
+            raise Problem(CUT)
+        if self.place > self.most:
+            raise Problem(f"has a pickle of more than {PICKLE} bytes, more than are read")
+
+
+def _read_plain(path: Path, file: BinaryIO) -> Any:
+    """The pickle is read twice: only after it does the file say where the storages lie."""
+
+    def next_pickle(load: Callable[[Any], Any] | None = None) -> Any:
+        return unpickled(Window(file), load, FUNCTIONS)
+
+    if next_pickle() != MAGIC:
+        raise Problem("is a pickle, but none of torch.save: load it and save it with torch.save")
+    if next_pickle() != PROTOCOL:
+        raise Problem("is of an unknown version: load it with torch.load and save it again")
+    system = next_pickle()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise Problem(BIG_ENDIAN)
+    noted: dict[str, Storage] = {}
+
+    def note(saved: Any) -> Storage:
+        dtype, key, size = _storage(saved)
+        storage = Storage(Tensor(path, 0, BYTE, (size,)), dtype)
+        if noted.setdefault(key, storage) != storage:
+            raise Problem(f"says two things of its storage {key}: it is damaged")
+        return storage
+
+    start = file.tell()
+    next_pickle(note)
+    placed = _placed(file, noted, next_pickle())
+    file.seek(start)
+    return next_pickle(lambda saved: placed[_storage(saved)[1]])
+
+
+def _placed(file: BinaryIO, storages: Mapping[str, Storage], keys: Any) -> dict[str, Storage]:
+    """The storages where they lie: in the order of `keys`, each after its number of elements."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise Problem("does not list its storages: it is damaged")
+    if len(keys) != len(storages) or set(keys) != storages.keys():
+        raise Problem("lists other storages than its tensors have: it is damaged")
+    placed, place = {}, file.tell()
+    end = file.seek(0, os.SEEK_END)
+    for key in keys:
+        storage = storages[key]
+        size = storage.contents.nbytes
+        if place + 8 + size > end:
+            raise Problem("is cut short: get it again")
+        file.seek(place)
+        if struct.unpack("<q", file.read(8))[0] * storage.dtype.itemsize != size:
+            raise Problem(f"has another size than it says of its storage {key}: it is damaged")
+        placed[key] = replace(storage, contents=replace(storage.contents, offset=place + 8))
+        place += 8 + size
+    return placed
+
+
+# What the names in a pickle mean
+
+
+def _storage(saved: Any) -> tuple[np.dtype, str, int]:
+    """Type of the elements, key and size in bytes of the storage that a persistent id names."""
+    match saved:
+        case ("storage" | b"storage", Global(path), str(key), _, int(count), *view) if count >= 0:
+            module, _, name = path.rpartition(".")
+        case _:
+            raise Problem("has a storage of an unknown form: it is damaged")
+    if view not in ([], [None]):
+        raise Problem("has views of storages: load it with torch.load and save it again")
+    if not module.startswith("torch") or name not in STORAGES:
+        raise Problem(f"has a storage of a type that cannot be read: {path}")
+    dtype = DTYPES[f"torch.{STORAGES[name]}"]
+    return dtype, key, count * dtype.itemsize
+
+
+def _view(
+    storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides: Any, metadata: Any
+) -> Tensor:
+    """A tensor, all of whose elements lie in the storage. Offset and strides are in elements."""
+    shape = checked_shape(shape, dtype)
+    steps = strides if isinstance(strides, tuple) else (None,)
+    if len(steps) != len(shape) or not all(type(n) is int and n >= 0 for n in (offset, *steps)):
+        raise Problem("has a tensor with impossible strides: it is damaged")
+    if metadata and (metadata.get("conj") or metadata.get("neg")):
+        raise Problem("has a conjugated or negated view: save it again with resolve_conj()")
+    # Axes of one element may have any stride.
+    plain = _c_order(shape)
+    contiguous = all(n < 2 or a == b for n, a, b in zip(shape, steps, plain, strict=True))
+    used = None if contiguous or 0 in shape else steps
+    available = storage.contents.nbytes // dtype.itemsize
+    if 0 in shape:
+        offset = 0
+    elif offset + extent(shape, used) > available:
+        raise Problem("has a tensor that reaches beyond its storage: it is damaged")
+    place = storage.contents.offset + offset * dtype.itemsize
+    tensor = replace(storage.contents, offset=place, dtype=dtype, shape=shape, strides=used)
+    if tensor.nbytes > max(storage.contents.nbytes, REPEATED):
+        raise Problem(f"repeats a storage in a tensor of {tensor.nbytes} bytes: save a clone of it")
+    return tensor
+
+
+def _c_order(shape: tuple[int, ...]) -> list[int]:
+    steps = [1]
+    for size in reversed(shape[1:]):
+        steps.insert(0, steps[0] * size)
+    return steps[: len(shape)]
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> Tensor:
+    """torch._utils._rebuild_tensor_v2, whose first four arguments are all of _rebuild_tensor's."""
+    metadata = others[2] if len(others) > 2 else None
+    return _view(storage, storage.dtype, offset, shape, strides, metadata)
+
+
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, *others: Any
+) -> Tensor:
+    """torch._utils._rebuild_tensor_v3: the storage has no type, the tensor has."""
+    dtype, metadata = others[0], others[1] if len(others) > 1 else None
+    if dtype.path not in DTYPES:
+        raise Problem(f"has a tensor of a type that cannot be read: {dtype.path}")
+    return _view(storage, DTYPES[dtype.path], offset, shape, strides, metadata)
+
+
+def _first(value: Any, *others: Any) -> Any:
+    return value
+
+
+def _subclass(function: Global, kind: Any, arguments: tuple, *state: Any) -> Any:
+    """torch._tensor._rebuild_from_type_v2: a tensor that has attributes or a class of its own."""
+    make = FUNCTIONS.get(function.path)
+    return Unknown(function.path) if make is None else make(*arguments)
+
+
+# What is called in a file of torch.save, and what stands for it here.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.nn.parameter.Parameter": _first,
+    "torch._tensor._rebuild_from_type": _subclass,
+    "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch.Size": _first,
+}
