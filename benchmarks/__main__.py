@@ -63,7 +63,7 @@ def gpt2_pair():
     """GPT-2 small over 256 vectors."""
     theirs = GPT2Model(TheirGPT2Config()).eval()
     config = GPT2Config.small()
-    ours = ours_like(theirs, gpt2.TABLE, lambda rngs: GPT2(config, rngs=rngs))
+    ours = ours_like(theirs, gpt2.table(config), lambda rngs: GPT2(config, rngs=rngs))
     x = np.random.default_rng(0).standard_normal((2, 256, 768), np.float32)
     forward = jax.jit(ours.__call__)
     xj, xt = jnp.asarray(x), torch.tensor(x)

@@ -1,12 +1,16 @@
 """AudioMAE's encoder, as in `pretrained.pth` and `audiomae_16k_128bins.ckpt` (key `model`).
 
-AudioLDM2's own checkpoints hold the same keys behind
-`cond_stage_models.0.cond_stage_models.2.audiomae.model.`; the diffusers port has none of them.
+AudioLDM2's own checkpoints hold the same keys behind `IN_AUDIOLDM2`; the diffusers port has none of
+them.
 """
 
+from convert.incoming import Incoming, without_prefix
+from convert.model import Model, Read, Request, own_config, write_own
 from convert.rows import DENSE, named, norm, stacked
 from convert.table import Ignore, Row, Table
 from mfm_jax.models.audiomae import AudioMAEConfig
+
+IN_AUDIOLDM2 = "cond_stage_models.0.cond_stage_models.2.audiomae.model."
 
 
 def table(config: AudioMAEConfig) -> Table:
@@ -32,3 +36,20 @@ def table(config: AudioMAEConfig) -> Table:
         ),
         sizes={"p": config.patch, "q": config.patch},
     )
+
+
+def read(request: Request) -> Read:
+    """The encoder, from its own file or out of AudioLDM2's checkpoint."""
+    weights = request.weights()
+    tensors = without_prefix(weights.tensors, IN_AUDIOLDM2) or weights.tensors
+    config = own_config(request, AudioMAEConfig) or AudioMAEConfig.base()
+    layout = table(config)
+    return Read([Incoming("audiomae", config, layout, tensors, weights.files, request.licence)])
+
+
+MODEL = Model(
+    "AudioMAE: pretrained.pth, or AudioLDM2's own checkpoint that holds it",
+    "CC-BY-NC-4.0",
+    read,
+    write_own("audiomae", table),
+)

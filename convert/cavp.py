@@ -4,9 +4,11 @@ The keys are those left after any `module.` of a multi-GPU run is removed from t
 """
 
 from convert.cnn14 import trunk_rows
+from convert.incoming import Incoming
+from convert.model import Model, Read, Request, own_config, write_own
 from convert.rows import DENSE, batch_norm, named
 from convert.table import Computed, Ignore, Row, Table
-from mfm_jax.models.cavp import TEMPORAL
+from mfm_jax.models.cavp import TEMPORAL, CAVPConfig
 
 _SPACE = "o i 1 h w -> h w i o"
 _TIME = "o i t 1 1 -> t 1 i o"
@@ -47,4 +49,21 @@ TABLE = Table(
         *named("spec_encoder.final_project", "audio.project", DENSE),
         Row("logit_scale", "logit_scale"),
     ),
+)
+
+
+def read(request: Request) -> Read:
+    """The video half; the audio half is kept for the way back. Sizes are those of the release."""
+    weights = request.weights()
+    # The original loader removes it wherever it stands.
+    tensors = {key.replace("module.", ""): t for key, t in weights.tensors.items()}
+    config = own_config(request, CAVPConfig) or CAVPConfig.diff_foley()
+    return Read([Incoming("cavp", config, VIDEO_TABLE, tensors, weights.files, request.licence)])
+
+
+MODEL = Model(
+    "CAVP of Diff-Foley: cavp_epoch66.ckpt",
+    "Apache-2.0",
+    read,
+    write_own("cavp", lambda config: VIDEO_TABLE),
 )

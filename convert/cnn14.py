@@ -1,7 +1,10 @@
 """Cnn14: the tagger of PANNs' `Cnn14_16k_mAP=0.438.pth`, and the trunk that CAVP shares with it."""
 
+from convert.incoming import Incoming
+from convert.model import Model, Read, Request, own_config, write_own
 from convert.rows import CONV, DENSE, batch_norm, named
 from convert.table import Computed, Ignore, Row, Table
+from mfm_jax.models.cnn14 import Cnn14Config
 
 BLOCKS = 6
 
@@ -26,4 +29,20 @@ TABLE = Table(
         Ignore("spectrogram_extractor.*", "a windowed DFT, which the front end computes"),
         Ignore("logmel_extractor.*", "the mel matrix, which the front end computes"),
     ),
+)
+
+
+def read(request: Request) -> Read:
+    """The tagger; its front end's tables are kept for the way back."""
+    weights = request.weights()
+    config = own_config(request, Cnn14Config) or Cnn14Config.panns()
+    parts = Incoming("cnn14", config, TABLE, weights.tensors, weights.files, request.licence)
+    return Read([parts])
+
+
+MODEL = Model(
+    "PANNs' tagger, for metrics: Cnn14_16k_mAP=0.438.pth",
+    "CC-BY-4.0",
+    read,
+    write_own("cnn14", lambda config: TABLE),
 )

@@ -3,8 +3,96 @@
 safetensors files leave tied weights out, so `encoder.embed_tokens.weight` may be absent.
 """
 
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+from convert.configs import builtin, count, number, required
+from convert.incoming import Incoming
+from convert.model import CONFIG, WEIGHTS, Model, Read, Request
+from convert.outgoing import Outgoing
 from convert.rows import DENSE
-from convert.table import Row, Table, Tied
+from convert.source import contained, open_weights, read_json
+from convert.table import Ignore, Row, Table, Tied
+from convert.tensors import SourceError
+from mfm_jax.bundle import Bundle
+from mfm_jax.models.t5 import Block, T5Config, relative_buckets, rms_norm
+from mfm_jax.typing import Float
+from mfm_jax.weights import abstract, named_weights, with_weights
+
+WHAT = "t5 config"
+READ = (
+    "d_ff",
+    "d_kv",
+    "d_model",
+    "layer_norm_epsilon",
+    "num_heads",
+    "num_layers",
+    "relative_attention_num_buckets",
+    "vocab_size",
+)
+# The library would take "relu".
+REQUIRED = {"feed_forward_proj": "gated-gelu"}
+# A file may leave these out, or say just this.
+BUILT_IN = {
+    "dense_act_fn": "gelu_new",
+    "is_decoder": False,
+    "is_gated_act": True,
+    "model_type": "t5",
+}
+# Of files older than the setting, which was a constant then.
+OLD = {"relative_attention_max_distance": 128}
+
+
+def config(theirs: Mapping) -> T5Config:
+    """The configuration that a `config.json` describes.
+
+    Raises:
+        ConversionError: a setting is missing, or is one that the network does not have.
+    """
+    required(theirs, (*READ, *REQUIRED), WHAT)
+    builtin(theirs, REQUIRED | BUILT_IN, WHAT)
+    return T5Config(
+        vocab=count(theirs, "vocab_size", WHAT),
+        width=count(theirs, "d_model", WHAT),
+        depth=count(theirs, "num_layers", WHAT),
+        heads=count(theirs, "num_heads", WHAT),
+        head_dim=count(theirs, "d_kv", WHAT),
+        d_ff=count(theirs, "d_ff", WHAT),
+        buckets=count(theirs, "relative_attention_num_buckets", WHAT),
+        max_distance=count({**OLD, **theirs}, "relative_attention_max_distance", WHAT),
+        epsilon=number(theirs, "layer_norm_epsilon", WHAT),
+    )
+
+
+def their_config(ours: T5Config) -> dict:
+    """The `config.json` of `transformers.T5EncoderModel`."""
+    return {
+        **REQUIRED,
+        **BUILT_IN,
+        "architectures": ["T5EncoderModel"],
+        "d_ff": ours.d_ff,
+        "d_kv": ours.head_dim,
+        "d_model": ours.width,
+        "eos_token_id": END,
+        "is_encoder_decoder": False,
+        "layer_norm_epsilon": ours.epsilon,
+        "num_heads": ours.heads,
+        "num_layers": ours.depth,
+        "pad_token_id": 0,
+        "relative_attention_max_distance": ours.max_distance,
+        "relative_attention_num_buckets": ours.buckets,
+        "tie_word_embeddings": False,
+        "vocab_size": ours.vocab,
+    }
+
 
 _SELF = "encoder.block.*.layer.0."
 _FEED = "encoder.block.*.layer.1."
@@ -27,5 +115,91 @@ TABLE = Table(
         Row(f"{_FEED}DenseReluDense.wi_1.weight", "blocks.*.up.kernel", DENSE),
         Row(f"{_FEED}DenseReluDense.wo.weight", "blocks.*.down.kernel", DENSE),
         Row("encoder.final_layer_norm.weight", "norm.scale"),
-    )
+    ),
+    ignore=(
+        Ignore("decoder.*", "T5's other half", foreign=True),
+        Ignore("lm_head.weight", "the head of the other half", foreign=True),
+    ),
+)
+END = 1
+"""The token that ends a text."""
+TOKENIZER = "tokenizer"
+TOKENIZER_FILES = (
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def incoming(folder: Path, tokenizer: Path, request: Request, licence: str) -> Incoming:
+    """The encoder that a folder holds, with its tokenizer."""
+    ours = config(read_json(folder, CONFIG))
+    weights = open_weights(folder, excuse=request.excuse)
+    files = (folder / CONFIG, *weights.files)
+    copy = partial(copy_tokenizer, tokenizer)
+    return Incoming("t5", ours, TABLE, weights.tensors, files, licence, copy)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Put the tokenizer's files of `source` into the component's `folder`.
+
+    Raises:
+        SourceError: there are none.
+    """
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not {"spiece.model", "tokenizer.json"} & set(found):
+        raise SourceError(f"{source} has no tokenizer (spiece.model or tokenizer.json)")
+    (folder / TOKENIZER).mkdir()
+    for name in found:
+        shutil.copyfile(contained(source, name), folder / TOKENIZER / name)
+
+
+def no_text(theirs: Mapping[str, np.ndarray], ours: T5Config) -> Float[np.ndarray, "1 D"]:
+    """The states of the empty text, whose only token is its end, block by block.
+
+    No more than one block's weights are held.
+    """
+    units = {name: unit for unit in TABLE.units(theirs, "theirs") for name in unit.ours}
+
+    def weights(module: nnx.Module, name: str) -> Any:
+        """`module` with its weights, which are called `name` in the whole network."""
+        read = {}
+        for inner in named_weights(module):
+            unit = units[f"{name}.{inner}"]
+            (array,) = unit.rule.read([theirs[key] for key in unit.theirs], {})
+            read[inner] = jnp.asarray(array, jnp.float32)
+        return with_weights(module, read)
+
+    (embed,) = units["embed.embedding"].theirs
+    (table,) = units["position_bias"].theirs
+    x = jnp.asarray(theirs[embed][END], jnp.float32)[None, None]
+    buckets = relative_buckets(1, ours.buckets, ours.max_distance)
+    bias = jnp.transpose(jnp.asarray(theirs[table], jnp.float32)[buckets], (2, 0, 1))[None]
+    mask = jnp.ones((1, 1, 1, 1), bool)
+    block = abstract(partial(Block, ours))
+    run = jax.jit(lambda block, x: block(x, mask=mask, bias=bias))
+    for i in range(ours.depth):
+        x = run(weights(block, f"blocks.{i}"), x)
+    norm = weights(abstract(partial(rms_norm, ours.width, ours.epsilon)), "norm")
+    return np.asarray(norm(x))[0]
+
+
+def outgoing(bundle: Bundle, folder: str = "", tokenizer: str = ".") -> Outgoing:
+    """The files that `transformers.T5EncoderModel` and its tokenizer load."""
+    described = {f"{folder}{CONFIG}": their_config(bundle.config("t5"))}
+    return Outgoing("t5", TABLE, described, {"": f"{folder}{WEIGHTS}"}, {TOKENIZER: tokenizer})
+
+
+def _read(request: Request) -> Read:
+    folder = request.folder()
+    return Read([incoming(folder, folder, request, request.licence)])
+
+
+MODEL = Model(
+    "FLAN-T5's encoder, for prompts: flan-t5-large, or AudioLDM2's text_encoder_2",
+    "Apache-2.0",
+    _read,
+    lambda bundle: [outgoing(bundle)],
 )

@@ -250,7 +250,8 @@ class Table:
         found = {id(unit.rule) for unit in units}
         readers = Counter(name for unit in units for name in unit.theirs)
         readers.update(row.copy for row in self.tied)
-        absent = {name for r in self.rules if id(r) not in found for name in _several(r.theirs)}
+        lacking = [rule for rule in self.rules if id(rule) not in found]
+        absent = {name for rule in lacking for name in _several(rule.theirs) if "*" not in name}
         optional = {row.copy for row in self.tied}
         computed = [_matcher(row.theirs) for row in self.rows if isinstance(row, Computed)]
         readers.update(k for k in keys for pattern in computed if pattern.fullmatch(k))
@@ -265,7 +266,7 @@ class Table:
 
     def units(self, names: Iterable[str], side: str) -> Iterator[Unit]:
         """Every rule with every set of indices under which `names` has any of its weights."""
-        names = list(names)
+        names = [name for name in names if side == "ours" or not self.ignored(name)]
         for rule in self.rules:
             for indices in _indices(_several(getattr(rule, side)), names):
                 theirs, ours = (

@@ -4,12 +4,25 @@ The released weights lie in three files (the ViT's, InstructBLIP's Q-Former, Tim
 order, later ones win); the table reads their union under TimeChat's names.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from convert.incoming import Incoming, with_prefix
+from convert.model import Model, Read, Request, own_config, write_own
 from convert.rows import DENSE, QKV, named, norm
+from convert.source import open_weights
 from convert.table import Ignore, Row, Table
+from convert.tensors import SourceError, Tensor
 from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.typing import Float
+from mfm_jax.wordpiece import Vocabulary, timestamp_vocabulary
+
+VIT = "visual_encoder."
+"""What TimeChat calls the vision transformer, whose own file has no prefix."""
+FRAMES = "video_frame_position_embedding.weight"
+UNUSED = ("blocks.39", "norm", "fc_norm", "head")
+"""What EVA's own file has behind the last block that is built (eva_vit.py:415-430)."""
 
 
 def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -74,10 +87,10 @@ def table(config: TimeChatConfig) -> Table:
     text = config.image_qformer.words is not None
     return Table(
         rows=(
-            *vit_rows("visual_encoder.", "vit."),
+            *vit_rows(VIT, "vit."),
             *norm("ln_vision", "vit_norm"),
             *qformer_rows("query_tokens", "Qformer.bert.", "image_qformer.", text=text),
-            Row("video_frame_position_embedding.weight", "frame_positions"),
+            Row(FRAMES, "frame_positions"),
             *qformer_rows(
                 "video_query_tokens", "video_Qformer.bert.", "video_qformer.", text=False
             ),
@@ -85,6 +98,10 @@ def table(config: TimeChatConfig) -> Table:
         ),
         ignore=(
             Ignore("*Qformer.bert.embeddings.position_ids", "counts 0, 1, 2, ...: not a weight"),
+            *(Ignore(f"{VIT}{part}.*", "TimeChat reads what comes before") for part in UNUSED),
+            Ignore("Qformer.cls.*", "InstructBLIP's head for words", foreign=True),
+            Ignore("llm_proj.*", "InstructBLIP's way into its language model", foreign=True),
+            Ignore("llama_model.*", "TimeChat's language model", foreign=True),
         ),
     )
 
@@ -94,3 +111,48 @@ def resize_frame_positions(
 ) -> Float[np.ndarray, "{frames} D"]:
     """The table for another number of frames, by nearest neighbour (video_processor.py:26-33)."""
     return positions[np.arange(frames) * len(positions) // frames]
+
+
+def read(request: Request) -> Read:
+    """The union of the files, in the order in which TimeChat loads them; later ones win."""
+    files = [open_weights(source, excuse=request.excuse) for source in request.sources]
+    files.sort(key=lambda weights: _turn(weights.tensors))
+    tensors: dict[str, Tensor] = {}
+    for weights in files:
+        alone = "patch_embed.proj.weight" in weights.tensors
+        tensors |= with_prefix(weights.tensors, VIT) if alone else weights.tensors
+    config = own_config(request, TimeChatConfig)
+    if config is None:
+        config = TimeChatConfig.timechat_7b(_vocabulary(request))
+    if FRAMES in tensors:
+        config = replace(config, frames=tensors[FRAMES].shape[0])
+    paths = tuple(path for weights in files for path in weights.files)
+    return Read([Incoming("timechat", config, table(config), tensors, paths, request.licence)])
+
+
+def _turn(keys) -> int:
+    """When a file is loaded: the ViT's, InstructBLIP's, TimeChat's own."""
+    return 0 if "patch_embed.proj.weight" in keys else 2 if FRAMES in keys else 1
+
+
+def _vocabulary(request: Request) -> Vocabulary:
+    folders = [s if s.is_dir() else s.parent for s in request.sources]
+    beside = (path for folder in folders if (path := folder / "vocab.txt").is_file())
+    file = request.vocabulary or next(beside, None)
+    if file is None:
+        raise SourceError(
+            "TimeChat writes times in the words of bert-base-uncased: give its vocab.txt with "
+            "--vocabulary"
+        )
+    try:
+        return timestamp_vocabulary(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{file}: {error}") from None
+
+
+MODEL = Model(
+    "TimeChat's visual branch: eva_vit_g.pth, the InstructBLIP file and timechat_7b.pth",
+    "BSD-3-Clause",
+    read,
+    write_own("timechat", table),
+)

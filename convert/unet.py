@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+from convert.configs import builtin, count, counts, divides, required
 from convert.rows import CONV, DENSE, POINTWISE, named, norm, stacked
 from convert.table import ConversionError, Row, Table
 from mfm_jax.models.unet import UNetConfig
 
+WHAT = "unet config"
 PLAIN, ATTENDED = "DownBlock2D", "CrossAttnDownBlock2D"
 READ = (
     "attention_head_dim",
@@ -21,8 +23,10 @@ READ = (
 )
 # What the network has built in. A file may leave a setting out, or say just this.
 BUILT_IN = {
+    "_class_name": "AudioLDM2UNet2DConditionModel",
     "act_fn": "silu",
     "class_embed_type": None,
+    "class_embeddings_concat": False,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "downsample_padding": 1,
@@ -42,6 +46,10 @@ BUILT_IN = {
     "timestep_post_act": None,
     "use_linear_projection": False,
 }
+PLACES = (0, 0, 1, 1)
+"""The context of a transformer by its place behind a resnet, if it reads one. There are no more."""
+ROWS = 256
+"""Rows of latents, 10.24 s, that diffusers' pipeline makes unless told how many."""
 
 
 def config(theirs: Mapping) -> UNetConfig:
@@ -54,60 +62,124 @@ def config(theirs: Mapping) -> UNetConfig:
     Raises:
         ConversionError: a setting is missing, or is one that the network does not have.
     """
-    missing = [name for name in READ if name not in theirs]
-    if missing:
-        raise ConversionError(f"unet config: {', '.join(missing)} not given")
-    for name, value in BUILT_IN.items():
-        if theirs.get(name, value) != value:
-            raise ConversionError(f"unet config: {name} must be {value}, is {theirs[name]}")
-    _check_layout(theirs)
-    routes = [
-        tuple(None if d is None else int(place > 1) for place, d in enumerate(level))
-        for level in theirs["cross_attention_dim"]
-    ]
-    widths = _context_widths(routes, theirs["cross_attention_dim"])
-    heads = theirs["attention_head_dim"]
+    builtin(theirs, BUILT_IN, WHAT)
+    required(theirs, READ, WHAT)
+    channels = counts(theirs, "block_out_channels", WHAT)
+    _check_layout(theirs, len(channels))
+    levels = zip(theirs["down_block_types"], theirs["cross_attention_dim"], strict=True)
+    dims = [level if name == ATTENDED else [] for name, level in levels]
     return UNetConfig(
-        channels=tuple(theirs["block_out_channels"]),
+        channels=channels,
         attentions=tuple(
-            level if name == ATTENDED else ()
-            for level, name in zip(routes, theirs["down_block_types"], strict=True)
+            tuple(None if d is None else context for d, context in zip(level, PLACES, strict=False))
+            for level in dims
         ),
-        contexts=tuple(widths[route] for route in sorted(widths)),
-        heads=heads if isinstance(heads, int) else tuple(heads),
-        latent_channels=theirs["in_channels"],
-        depth=theirs["transformer_layers_per_block"],
-        resnets=theirs["layers_per_block"],
-        groups=theirs["norm_num_groups"],
+        contexts=_context_widths(dims),
+        heads=_heads(theirs, channels),
+        latent_channels=count(theirs, "in_channels", WHAT),
+        depth=count(theirs, "transformer_layers_per_block", WHAT),
+        resnets=count(theirs, "layers_per_block", WHAT),
+        groups=count(theirs, "norm_num_groups", WHAT),
     )
 
 
-def _check_layout(theirs: Mapping) -> None:
+def _check_layout(theirs: Mapping, levels: int) -> None:
     """The way up mirrors the way down, and the middle, which always attends, its last level."""
-    down, up = theirs["down_block_types"], theirs["up_block_types"]
-    dims = theirs["cross_attention_dim"]
-    wrong = {
-        "down_block_types": not set(down) <= {PLAIN, ATTENDED} or down[-1] != ATTENDED,
-        "up_block_types": list(up) != [name.replace("Down", "Up") for name in reversed(down)],
-        "out_channels": theirs["out_channels"] != theirs["in_channels"],
-        "transformer_layers_per_block": not isinstance(theirs["transformer_layers_per_block"], int),
-        "layers_per_block": not isinstance(theirs["layers_per_block"], int),
-        "cross_attention_dim": not isinstance(dims, list)
-        or len(dims) != len(down)
-        or not all(isinstance(level, list) for level in dims),
-    }
-    for name in (name for name, is_wrong in wrong.items() if is_wrong):
-        raise ConversionError(f"unet config: {name} {theirs[name]} is not AudioLDM 2's layout")
+
+    def check(fits: bool, name: str) -> None:
+        if not fits:
+            raise ConversionError(f"{WHAT}: {name} {theirs[name]} is not AudioLDM 2's layout")
+
+    down, dims = theirs["down_block_types"], theirs["cross_attention_dim"]
+    check(isinstance(down, list) and len(down) == levels, "down_block_types")
+    check(all(kind in (PLAIN, ATTENDED) for kind in down), "down_block_types")
+    check(down[-1] == ATTENDED, "down_block_types")
+    check(theirs["up_block_types"] == _mirrored(down), "up_block_types")
+    check(theirs["out_channels"] == count(theirs, "in_channels", WHAT), "out_channels")
+    check(isinstance(dims, list) and len(dims) == levels, "cross_attention_dim")
+    for level in dims:
+        check(isinstance(level, list) and 0 < len(level) <= len(PLACES), "cross_attention_dim")
 
 
-def _context_widths(routes: list[tuple], dims: list[list]) -> dict[int, int]:
+def _mirrored(down: list[str]) -> list[str]:
+    return [kind.replace("Down", "Up") for kind in reversed(down)]
+
+
+def _context_widths(dims: list[list]) -> tuple[int, ...]:
     """The width of each context, which is the same wherever it is read."""
     widths: dict[int, int] = {}
-    for level_routes, level in zip(routes, dims, strict=True):
-        for route, width in zip(level_routes, level, strict=True):
-            if route is not None and widths.setdefault(route, width) != width:
-                raise ConversionError(f"unet config: context {route} has two widths in {dims}")
-    return widths
+    for context, width in ((c, d) for level in dims for d, c in zip(level, PLACES, strict=False)):
+        if width is None:
+            continue
+        count({"cross_attention_dim": width}, "cross_attention_dim", WHAT)
+        if widths.setdefault(context, width) != width:
+            raise ConversionError(f"{WHAT}: context {context} has two widths in {dims}")
+    if 1 in widths and 0 not in widths:
+        raise ConversionError(f"{WHAT}: nothing in cross_attention_dim {dims} reads context 0")
+    return tuple(widths[context] for context in sorted(widths))
+
+
+def _heads(theirs: Mapping, channels: tuple[int, ...]) -> int | tuple[int, ...]:
+    name, one = "attention_head_dim", not isinstance(theirs["attention_head_dim"], list)
+    heads = len(channels) * (count(theirs, name, WHAT),) if one else counts(theirs, name, WHAT)
+    if len(heads) != len(channels):
+        raise ConversionError(f"{WHAT}: {name} {theirs[name]} has not one entry for each level")
+    for width, parts, kind in zip(channels, heads, theirs["down_block_types"], strict=True):
+        if kind == ATTENDED:
+            divides(width, "block_out_channels", parts, name, WHAT)
+    return heads[0] if one else heads
+
+
+def their_config(ours: UNetConfig) -> dict:
+    """The `config.json` of `diffusers.AudioLDM2UNet2DConditionModel`.
+
+    It says nothing of `seconds_per_row`, which only a clock reads.
+
+    Raises:
+        ConversionError: diffusers has no such network.
+    """
+    _check_known_there(ours)
+    dims = [[None if r is None else ours.contexts[r] for r in level] for level in ours.attentions]
+    down = [ATTENDED if level else PLAIN for level in ours.attentions]
+    return {
+        **BUILT_IN,
+        "attention_head_dim": ours.heads if isinstance(ours.heads, int) else list(ours.heads),
+        "block_out_channels": list(ours.channels),
+        # A level that does not attend needs an entry as well, which is not read.
+        "cross_attention_dim": [level or dims[-1] for level in dims],
+        "down_block_types": down,
+        "in_channels": ours.latent_channels,
+        "layers_per_block": ours.resnets,
+        "norm_num_groups": ours.groups,
+        "out_channels": ours.latent_channels,
+        "sample_size": ROWS,
+        "transformer_layers_per_block": ours.depth,
+        "up_block_types": _mirrored(down),
+    }
+
+
+def _check_known_there(ours: UNetConfig) -> None:
+    """See that diffusers can describe the network.
+
+    Raises:
+        ConversionError: names what it cannot.
+    """
+    if ours.clock:
+        raise ConversionError("the UNet has a clock, which no UNet of diffusers has")
+    if not ours.attentions[-1]:
+        raise ConversionError("the UNet's last level does not attend, as it must for diffusers")
+    for level in ours.attentions:
+        known = zip(level, PLACES, strict=False)
+        if len(level) > len(PLACES) or any(c is not None and c != place for c, place in known):
+            raise ConversionError(
+                f"the UNet's attentions {level}: in diffusers the first two transformers read "
+                f"context 0, the next two context 1 (or none), and there are no more"
+            )
+    read = {route for level in ours.attentions for route in level} - {None}
+    if unread := sorted(set(range(len(ours.contexts))) - read):
+        raise ConversionError(
+            f"the UNet does not read context {unread[0]}, whose width diffusers cannot be told"
+        )
 
 
 def _block(theirs: str, ours: str) -> tuple[Row, ...]:

@@ -1,7 +1,70 @@
-"""AudioLDM 2's VAE, as diffusers saves it (`vae/`)."""
+"""AudioLDM 2's VAE, as diffusers saves it (`vae/`): its configuration and its weights."""
 
+from collections.abc import Mapping
+
+from convert.configs import builtin, count, counts, number, required
 from convert.rows import CONV, DENSE, POINTWISE, named, norm
 from convert.table import Row, Table
+from mfm_jax.models.vae import VAEConfig
+
+WHAT = "vae config"
+READ = (
+    "block_out_channels",
+    "latent_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "scaling_factor",
+)
+# The library would take 3 channels, those of an image.
+REQUIRED = {"in_channels": 1, "out_channels": 1}
+# A file may leave these out, or say just this.
+BUILT_IN = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+LEVELS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+"""What every level is called, in the encoder and in the decoder."""
+
+
+def config(theirs: Mapping) -> VAEConfig:
+    """The configuration that `vae/config.json` describes.
+
+    Raises:
+        ConversionError: a setting is missing, or is one that the network does not have. The
+            `scaling_factor` is learnt and never guessed.
+    """
+    builtin(theirs, BUILT_IN, WHAT)
+    required(theirs, (*READ, *REQUIRED, *LEVELS), WHAT)
+    builtin(theirs, REQUIRED, WHAT)
+    channels = counts(theirs, "block_out_channels", WHAT)
+    builtin(theirs, {name: len(channels) * [level] for name, level in LEVELS.items()}, WHAT)
+    return VAEConfig(
+        scaling_factor=number(theirs, "scaling_factor", WHAT),
+        channels=channels,
+        resnets=count(theirs, "layers_per_block", WHAT),
+        latent_channels=count(theirs, "latent_channels", WHAT),
+        groups=count(theirs, "norm_num_groups", WHAT),
+    )
+
+
+def their_config(ours: VAEConfig) -> dict:
+    """The `config.json` of `diffusers.AutoencoderKL`."""
+    return {
+        **REQUIRED,
+        **BUILT_IN,
+        **{name: len(ours.channels) * [level] for name, level in LEVELS.items()},
+        "block_out_channels": list(ours.channels),
+        "latent_channels": ours.latent_channels,
+        "layers_per_block": ours.resnets,
+        "norm_num_groups": ours.groups,
+        "scaling_factor": ours.scaling_factor,
+    }
 
 
 def _half(half: str, levels: tuple[str, str], resize: tuple[str, str]) -> tuple[Row, ...]:

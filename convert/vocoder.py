@@ -1,7 +1,71 @@
 """AudioLDM 2's HiFi-GAN as diffusers saves it (`vocoder/`), its weight norm folded or not."""
 
-from convert.table import Computed, Row, Table, WeightNorm
+from collections.abc import Mapping
+
+from convert.configs import builtin, count, counts, required
+from convert.table import Computed, ConversionError, Row, Table, WeightNorm
+from mfm_jax.audio import RATE
 from mfm_jax.models.vocoder import VocoderConfig
+
+WHAT = "vocoder config"
+READ = (
+    "model_in_dim",
+    "resblock_dilation_sizes",
+    "resblock_kernel_sizes",
+    "upsample_initial_channel",
+    "upsample_kernel_sizes",
+    "upsample_rates",
+)
+# The library would take True.
+REQUIRED = {"normalize_before": False}
+# A file may leave these out, or say just this.
+BUILT_IN = {"leaky_relu_slope": 0.1, "sampling_rate": RATE}
+
+
+def config(theirs: Mapping) -> VocoderConfig:
+    """The configuration that `vocoder/config.json` describes.
+
+    Raises:
+        ConversionError: a setting is missing, or is one that the network does not have.
+    """
+    required(theirs, (*READ, *REQUIRED), WHAT)
+    builtin(theirs, REQUIRED | BUILT_IN, WHAT)
+    rates, kernels = (counts(theirs, f"upsample_{n}", WHAT) for n in ("rates", "kernel_sizes"))
+    block_kernels = counts(theirs, "resblock_kernel_sizes", WHAT)
+    for name, of in (
+        ("upsample_kernel_sizes", rates),
+        ("resblock_dilation_sizes", block_kernels),
+    ):
+        if not isinstance(theirs[name], list) or len(theirs[name]) != len(of):
+            raise ConversionError(f"{WHAT}: {name} must have {len(of)} entries, is {theirs[name]}")
+    return VocoderConfig(
+        channels=count(theirs, "upsample_initial_channel", WHAT),
+        mels=count(theirs, "model_in_dim", WHAT),
+        rates=rates,
+        kernels=kernels,
+        block_kernels=block_kernels,
+        dilations=tuple(
+            counts({"resblock_dilation_sizes": each}, "resblock_dilation_sizes", WHAT)
+            for each in theirs["resblock_dilation_sizes"]
+        ),
+    )
+
+
+def their_config(ours: VocoderConfig) -> dict:
+    """The `config.json` of `transformers.SpeechT5HifiGan`."""
+    return {
+        **REQUIRED,
+        **BUILT_IN,
+        "architectures": ["SpeechT5HifiGan"],
+        "model_in_dim": ours.mels,
+        "model_type": "speecht5_hifigan",
+        "resblock_dilation_sizes": [list(dilations) for dilations in ours.dilations],
+        "resblock_kernel_sizes": list(ours.block_kernels),
+        "upsample_initial_channel": ours.channels,
+        "upsample_kernel_sizes": list(ours.kernels),
+        "upsample_rates": list(ours.rates),
+    }
+
 
 CONVS = (
     ("conv_pre", "conv_in", "o i k -> k i o"),

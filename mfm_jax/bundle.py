@@ -116,7 +116,7 @@ class Component(NamedTuple):
     config: Any
     # A network, or its weights by name as they come: then no more than a part of them is held.
     weights: nnx.Module | Iterable[tuple[str, Any]]
-    source: Source
+    source: Source | Callable[[], Source]  # or what tells it once the weights are written
     # Puts files that belong to the component into its folder.
     add_files: Callable[[Path], None] = lambda folder: None
 
@@ -271,14 +271,14 @@ def write_bundle(
     path: Path,
     components: Mapping[str, Component | tuple[Any, nnx.Module, Source]],
     *,
-    settings: Settings | None = None,
+    settings: Settings | Callable[[Settings], Settings] | None = None,
     base: Path | None = None,
     dtype: DTypeLike | None = None,
 ) -> Bundle:
     """Put `components` into the bundle at `path`, new or existing.
 
     Args:
-        settings: replace the bundle's; a new bundle without any takes those of `base`, or the
+        settings: replace the bundle's, or change them. A new bundle has those of `base`, or the
             default.
         base: a bundle whose other components are taken over (hard links where possible).
         dtype: precision of the stored floating-point weights; as they are if not given.
@@ -300,12 +300,14 @@ def write_bundle(
             written[name] = _write_component(name, Component(*component), folder, dtype)
         with locked(path):
             # Only now, as another process may have put something there in the meantime.
-            old = _existing(path)
+            old, from_base = _existing(path), Bundle.open(base) if base else None
+            present = next((b.settings for b in (old, from_base) if b is not None), Settings())
             entries = {**(old.entries if old else {}), **written}
-            settings = settings or (old.settings if old else None)
-            if base is not None:
-                entries, settings = _take_over(Bundle.open(base), path, entries, settings)
-            _commit(path, settings or Settings(), entries)
+            if from_base is not None:
+                entries |= _take_over(from_base, path, entries)
+            if settings is None:
+                settings = present
+            _commit(path, settings(present) if callable(settings) else settings, entries)
     return Bundle.open(path)
 
 
@@ -334,7 +336,8 @@ def _write_component(
     counted = _Counter(arrays, dtype)
     add_files(folder)
     write_store(folder, counted)
-    entry = Entry(config, folder.name, source, counted.parameters)
+    told = source if isinstance(source, Source) else source()
+    entry = Entry(config, folder.name, told, counted.parameters)
     return replace(entry, checksum=_checksum(name, entry, folder))
 
 
@@ -352,17 +355,16 @@ class _Counter:
             yield name, array
 
 
-def _take_over(base: Bundle, path: Path, entries, settings):
-    for name, entry in base.entries.items():
-        if name in entries:
-            continue
+def _take_over(base: Bundle, path: Path, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Copy the components that are not in `entries`."""
+    others = {name: entry for name, entry in base.entries.items() if name not in entries}
+    for entry in others.values():
         shutil.rmtree(path / entry.folder, ignore_errors=True)  # what a killed run may have left
         with new_folder(path / entry.folder) as folder:
             shutil.copytree(
                 base.path / entry.folder, folder, dirs_exist_ok=True, copy_function=_link_or_copy
             )
-        entries[name] = entry
-    return entries, settings or base.settings
+    return others
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -106,7 +106,9 @@ def test_denoising_golden_from_latents_to_waveform(reference, parity):
     )
     vae = opened(VAE, vae_config, VAE_TABLE, "pipeline_vae.safetensors")
     vocoder_config = VocoderConfig(w["upsample_initial_channel"], w["model_in_dim"])
-    vocoder = opened(Vocoder, vocoder_config, vocoder_table(vocoder_config), "pipeline_vocoder.safetensors")
+    vocoder = opened(
+        Vocoder, vocoder_config, vocoder_table(vocoder_config), "pipeline_vocoder.safetensors"
+    )
 
     def given(kind):
         return (

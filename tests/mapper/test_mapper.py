@@ -18,7 +18,6 @@ from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.weights import abstract, with_weights
 from tests.table_checks import check_table
 
-CONDITIONS = ("clap", "t5")
 SMALL = MapperConfig(
     encoders=(("cavp", 5, 12), ("timechat", 7, 10)),
     loa_width=14,
@@ -48,7 +47,7 @@ def generate(mapper, streams):
 
 
 def with_their_weights(config: MapperConfig, state):
-    weights = {name: jnp.asarray(array) for name, array in table(CONDITIONS).to_ours(state)}
+    weights = {name: jnp.asarray(array) for name, array in table(config).to_ours(state)}
     return with_weights(abstract(lambda rngs: build_mapper(config, rngs=rngs)), weights)
 
 
@@ -131,7 +130,7 @@ def test_golden_of_gpt2_at_full_width(reference, parity, depth):
 def test_conversion_table_of_the_sequence_generator(reference):
     manifest = json.loads((reference / "audiomae/manifest_sequence_gen.json").read_text())
     config = sequence_config(512, 1024, GPT2Config.small())
-    check_table(table(CONDITIONS), manifest, abstract(lambda rngs: build_mapper(config, rngs=rngs)))
+    check_table(table(config), manifest, abstract(lambda rngs: build_mapper(config, rngs=rngs)))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import transformers
 from flax import nnx
 
-from convert.gpt2 import TABLE
+from convert.gpt2 import table
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.weights import abstract, with_weights
 from tests.randomise import randomise
@@ -27,7 +27,7 @@ def theirs() -> transformers.GPT2Model:
 @pytest.fixture(scope="module")
 def ours(theirs) -> GPT2:
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    weights = {name: jnp.asarray(array) for name, array in TABLE.to_ours(state)}
+    weights = {name: jnp.asarray(array) for name, array in table(SIZES).to_ours(state)}
     return with_weights(abstract(lambda rngs: GPT2(SIZES, rngs=rngs)), weights)
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-
 import pytest
 from jax import numpy as jnp
 
@@ -104,5 +103,5 @@ def test_the_mapper_starts_from_a_trained_gpt2(tmp_path, start):
         assert found.dtype == jnp.float32
         np.testing.assert_array_equal(found, weight.astype(jnp.float16).astype(jnp.float32))
     larger = replace(NETWORK, gpt2=replace(NETWORK.gpt2, depth=2))
-    with pytest.raises(SettingError, match="recipe.start: "):
+    with pytest.raises(SettingError, match=r"recipe\.start: "):
         replace(recipe, network=larger).begin(module, [])

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.data.loader import Element, batches
-from mfm_jax.mapper import Mapper, MapperConfig, Stream, Streams, build_mapper
+from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.paths import TINY_BUNDLE
@@ -72,7 +72,7 @@ class MapperRecipe(FeatureRecipe):
         Raises:
             SettingError: the GPT-2 to start from has other sizes.
         """
-        if self.start:
+        if self.start and isinstance(module, GPT2Mapper):
             module.gpt2 = self._trunk()
         if module.standardised:
             loa = np.stack([source[i]["loa"] for i in range(len(source))])

@@ -1,0 +1,150 @@
+"""AudioLDM 2 as diffusers lays it out: a folder of folders, one per network."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from convert import gpt2, scheduler, sequence, t5, unet, vae, vocoder
+from convert.incoming import Computed, Incoming, Reading, with_prefix
+from convert.model import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, Model, Read, Request
+from convert.outgoing import Outgoing
+from convert.source import open_weights, read_json
+from convert.table import ConversionError, Table
+from convert.tensors import Tensor
+from mfm_jax.bundle import Bundle
+from mfm_jax.models.text import EmptyTextConfig
+
+SCHEDULER = "scheduler_config.json"
+Parts = list[Incoming | Computed]
+
+
+def read(request: Request) -> Read:
+    """All networks but CLAP, and the schedule.
+
+    Raises:
+        ConversionError: `request.only` names what there is not.
+    """
+    folder = request.folder()
+    readers: dict[str, Callable[[], Parts]] = {
+        "unet": lambda: [_one("unet", folder, unet.config, lambda config: unet.TABLE, request)],
+        "vae": lambda: [_one("vae", folder, vae.config, lambda config: vae.TABLE, request)],
+        "vocoder": lambda: [_one("vocoder", folder, vocoder.config, vocoder.table, request)],
+        "t5": lambda: _texts(folder, request),
+        "sequence": lambda: [_sequence(folder, request)],
+    }
+    if unknown := sorted(set(request.only) - readers.keys()):
+        raise ConversionError(f"--only is of {', '.join(readers)}, not {unknown[0]!r}")
+    parts = [p for name in readers if name in (request.only or readers) for p in readers[name]()]
+    schedule = scheduler.config(read_json(folder / "scheduler", SCHEDULER))
+    return Read(parts, schedule)
+
+
+def _one(
+    name: str, top: Path, config: Callable, table: Callable[..., Table], request: Request
+) -> Incoming:
+    """A network that lies in the folder of its name."""
+    folder = top / name
+    ours = config(read_json(folder, CONFIG))
+    weights = open_weights(folder, excuse=request.excuse)
+    files = (folder / CONFIG, *weights.files)
+    layout = table(ours)
+    if any(key.endswith(".weight_g") for key in weights.tensors):
+        layout = vocoder.weight_norm_table(ours)
+    return Incoming(name, ours, layout, weights.tensors, files, request.licence)
+
+
+def _texts(top: Path, request: Request) -> Parts:
+    """T5, and its states of no text, which is all that is read where there is no prompt."""
+    part = t5.incoming(top / "text_encoder_2", top / "tokenizer_2", request, t5.MODEL.licence)
+
+    def states() -> Iterator[tuple[str, np.ndarray]]:
+        yield "states", t5.no_text(Reading(part.tensors), part.config)
+
+    config = EmptyTextConfig(width=part.config.width)
+    return [part, Computed("text", config, states, part.files, part.licence)]
+
+
+def _sequence(top: Path, request: Request) -> Incoming:
+    """GPT-2 with the projections before it, each in its folder."""
+    said = read_json(top / "language_model", CONFIG)
+    projection = read_json(top / "projection_model", CONFIG)
+    ours = sequence.config(projection, said, gpt2.config(said))
+    tensors: dict[str, Tensor] = {}
+    files: tuple[Path, ...] = ()
+    for prefix in (sequence.LANGUAGE, sequence.PROJECTION):
+        folder = top / prefix.removesuffix(".")
+        weights = open_weights(folder, excuse=request.excuse)
+        tensors |= with_prefix(gpt2.without_head(weights.tensors), prefix)
+        files += (folder / CONFIG, *weights.files)
+    layout = sequence.diffusers_table(ours)
+    return Incoming("sequence", ours, layout, tensors, files, request.licence)
+
+
+def write(bundle: Bundle) -> list[Outgoing]:
+    """Those of its networks that the bundle has, in diffusers' folders."""
+    writers: dict[str, Callable[[], Outgoing]] = {
+        "unet": partial(_unet_out, bundle),
+        "vae": lambda: Outgoing(
+            "vae",
+            vae.TABLE,
+            {f"vae/{CONFIG}": vae.their_config(bundle.config("vae"))},
+            {"": f"vae/{DIFFUSERS_WEIGHTS}"},
+        ),
+        "vocoder": lambda: Outgoing(
+            "vocoder",
+            vocoder.table(bundle.config("vocoder")),
+            {f"vocoder/{CONFIG}": vocoder.their_config(bundle.config("vocoder"))},
+            {"": f"vocoder/{WEIGHTS}"},
+        ),
+        "t5": partial(t5.outgoing, bundle, "text_encoder_2/", "tokenizer_2"),
+        "sequence": partial(_sequence_out, bundle),
+    }
+    return [writers[name]() for name in writers if name in bundle.entries]
+
+
+def _unet_out(bundle: Bundle) -> Outgoing:
+    described = unet.their_config(bundle.config("unet"))
+    if "vae" in bundle.entries:
+        # diffusers takes the length of what it makes from here.
+        described["sample_size"] = bundle.settings.frames // bundle.config("vae").compression
+    schedule = scheduler.their_config(bundle.settings.schedule)
+    configs = {f"unet/{CONFIG}": described, f"scheduler/{SCHEDULER}": schedule}
+    return Outgoing("unet", unet.TABLE, configs, {"": f"unet/{DIFFUSERS_WEIGHTS}"})
+
+
+def _sequence_out(bundle: Bundle) -> Outgoing:
+    ours = bundle.config("sequence")
+    words = gpt2.word_count(bundle, "sequence", f"{sequence.LANGUAGE}wte.weight")
+    language = gpt2.their_config(ours.gpt2, words) | {"max_new_tokens": ours.loa.tokens}
+    return Outgoing(
+        "sequence",
+        sequence.diffusers_table(ours),
+        {
+            f"language_model/{CONFIG}": language,
+            f"projection_model/{CONFIG}": sequence.their_config(ours),
+        },
+        {
+            sequence.LANGUAGE: f"language_model/{WEIGHTS}",
+            sequence.PROJECTION: f"projection_model/{DIFFUSERS_WEIGHTS}",
+        },
+    )
+
+
+MODEL = Model(
+    "AudioLDM 2 in diffusers' folders: UNet, VAE, vocoder, scheduler, T5 and GPT-2",
+    "CC-BY-NC-SA-4.0",
+    read,
+    write,
+    (
+        "unet/*",
+        "vae/*",
+        "vocoder/*",
+        "scheduler/*",
+        "text_encoder_2/*",
+        "tokenizer_2/*",
+        "language_model/*",
+        "projection_model/*",
+    ),
+)

@@ -1,0 +1,255 @@
+"""Weights on their way into a bundle: checked against the network, then streamed through the table.
+
+Nothing is read before every name and shape has been checked, and never more than one row of a
+table is held, beside the part of the bundle that is being written.
+"""
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.safetensors_file import write
+from convert.table import Shape, Table, raise_if_any
+from convert.tensors import Tensor, digest
+from mfm_jax.bundle import KINDS, Bundle, Component, Settings, Source, write_bundle
+from mfm_jax.diffusion import Schedule
+from mfm_jax.weights import abstract, named_weights
+
+KEPT = "kept.safetensors"
+"""In a component's folder: the tensors of the source that our network does not read, untouched.
+
+With them the way back gives all that came in. Its metadata `tied` lists the tied copies there were.
+"""
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One component as it lies in its source."""
+
+    component: str
+    config: Any
+    table: Table
+    tensors: Mapping[str, Tensor]  # by the names of the table
+    files: tuple[Path, ...]  # that were read
+    licence: str
+    add_files: Callable[[Path], None] = lambda folder: None
+
+
+@dataclass(frozen=True)
+class Computed:
+    """One component that is computed from others: its weights, made when they are asked for."""
+
+    component: str
+    config: Any
+    weights: Callable[[], Iterable[tuple[str, np.ndarray]]]
+    files: tuple[Path, ...]
+    licence: str
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may choose about a conversion."""
+
+    made_by: str  # the command
+    dtype: Any = None  # of the stored floating-point weights; None: as in the source
+    excuse: Sequence[str] = ()  # patterns of keys that may be missing, unknown, misshaped or NaN
+    keep: bool = True  # also the tensors that our network does not read
+    progress: Callable[[int], None] = lambda size: None  # told the bytes read
+
+
+@dataclass
+class Reading(Mapping[str, np.ndarray]):
+    """The arrays of a source, read one by one, with those that the user excused filled in."""
+
+    tensors: Mapping[str, Tensor]
+    filled: Mapping[str, Shape] = field(default_factory=dict)
+    progress: Callable[[int], None] = lambda size: None
+    broken: list[str] = field(default_factory=list)  # keys read so far that are not finite
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key in self.filled:
+            return _filler(key, self.filled[key])
+        array = self.tensors[key].read()
+        self.progress(array.nbytes)
+        if not finite(array):
+            self.broken.append(key)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.tensors, **self.filled})
+
+    def __len__(self) -> int:
+        return len({**self.tensors, **self.filled})
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the tensors of a source go with the network."""
+
+    read: tuple[str, ...]  # keys whose tensors the table reads
+    filled: Mapping[str, Shape]  # keys without a tensor that fits, excused
+    kept: tuple[str, ...]  # keys that nobody reads
+
+
+def fit(incoming: Incoming, excuse: Sequence[str] = ()) -> Fit:
+    """Compare the source with the network, name by name and shape by shape.
+
+    Raises:
+        ConversionError: lists the missing, unknown and misshaped keys that no pattern excuses.
+    """
+    network = abstract(partial(KINDS[incoming.component].build, incoming.config))
+    ours = {name: tuple(leaf.shape) for name, leaf in named_weights(network).items()}
+    table = incoming.table
+    expected, optional = table.shapes(ours), table.optional(ours)
+    found = {k: t.shape for k, t in incoming.tensors.items() if not table.ignored(k)}
+    computed = {key for key, _ in table.computed(ours)}
+    missing = expected.keys() - found.keys() - optional
+    unknown = found.keys() - expected.keys()
+    both = (expected.keys() & found.keys()) - computed
+    misshaped = {key for key in both if expected[key] != found[key]}
+
+    def counts(key: str) -> bool:
+        return not any(fnmatch.fnmatchcase(key, pattern) for pattern in excuse)
+
+    said = {k: f"{k} is {found[k]}, should be {expected[k]}" for k in misshaped}
+    raise_if_any(
+        f"{incoming.component}: the checkpoint does not fit (--excuse PATTERN lets keys pass)",
+        {
+            "missing": filter(counts, missing),
+            "unknown": filter(counts, unknown),
+            "misshaped": [said[k] for k in misshaped if counts(k)],
+        },
+    )
+    kept = [k for k in incoming.tensors if table.kept(k) or k in computed or k in unknown]
+    dropped = {*kept, *misshaped, *(k for k in incoming.tensors if table.ignored(k))}
+    return Fit(
+        read=tuple(k for k in incoming.tensors if k not in dropped),
+        filled={k: expected[k] for k in sorted(missing | misshaped)},
+        kept=tuple(kept),
+    )
+
+
+def to_bundle(
+    path: Path,
+    parts: Sequence[Incoming | Computed],
+    choices: Choices,
+    schedule: Schedule | None = None,
+) -> Bundle:
+    """Write components into the bundle at `path`, new or existing: all of them or none.
+
+    Raises:
+        ConversionError: a source does not fit its network, or holds values that are not finite.
+        SourceError: a file cannot be read.
+        BundleError: `path` is something else.
+    """
+    fits = [fit(p, choices.excuse) if isinstance(p, Incoming) else None for p in parts]
+
+    def scheduled(settings: Settings) -> Settings:
+        return settings if schedule is None else replace(settings, schedule=schedule)
+
+    # The sources' checksums are worked out beside, where another processor has the time.
+    with ThreadPoolExecutor(1) as beside:
+        sums = {file: beside.submit(digest, file) for part in parts for file in part.files}
+        components = {
+            part.component: _component(part, fitted, choices, sums)
+            for part, fitted in zip(parts, fits, strict=True)
+        }
+        try:
+            return write_bundle(path, components, settings=scheduled)
+        except BaseException:
+            beside.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _component(
+    part: Incoming | Computed,
+    fitted: Fit | None,
+    choices: Choices,
+    sums: Mapping[Path, Future[str]],
+) -> Component:
+    def source() -> Source:
+        files = tuple((file.name, sums[file].result()) for file in part.files)
+        return Source(choices.made_by, part.licence, files)
+
+    if isinstance(part, Computed):
+        return Component(part.config, part.weights(), source)
+    assert fitted is not None
+    weights = _weights(part, fitted, choices)
+    return Component(part.config, weights, source, partial(_add_files, part, fitted, choices))
+
+
+def _weights(incoming: Incoming, fitted: Fit, choices: Choices) -> Iterator[tuple[str, np.ndarray]]:
+    """Our weights one by one; only at their end is it known that all of them are numbers."""
+    tensors = {key: incoming.tensors[key] for key in fitted.read}
+    reading = Reading(tensors, fitted.filled, choices.progress)
+    overflown = []
+    for name, array in incoming.table.to_ours(reading):
+        if choices.dtype is not None and is_float(array):
+            with np.errstate(over="ignore"):
+                cast = array.astype(choices.dtype)
+            if finite(array) and not finite(cast):
+                overflown.append(name)
+            array = cast
+        yield name, array
+    broken = {
+        key
+        for key in reading.broken
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in choices.excuse)
+    }
+    raise_if_any(
+        f"{incoming.component}: values that are no numbers",
+        {"not finite (--excuse PATTERN lets keys pass)": broken},
+    )
+    raise_if_any(
+        f"{incoming.component}: values too large for {np.dtype(choices.dtype or float)}",
+        {"choose another --dtype": overflown},
+    )
+
+
+def _add_files(incoming: Incoming, fitted: Fit, choices: Choices, folder: Path) -> None:
+    incoming.add_files(folder)
+    kept = {key: incoming.tensors[key] for key in fitted.kept if choices.keep}
+    write(
+        folder / KEPT,
+        {key: (tensor.dtype, tensor.shape) for key, tensor in kept.items()},
+        Reading(kept, progress=choices.progress).items(),
+        {"tied": json.dumps([r.copy for r in incoming.table.tied if r.copy in incoming.tensors])},
+    )
+
+
+def is_float(array: np.ndarray) -> bool:
+    """Whether the elements are floating-point numbers, those of ml_dtypes included."""
+    return array.dtype.kind == "f" or array.dtype.name.startswith(("bfloat", "float"))
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether all elements are numbers; integers always are."""
+    if not is_float(array):
+        return True
+    if array.dtype.name == "bfloat16":
+        # Numbers are those whose exponent is not all ones; ml_dtypes' own test is slow.
+        return not bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(array).all())
+
+
+def _filler(key: str, shape: Shape) -> np.ndarray:
+    """What stands for a tensor that the user excused: gains and variances one, the rest zero."""
+    gain = key.endswith("running_var") or (key.endswith("weight") and len(shape) == 1)
+    return np.full(shape, float(gain), np.float32)
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under longer names."""
+    return {prefix + key: tensor for key, tensor in tensors.items()}
+
+
+def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix`, without it."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,83 @@
+"""Our mapper in PyTorch's layout: a GPT-2 that transformers loads, and a file with the rest.
+
+    config.json               `_class_name` and the configuration, as in a bundle
+    gpt2/config.json          of `transformers.GPT2Model`
+    gpt2/model.safetensors    with a word table of one row, which is never used
+    fusion.safetensors        everything else, `nn.Linear` weights as `[out, in]`
+
+A linear mapper has no `gpt2/`. docs/mapper_in_pytorch.md tells how to run it.
+"""
+
+from convert import gpt2
+from convert.gpt2 import rows, words
+from convert.incoming import Incoming, with_prefix
+from convert.model import CONFIG, OURS, WEIGHTS, Model, Read, Request, own_config
+from convert.outgoing import Outgoing
+from convert.rows import DENSE, named, norm
+from convert.source import open_weights
+from convert.table import Row, Table
+from convert.tensors import SourceError
+from mfm_jax.bundle import Bundle
+from mfm_jax.mapper import MapperConfig
+from mfm_jax.settings import to_json
+
+GPT2 = "gpt2."
+"""What the names of GPT-2's tensors begin with."""
+REST = "fusion.safetensors"
+
+
+def table(config: MapperConfig) -> Table:
+    """The rows of a mapper."""
+    units = [Row(name, name) for name in ("loa_mean", "loa_std")]
+    if config.kind != "gpt2":
+        return Table((*named("proj", "proj", DENSE), *units))
+    head = [*named("loa_in", "loa_in", DENSE), *named("loa_out", "loa_out", DENSE), *units]
+    rest = _fusion(config) + (head if config.head else [])
+    return Table((*rows(GPT2, "gpt2."), words(GPT2, "gpt2.", config.gpt2.width), *rest))
+
+
+def _fusion(config: MapperConfig) -> list[Row]:
+    if config.fusion == "wrapped":
+        vectors = [Row(f"fusion.{name}", f"fusion.{name}") for name in ("start", "end")]
+        linears = (named(f"fusion.proj.{n}", f"fusion.proj.{n}", DENSE) for n in config.widths)
+        return [*vectors, *(row for pair in linears for row in pair)]
+    found = [Row("fusion.start", "fusion.start")]
+    for encoder in config.widths:
+        part = f"fusion.proj.{encoder}"
+        found += [*norm(f"{part}.norm", f"{part}.norm"), Row(f"{part}.encoder", f"{part}.encoder")]
+        found += named(f"{part}.proj", f"{part}.proj", DENSE)
+    return found
+
+
+def read(request: Request) -> Read:
+    """A mapper that was exported from here.
+
+    Raises:
+        SourceError: the folder holds something else.
+    """
+    folder = request.folder()
+    ours = own_config(request, MapperConfig)
+    if ours is None:
+        raise SourceError(f"{folder} holds no mapper that was exported from here")
+    rest = open_weights(folder / REST, excuse=request.excuse)
+    tensors, files = dict(rest.tensors), (folder / CONFIG, *rest.files)
+    if ours.kind == "gpt2":
+        trunk = open_weights(folder / "gpt2", excuse=request.excuse)
+        tensors |= with_prefix(trunk.tensors, GPT2)
+        files += trunk.files
+    return Read([Incoming("mapper", ours, table(ours), tensors, files, request.licence)])
+
+
+def write(bundle: Bundle) -> list[Outgoing]:
+    """The files named above."""
+    ours = bundle.config("mapper")
+    network = "GPT2Mapper" if ours.kind == "gpt2" else "LinearMapper"
+    described: dict[str, dict] = {CONFIG: {"_class_name": network, OURS: to_json(ours)}}
+    weights = {"": REST}
+    if ours.kind == "gpt2":
+        described[f"gpt2/{CONFIG}"] = gpt2.their_config(ours.gpt2, 1)
+        weights[GPT2] = f"gpt2/{WEIGHTS}"
+    return [Outgoing("mapper", table(ours), described, weights)]
+
+
+MODEL = Model("a mapper that was exported from here", "as its training data says", read, write)

@@ -1,0 +1,103 @@
+"""What the command line needs of a model: how it is read from files and written to them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convert.incoming import Computed, Incoming
+from convert.outgoing import Outgoing
+from convert.source import Weights, open_weights, read_json
+from convert.table import Table
+from convert.tensors import SourceError
+from mfm_jax.bundle import KINDS, Bundle
+from mfm_jax.diffusion import Schedule
+from mfm_jax.settings import SettingError, from_json, to_json
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"  # as transformers names it, and we
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+OURS = "_mfm_jax"
+"""The key of a config.json that holds our own configuration."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be read."""
+
+    sources: tuple[Path, ...]  # files or folders
+    licence: str  # of the weights
+    excuse: Sequence[str] = ()  # patterns of keys that may be in two files
+    vocabulary: Path | None = None  # bert-base-uncased's vocab.txt, for TimeChat
+    config: Path | None = None  # of a network without a config.json, where it is not the released
+    only: Sequence[str] = ()  # components of a model that has several; all if empty
+
+    def folder(self) -> Path:
+        """The one source, which is a folder, as its config.json is needed.
+
+        Raises:
+            SourceError: it is something else.
+        """
+        if len(self.sources) != 1 or not self.sources[0].is_dir():
+            raise SourceError("give one folder that holds both config.json and the weights")
+        return self.sources[0]
+
+    def weights(self) -> Weights:
+        """The weights of the one source.
+
+        Raises:
+            SourceError: there are several sources, or it cannot be read.
+        """
+        if len(self.sources) != 1:
+            raise SourceError(f"this model has one source, {len(self.sources)} are given")
+        return open_weights(self.sources[0], excuse=self.excuse)
+
+
+class Read(NamedTuple):
+    """What a model becomes in a bundle."""
+
+    parts: list[Incoming | Computed]
+    schedule: Schedule | None = None  # that the UNet was trained with
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the command line."""
+
+    about: str  # what is read
+    licence: str  # of the released weights
+    read: Callable[[Request], Read]
+    write: Callable[[Bundle], list[Outgoing]]
+    # The files that are wanted of a repository on a hub.
+    patterns: tuple[str, ...] = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model")
+
+
+def own_config(request: Request, kind: type) -> Any:
+    """The configuration that we wrote beside exported weights, or that the user gives; or None.
+
+    Raises:
+        SourceError: it is damaged, or not of this network.
+    """
+    beside = [source for source in request.sources if (source / CONFIG).is_file()]
+    files = [request.config] if request.config else [source / CONFIG for source in beside]
+    for file in files:
+        data = read_json(file.parent, file.name)
+        if OURS in data:
+            try:
+                return from_json(kind, data[OURS], OURS)
+            except SettingError as error:
+                raise SourceError(f"{file}: {error}") from None
+    if request.config:
+        raise SourceError(f"{request.config} was not exported from here: it has no {OURS!r}")
+    return None
+
+
+def write_own(component: str, table: Callable[[Any], Table]) -> Callable[[Bundle], list[Outgoing]]:
+    """How a network that no library has a format for is written: with the original's names."""
+
+    def write(bundle: Bundle) -> list[Outgoing]:
+        config = bundle.config(component)
+        described = {"_class_name": KINDS[component].build.__name__, OURS: to_json(config)}
+        return [Outgoing(component, table(config), {CONFIG: described}, {"": WEIGHTS})]
+
+    return write

@@ -1,0 +1,244 @@
+"""`python -m convert` on small checkpoints in the real formats: in, checked, and out again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from jax import numpy as jnp
+from safetensors.torch import load_file
+
+from convert.__main__ import main
+from mfm_jax.bundle import Bundle
+from mfm_jax.weights import named_weights
+from tests.bundles import untrained_bundle
+from tests.randomise import randomise
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A small GPT-2 as transformers saves it."""
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=17, n_embd=24, n_layer=2, n_head=3, attn_implementation="eager"
+    )
+    folder = tmp_path_factory.mktemp("gpt2")
+    randomise(transformers.GPT2Model(config), seed=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def source(gpt2, tmp_path):
+    """A copy of it to damage: config.json and the state that goes into pytorch_model.bin."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "config.json").write_text((gpt2 / "config.json").read_text())
+    state = load_file(gpt2 / "model.safetensors")
+
+    def save() -> str:
+        torch.save(state, folder / "pytorch_model.bin")
+        return str(folder)
+
+    return state, save
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a refused conversion prints."""
+    assert main([str(a) for a in arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1, printed
+    return printed
+
+
+def test_there_and_back_is_the_same_file(gpt2, tmp_path):
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    assert main(["gpt2", str(gpt2), "-o", str(bundle)]) == 0
+    assert Bundle.open(bundle).damages("gpt2") == []
+    assert main(["gpt2", str(bundle), "-o", str(out), "--to", "torch"]) == 0
+    before, after = (load_file(f / "model.safetensors") for f in (gpt2, out))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    loaded = transformers.GPT2Model.from_pretrained(out, attn_implementation="eager")
+    assert loaded.config.vocab_size == 11
+
+
+def test_provenance_names_the_files_and_the_command(gpt2, tmp_path):
+    assert main(["gpt2", str(gpt2), "-o", str(tmp_path / "b"), "--dtype", "bfloat16"]) == 0
+    entry = Bundle.open(tmp_path / "b").entries["gpt2"]
+    assert [name for name, _ in entry.source.files] == ["config.json", "model.safetensors"]
+    assert entry.source.made_by == f"python -m convert gpt2 {gpt2.name} --dtype bfloat16"
+    assert entry.source.licence == "MIT"
+    assert str(gpt2.parent) not in json.dumps(entry.source.files) + entry.source.made_by
+    stored = Bundle.open(tmp_path / "b").store("gpt2").arrays
+    assert {listed.dtype for listed in stored.values()} == {"bfloat16"}
+
+
+def test_a_bundle_keeps_its_other_components(gpt2, tmp_path):
+    before = untrained_bundle(tmp_path)
+    assert main(["gpt2", str(gpt2), "-o", str(tmp_path)]) == 0
+    after = Bundle.open(tmp_path)
+    assert after.settings == before.settings
+    assert set(after.entries) == {*before.entries, "gpt2"}
+    assert all(after.entries[name] == entry for name, entry in before.entries.items())
+
+
+def test_missing_unknown_and_misshaped_tensors_are_listed(source, tmp_path, capsys):
+    state, save = source
+    del state["h.1.ln_2.bias"]
+    state["h.0.extra"] = torch.zeros(2)
+    state["ln_f.weight"] = torch.zeros(23)
+    printed = refused(capsys, "gpt2", save(), "-o", tmp_path / "b")
+    assert "missing: h.1.ln_2.bias" in printed
+    assert "unknown: h.0.extra" in printed
+    assert "misshaped: ln_f.weight is (23,), should be (24,)" in printed
+    assert not (tmp_path / "b").exists()
+
+
+def test_tensors_pass_by_pattern(source, tmp_path):
+    state, save = source
+    del state["h.1.ln_2.bias"], state["h.1.ln_2.weight"]
+    state["h.0.extra"] = torch.arange(3)
+    state["ln_f.weight"] = torch.zeros(23)
+    excuse = ["--excuse", "h.1.ln_2.*", "--excuse", "h.0.extra", "--excuse", "ln_f.weight"]
+    assert main(["gpt2", save(), "-o", str(tmp_path / "b"), *excuse]) == 0
+    weights = named_weights(Bundle.open(tmp_path / "b").load("gpt2"))
+    np.testing.assert_array_equal(weights["blocks.1.norm2.scale"], np.ones(24))
+    np.testing.assert_array_equal(weights["blocks.1.norm2.bias"], np.zeros(24))
+    np.testing.assert_array_equal(weights["norm.scale"], np.ones(24))
+    made_by = Bundle.open(tmp_path / "b").entries["gpt2"].source.made_by
+    assert made_by.endswith("--excuse 'h.1.ln_2.*' --excuse h.0.extra --excuse ln_f.weight")
+    assert main(["gpt2", str(tmp_path / "b"), "-o", str(tmp_path / "o"), "--to", "torch"]) == 0
+    back = load_file(tmp_path / "o" / "model.safetensors")
+    assert torch.equal(back["h.0.extra"], state["h.0.extra"])
+
+
+def test_many_keys_are_shortened_to_their_patterns(source, tmp_path, capsys):
+    state, save = source
+    for name in list(state):
+        if name.startswith("h."):
+            del state[name]
+    printed = refused(capsys, "gpt2", save(), "-o", tmp_path / "b")
+    assert "h.*.mlp.c_fc.weight (2)" in printed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_listed(source, tmp_path, capsys, value):
+    state, save = source
+    state["h.0.attn.c_attn.weight"][3, 5] = value
+    state["wpe.weight"][:] = value
+    before = untrained_bundle(tmp_path / "b")
+    kept = (before.path / "bundle.json").read_text()
+    printed = refused(capsys, "gpt2", save(), "-o", before.path)
+    assert "not finite" in printed
+    assert printed.rstrip().endswith("h.0.attn.c_attn.weight, wpe.weight")
+    assert (before.path / "bundle.json").read_text() == kept
+    assert not list(before.path.glob("gpt2-*"))
+    excuse = ["--excuse", "wpe.*", "--excuse", "*c_attn.weight"]
+    assert main(["gpt2", save(), "-o", str(before.path), *excuse]) == 0
+
+
+def test_values_too_large_for_the_precision_are_refused(source, tmp_path, capsys):
+    state, save = source
+    state["wpe.weight"][0, 0] = 1e6
+    printed = refused(capsys, "gpt2", save(), "-o", tmp_path / "b", "--dtype", "float16")
+    assert "too large for float16" in printed
+    assert "wpe.embedding" in printed
+    assert main(["gpt2", save(), "-o", str(tmp_path / "b"), "--dtype", "bfloat16"]) == 0
+
+
+def test_tensors_of_no_use_can_be_left_out(gpt2, tmp_path):
+    """The way back then has a word table of one row, which nobody reads."""
+    bundle, out = str(tmp_path / "b"), str(tmp_path / "o")
+    assert main(["gpt2", str(gpt2), "-o", bundle, "--drop-unused"]) == 0
+    assert main(["gpt2", bundle, "-o", out, "--to", "torch"]) == 0
+    loaded, info = transformers.GPT2Model.from_pretrained(out, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.vocab_size == 1
+
+
+def test_wrong_use_is_one_line(gpt2, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "no such file" in refused(capsys, "gpt2", tmp_path / "no", "-o", tmp_path / "b").lower()
+    assert "folder" in refused(capsys, "gpt2", gpt2 / "model.safetensors", "-o", tmp_path / "b")
+    assert "is a file" in refused(capsys, "gpt2", gpt2, "-o", file)
+    assert "give one folder" in refused(capsys, "gpt2", gpt2, gpt2, "-o", tmp_path / "b")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "something").write_text("")
+    untrained_bundle(tmp_path / "b")
+    arguments = "mapper", tmp_path / "b", "-o", full, "--to", "torch"
+    assert "exists: choose another output folder" in refused(capsys, *arguments)
+    assert "has no 'gpt2'" in refused(
+        capsys, "gpt2", tmp_path / "b", "-o", tmp_path / "o", "--to", "torch"
+    )
+    assert "is not a bundle" in refused(capsys, "gpt2", full, "-o", file, "--to", "torch")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_damaged_bundle_is_not_exported(gpt2, tmp_path, capsys):
+    """A flipped bit of a weight, which Orbax restores without a word."""
+    assert main(["gpt2", str(gpt2), "-o", str(tmp_path / "b")]) == 0
+    (part,) = (tmp_path / "b").glob("gpt2-*/part-0")
+    file = max((f for f in part.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+    printed = refused(capsys, "gpt2", tmp_path / "b", "-o", tmp_path / "o", "--to", "torch")
+    assert "has other values than were written" in printed or "cannot be read" in printed
+    assert not (tmp_path / "o").exists()
+
+
+def test_killed_at_any_moment_the_bundle_is_the_old_or_the_new(gpt2, tmp_path):
+    """Benchmarks run this with more kills and a network that takes longer."""
+    path = untrained_bundle(tmp_path / "b").path
+    old = Bundle.open(path)
+    command = [sys.executable, "-m", "convert", "gpt2", str(gpt2), "-o", str(path)]
+    started = time.monotonic()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    took = time.monotonic() - started
+    moments = np.random.default_rng(0).uniform(0.5, 1.0, 5) * took
+    for i, moment in enumerate(moments):
+        dtype = ("float16", "bfloat16")[i % 2]
+        before = Bundle.open(path)
+        process = subprocess.Popen(
+            [*command, "--dtype", dtype], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        after = Bundle.open(path)
+        stored = {listed.dtype for listed in after.store("gpt2").arrays.values()}
+        assert after.entries["gpt2"] == before.entries["gpt2"] or stored == {dtype}
+        assert after.damages("gpt2") == []
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    last = Bundle.open(path)
+    assert len(list(path.glob("*gpt2-*"))) == 1
+    assert all(last.entries[name] == entry for name, entry in old.entries.items())
+
+
+@jax.jit
+def hidden(network, embeds):
+    return network(embeds, None)
+
+
+@pytest.mark.parity
+def test_a_converted_network_computes_the_same(gpt2, tmp_path, parity):
+    assert main(["gpt2", str(gpt2), "-o", str(tmp_path / "b")]) == 0
+    embeds = np.random.default_rng(0).standard_normal((2, 9, 24), np.float32)
+    theirs = transformers.GPT2Model.from_pretrained(gpt2, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = theirs(inputs_embeds=torch.tensor(embeds)).last_hidden_state.numpy()
+    result = hidden(Bundle.open(tmp_path / "b").load("gpt2"), jnp.asarray(embeds))
+    parity("GPT-2, converted", "transformers GPT2Model", result, expected, 1e-4)

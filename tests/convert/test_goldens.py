@@ -1,0 +1,128 @@
+"""Checkpoints in the released formats and at the released sizes give the goldens' outputs.
+
+The weights are those of the goldens' recipes; they go into a file as the authors saved theirs,
+through the command, and come out of a bundle.
+"""
+
+import dataclasses
+import json
+import runpy
+
+import jax
+import numpy as np
+import pytest
+import torch
+from jax import numpy as jnp
+from safetensors.numpy import load_file
+
+from convert.__main__ import main
+from convert.model import CONFIG, OURS
+from mfm_jax.bundle import Bundle
+from mfm_jax.models.audiomae import AudioMAEConfig, pool_loa
+from mfm_jax.models.cavp import CAVPConfig
+from mfm_jax.models.cnn14 import Cnn14Config
+from mfm_jax.settings import to_json
+
+SMALL_CAVP = dataclasses.replace(
+    CAVPConfig.diff_foley(),
+    width=8,
+    embed=32,
+    audio=dataclasses.replace(Cnn14Config.cavp(), widths=(4, 8, 8, 16, 16, 32)),
+)
+SMALL_AUDIOMAE = AudioMAEConfig(frames=256, mels=64, width=48, depth=12, heads=4)
+
+
+def weights_of(reference, network: str, manifest: str, seed: int) -> dict[str, torch.Tensor]:
+    """The weights that the recipe draws for all of the manifest."""
+    folder = reference / network
+    recipe = runpy.run_path(str(folder / "recipe.py"))
+    manifest = json.loads((folder / manifest).read_text())
+    drawn = recipe["weights"](manifest, seed)
+    return {key: torch.from_numpy(np.asarray(array)) for key, array in drawn.items()}
+
+
+def saved_small(reference, network: str, shapes: dict) -> dict[str, torch.Tensor]:
+    """The small golden's weights; the file stores scalars as `[1]`."""
+    state = load_file(reference / network / "golden" / "tiny.safetensors")
+    shaped = {k: a.reshape(shapes[k][0]) if shapes else a for k, a in state.items()}
+    return {key: torch.from_numpy(np.array(array)) for key, array in shaped.items()}
+
+
+def converted(tmp_path, model: str, *options: str):
+    """The network out of the bundle that the command makes of `checkpoint`."""
+    source, bundle = str(tmp_path / "checkpoint"), str(tmp_path / "bundle")
+    assert main([model, source, "-o", bundle, *options]) == 0
+    return Bundle.open(tmp_path / "bundle").load(model, check=True)
+
+
+def config_file(tmp_path, config) -> list[str]:
+    """Sizes that are not the released ones are told, never guessed."""
+    (tmp_path / CONFIG).write_text(json.dumps({OURS: to_json(config)}))
+    return ["--config", str(tmp_path / CONFIG)]
+
+
+def save_cavp(tmp_path, state) -> None:
+    """As the trainer of Diff-Foley does, from several GPUs."""
+    nested = {f"module.{key}": tensor for key, tensor in state.items()}
+    torch.save({"epoch": 66, "name": "cavp", "state_dict": nested}, tmp_path / "checkpoint")
+
+
+@jax.jit
+def video_features(network, frames):
+    return network(frames)
+
+
+def check_cavp(parity, network, golden, size: str) -> None:
+    frames = jnp.asarray(golden["frames_uint8"], jnp.float32) / 255.0
+    frames = frames if frames.ndim == 5 else frames[None]
+    found, expected = video_features(network, frames), golden["features"]
+    parity(f"CAVP {size}, converted", "golden features", found, expected, 5e-6)
+
+
+@pytest.mark.parity
+def test_small_cavp(reference, tmp_path, parity):
+    shapes = json.loads((reference / "cavp/golden/tiny_manifest.json").read_text())
+    save_cavp(tmp_path, saved_small(reference, "cavp", shapes))
+    network = converted(tmp_path, "cavp", *config_file(tmp_path, SMALL_CAVP))
+    check_cavp(parity, network, np.load(reference / "cavp/golden/tiny_video.npz"), "small")
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_full_cavp(reference, tmp_path, parity):
+    save_cavp(tmp_path, weights_of(reference, "cavp", "manifest.json", 20240))
+    network = converted(tmp_path, "cavp")
+    golden = np.load(reference / "cavp/golden/full_video_t4_224x224.npz")
+    check_cavp(parity, network, golden, "full")
+
+
+def save_audiomae(tmp_path, state) -> None:
+    """As AudioMAE's trainer did, in the format before zip files."""
+    checkpoint = {"model": state, "epoch": 32}
+    torch.save(checkpoint, tmp_path / "checkpoint", _use_new_zipfile_serialization=False)
+
+
+@jax.jit
+def audio_features(network, fbank):
+    return network(fbank)
+
+
+@pytest.mark.parity
+def test_small_audiomae(reference, tmp_path, parity):
+    save_audiomae(tmp_path, saved_small(reference, "audiomae", {}))
+    network = converted(tmp_path, "audiomae", *config_file(tmp_path, SMALL_AUDIOMAE))
+    golden = np.load(reference / "audiomae/golden/tiny.npz")
+    found = audio_features(network, golden["x"][:, 0])
+    parity("AudioMAE small, converted", "golden tiny embed", found, golden["embed"], 3e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_full_audiomae(reference, tmp_path, parity):
+    save_audiomae(tmp_path, weights_of(reference, "audiomae", "manifest.json", 31415))
+    network = converted(tmp_path, "audiomae")
+    golden = np.load(reference / "audiomae/golden/full.npz")
+    embed = audio_features(network, golden["fbank"])
+    parity("AudioMAE full, converted", "golden rows", embed[0, ::16], golden["embed_rows"], 3e-5)
+    pooled = pool_loa(embed, AudioMAEConfig.base().grid, (8, 8))
+    parity("AudioMAE full, converted", "golden LOA", pooled, golden["loa_t8_f8"], 3e-5)
