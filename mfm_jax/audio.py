@@ -64,7 +64,7 @@ def kaldi_mel_filters() -> Float[np.ndarray, "M bins"]:
 
 
 def _triangles(
-    points: Float[np.ndarray, "corners"], at: Float[np.ndarray, "bins"]
+    points: Float[np.ndarray, " corners"], at: Float[np.ndarray, " bins"]
 ) -> Float[np.ndarray, "M bins"]:
     """Triangle `m` rises from point `m` to 1 at point `m + 1` and falls to point `m + 2`."""
     left, peak, right = points[:-2, None], points[1:-1, None], points[2:, None]
@@ -88,7 +88,7 @@ def _magnitudes(wave, n_fft: int, hop: int, padding: int):
 
 
 def log_mel(
-    wave: Float[Array | np.ndarray, "A"],
+    wave: Float[Array | np.ndarray, " A"],
     *,
     mels: int = 64,
     n_fft: int = 1024,
@@ -108,7 +108,7 @@ def log_mel(
     return xp.log(xp.maximum(magnitudes @ bank, 1e-5))
 
 
-def cavp_mel(wave: Float[np.ndarray, "A"], hop: int = 250) -> Float[np.ndarray, "128 T"]:
+def cavp_mel(wave: Float[np.ndarray, " A"], hop: int = 250) -> Float[np.ndarray, "128 T"]:
     """CAVP's spectrogram: 128 mels of 125-7600 Hz in dB, -100 to 0 dB relative to 10 as [0, 1].
 
     4 s give 256 columns, 16 columns a video frame. The last sample is dropped first, as the
@@ -121,7 +121,7 @@ def cavp_mel(wave: Float[np.ndarray, "A"], hop: int = 250) -> Float[np.ndarray, 
 
 
 def kaldi_fbank(
-    wave: Float[np.ndarray, "A"], frames: int = 1024
+    wave: Float[np.ndarray, " A"], frames: int = 1024
 ) -> Float[np.ndarray, "{frames} 128"]:
     """AudioMAE's input: Kaldi log-mel energies every 10 ms, padded or cut to `frames`, normalised.
 
@@ -139,8 +139,8 @@ def kaldi_fbank(
 
 
 def prepare_for_audiomae(
-    wave: Float[np.ndarray, "A"], samples: int
-) -> Float[np.ndarray, "{samples}"]:
+    wave: Float[np.ndarray, " A"], samples: int
+) -> Float[np.ndarray, " {samples}"]:
     """Cut to `samples`, remove the mean, scale the peak to 0.5, then pad with zeros at the end.
 
     What AudioLDM2 does to every training clip before its spectrograms. Silence stays silence.
@@ -152,7 +152,7 @@ def prepare_for_audiomae(
     return np.pad(wave, (0, samples - len(wave)))
 
 
-def write_wav(path: Path, wave: Float[np.ndarray, "A"], rate: int = RATE) -> None:
+def write_wav(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> None:
     """Write 16-bit PCM; samples beyond [-1, 1] are clipped.
 
     Raises:

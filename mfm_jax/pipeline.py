@@ -69,7 +69,7 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B K D"]:
 def sound_from_loa(
     networks: Networks,
     loa: Float[Array, "B K D"],
-    keys: Shaped[Array, "B"],
+    keys: Shaped[Array, " B"],
     text: Text | None,
     negative: Text | None,
     *,
@@ -197,8 +197,8 @@ def _padded(x: Array, length: int) -> Array:
 
 
 def stitch(
-    waves: Sequence[Float[np.ndarray, "A"]], spec: WindowSpec, samples: int
-) -> Float[np.ndarray, "{samples}"]:
+    waves: Sequence[Float[np.ndarray, " A"]], spec: WindowSpec, samples: int
+) -> Float[np.ndarray, " {samples}"]:
     """One waveform of `samples` from the windows of a video, cross-faded where they overlap.
 
     The fade keeps power constant: neighbours were sampled apart and do not correlate.

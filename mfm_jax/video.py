@@ -75,7 +75,7 @@ class _Timeline:
     has_audio: bool
 
     @property
-    def times(self) -> Float[np.ndarray, "frames"]:
+    def times(self) -> Float[np.ndarray, " frames"]:
         """When each frame appears, in seconds since the first."""
         ticks = (self.pts - self.pts[0]) * self.time_base.numerator
         return ticks / self.time_base.denominator
@@ -178,7 +178,7 @@ def _time_base(stream: av.VideoStream) -> Fraction:
     return Fraction(stream.time_base)
 
 
-def _usual_gap(pts: Int[np.ndarray, "frames"], stream: av.VideoStream) -> int:
+def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
     """How long a frame lasts where its packet does not say."""
     if len(pts) > 1:
         return max(1, int(np.median(np.diff(pts))))
@@ -343,7 +343,7 @@ def _frames(path: Path, line: _Timeline) -> Iterator[av.VideoFrame]:
 # --- sound ----------------------------------------------------------------------------------------
 
 
-def read_audio(path: Path, rate: int = RATE) -> Float[np.ndarray, "A"] | None:
+def read_audio(path: Path, rate: int = RATE) -> Float[np.ndarray, " A"] | None:
     """The sound of a video on the video's clock, or None where it has no audio stream.
 
     Mono as the mean of the channels (so a sound that is the same in all keeps its level), `rate`
@@ -365,7 +365,7 @@ def read_audio(path: Path, rate: int = RATE) -> Float[np.ndarray, "A"] | None:
     return _fitted(wave, round(line.seconds * rate))
 
 
-def _mono(container, start: float, seconds: float) -> tuple[Float[np.ndarray, "A"], int]:
+def _mono(container, start: float, seconds: float) -> tuple[Float[np.ndarray, " A"], int]:
     """The mean of the channels from `start` on for `seconds`, and its own sample rate."""
     own, wave, position = RATE, np.zeros(0, np.float32), None
     for frame in container.decode(container.streams.audio[0]):
@@ -383,7 +383,7 @@ def _mono(container, start: float, seconds: float) -> tuple[Float[np.ndarray, "A
     return wave, own
 
 
-def _mean_of_channels(frame: av.AudioFrame) -> Float[np.ndarray, "A"]:
+def _mean_of_channels(frame: av.AudioFrame) -> Float[np.ndarray, " A"]:
     """Not libswresample's mono, which makes the same sound in two channels 3 dB louder."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
@@ -394,7 +394,7 @@ def _mean_of_channels(frame: av.AudioFrame) -> Float[np.ndarray, "A"]:
     return samples.mean(axis=0)
 
 
-def _resampled(wave: Float[np.ndarray, "own"], own: int, rate: int) -> Float[np.ndarray, "A"]:
+def _resampled(wave: Float[np.ndarray, " own"], own: int, rate: int) -> Float[np.ndarray, " A"]:
     resampler = av.AudioResampler("fltp", "mono", rate)
     frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
     frame.sample_rate, frame.pts, frame.time_base = own, 0, Fraction(1, own)
@@ -402,7 +402,7 @@ def _resampled(wave: Float[np.ndarray, "own"], own: int, rate: int) -> Float[np.
     return np.concatenate([piece.to_ndarray()[0] for piece in pieces])
 
 
-def _fitted(wave: Float[np.ndarray, "A"], samples: int) -> Float[np.ndarray, "{samples}"]:
+def _fitted(wave: Float[np.ndarray, " A"], samples: int) -> Float[np.ndarray, " {samples}"]:
     """Cut, or padded with silence at the end."""
     return np.pad(wave[:samples], (0, max(0, samples - len(wave))))
 
@@ -410,7 +410,9 @@ def _fitted(wave: Float[np.ndarray, "A"], samples: int) -> Float[np.ndarray, "{s
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_video(source: Path, target: Path, wave: Float[np.ndarray, "A"], rate: int = RATE) -> None:
+def write_video(
+    source: Path, target: Path, wave: Float[np.ndarray, " A"], rate: int = RATE
+) -> None:
     """The picture of `source`, packet by packet as it is, with `wave` as its only sound.
 
     Rotation, colours and timestamps (counted from the first frame) stay. The sound starts with the
@@ -481,7 +483,7 @@ def encode_video(
     target: Path,
     *,
     fps: float | int | Fraction,
-    wave: Float[np.ndarray, "A"] | None = None,
+    wave: Float[np.ndarray, " A"] | None = None,
     rate: int = RATE,
     crf: int = 18,
 ) -> None:
@@ -559,7 +561,7 @@ def _aac_track(out: av.container.OutputContainer, rate: int) -> av.AudioStream:
 
 
 def _aac_packets(
-    stream: av.AudioStream, wave: Float[np.ndarray, "A"], rate: int
+    stream: av.AudioStream, wave: Float[np.ndarray, " A"], rate: int
 ) -> Iterator[av.Packet]:
     """The packets of `wave`, which starts at time 0; the encoder's delay goes before that."""
     samples = np.clip(wave, -1, 1).astype(np.float32)

@@ -12,8 +12,8 @@ from mfm_jax.typing import Float, Int, UInt8
 
 
 def cavp_frame_indices(
-    times: Float[np.ndarray, "frames"], fps: float | int, count: int
-) -> Int[np.ndarray, "{count}"]:
+    times: Float[np.ndarray, " frames"], fps: float | int, count: int
+) -> Int[np.ndarray, " {count}"]:
     """The frames that ffmpeg's `fps` filter (round=near) puts in the first `count` slots.
 
     Slot `k` gets the newest frame whose time, rounded to whole slots with halves up, is at most
@@ -24,7 +24,7 @@ def cavp_frame_indices(
     return np.maximum(np.searchsorted(slots, np.arange(count), side="right") - 1, 0)
 
 
-def timechat_frame_indices(frames: int, count: int) -> Int[np.ndarray, "picked"]:
+def timechat_frame_indices(frames: int, count: int) -> Int[np.ndarray, " picked"]:
     """`min(count, frames)` frames evenly over a file of `frames`, as TimeChat picks them."""
     picked = min(count, frames)
     # Rounding lets the original's arange give one too many for some counts, though not for 96.
@@ -81,4 +81,4 @@ class Window:
     seconds: float  # the part of the window that the video covers
     cavp_THWC: UInt8[np.ndarray, "T H W 3"]
     timechat_THWC: UInt8[np.ndarray, "N S S 3"]
-    timechat_seconds: Float[np.ndarray, "N"]  # since the window's start, float64
+    timechat_seconds: Float[np.ndarray, " N"]  # since the window's start, float64

@@ -89,7 +89,7 @@ class Preparation:
         except MediaError as error:
             return Failure(clip.id, str(error))
 
-    def spectrograms(self, window: Window, wave: Float[np.ndarray, "A"]) -> Prepared:
+    def spectrograms(self, window: Window, wave: Float[np.ndarray, " A"]) -> Prepared:
         """AudioMAE's filter bank and the VAE's mel of one normalised waveform.
 
         As AudioLDM2 was trained: cut to the window, mean removed, peak 0.5, then padded

@@ -118,8 +118,8 @@ class Motion:
     ]  # start s, position, velocity, acceleration
 
     def at(
-        self, t: Float[np.ndarray, "T"]
-    ) -> tuple[Float[np.ndarray, "T"], Float[np.ndarray, "T"]]:
+        self, t: Float[np.ndarray, " T"]
+    ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
         """Position and velocity at the times `t` in seconds."""
         table = np.array(self.pieces)
         starts, position, velocity, acceleration = table[
@@ -155,8 +155,8 @@ class Disc:
     phase: tuple[float, float]
 
     def at(
-        self, t: Float[np.ndarray, "T"]
-    ) -> tuple[Float[np.ndarray, "T"], Float[np.ndarray, "T"]]:
+        self, t: Float[np.ndarray, " T"]
+    ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
         """Where its centre is at the times `t` in seconds."""
         paths = zip(self.centre, self.reach, self.rate, self.phase, strict=True)
         x, y = (c + reach * np.sin(2 * np.pi * rate * t + phase) for c, reach, rate, phase in paths)
@@ -356,7 +356,7 @@ def _strike(world: World, rng: np.random.Generator, material: Material, radius: 
     )
 
 
-def _blow_times(world: World, rng: np.random.Generator) -> Float[np.ndarray, "blows"]:
+def _blow_times(world: World, rng: np.random.Generator) -> Float[np.ndarray, " blows"]:
     """When the mallet strikes; every 2.56 s of a long clip get their own draw."""
     first = 0.22  # s; the mallet is seen to fall
     stretch = world.seconds - world.margin + world.blow_gap - first

@@ -66,7 +66,7 @@ class Clip:
 
     scene: Scene
     frames: UInt8[np.ndarray, "T H W 3"]
-    audio: Float[np.ndarray, "A"]  # within -1..1
+    audio: Float[np.ndarray, " A"]  # within -1..1
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -107,7 +107,7 @@ def render(world: World, scene: Scene) -> UInt8[np.ndarray, "T H W 3"]:
 
 
 def _paint_backdrop(
-    backdrop: Backdrop, t: Float[np.ndarray, "T"], place: Float[np.ndarray, "W"]
+    backdrop: Backdrop, t: Float[np.ndarray, " T"], place: Float[np.ndarray, " W"]
 ) -> Float[np.ndarray, "T W W 3"]:
     phase = (
         backdrop.speed * t.astype(np.float32)[:, None, None]
@@ -132,12 +132,12 @@ def _span(place: np.ndarray, low: float, high: float) -> slice:
 
 def _paint_disc(
     picture: Float[np.ndarray, "T W W 3"],
-    place: Float[np.ndarray, "W"],
-    x: Float[np.ndarray, "T"],
-    y: Float[np.ndarray, "T"],
+    place: Float[np.ndarray, " W"],
+    x: Float[np.ndarray, " T"],
+    y: Float[np.ndarray, " T"],
     radius: float,
     colour: tuple[float, float, float],
-    turn: Float[np.ndarray, "T"] | None = None,
+    turn: Float[np.ndarray, " T"] | None = None,
 ) -> None:
     """Paint a disc with a soft rim into `picture`; with `turn` (rad) a checker that turns."""
     # Only the box that the disc ever touches: twice as fast as the whole picture.
@@ -159,9 +159,9 @@ def _paint_disc(
 
 def _paint_mallet(
     picture: Float[np.ndarray, "T W W 3"],
-    place: Float[np.ndarray, "W"],
-    x: Float[np.ndarray, "T"],
-    tip: Float[np.ndarray, "T"],
+    place: Float[np.ndarray, " W"],
+    x: Float[np.ndarray, " T"],
+    tip: Float[np.ndarray, " T"],
 ) -> None:
     """Paint a mallet whose head ends at height `tip`: a head of 9 x 5 units and a handle."""
     dx, dy = (a.astype(np.float32)[:, None] for a in (x, tip))
@@ -180,7 +180,7 @@ _LOUDEST = 0.4  # amplitude of a contact of strength 1, which leaves room for th
 _ROLLING = 0.05  # effective amplitude of a ball that rolls at the fastest speed
 
 
-def synthesise(world: World, scene: Scene) -> Float[np.ndarray, "A"]:
+def synthesise(world: World, scene: Scene) -> Float[np.ndarray, " A"]:
     """The sound of `scene`: silent but for its contacts and for balls while they roll."""
     audio = np.zeros(world.samples)
     for i, body in enumerate(scene.bodies):
@@ -198,7 +198,7 @@ def synthesise(world: World, scene: Scene) -> Float[np.ndarray, "A"]:
 
 def _responses(
     rate: int, body: Body, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "R"], Float[np.ndarray, "R"]]:
+) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
     """What a contact of strength 0 and one of strength 1 sound like, both at peak 1.
 
     Drawn once per clip: the partials of the body, and a burst of noise that is brighter in the
@@ -218,7 +218,7 @@ def _responses(
     white = np.fft.rfft(rng.standard_normal(count))
     frequency = np.fft.rfftfreq(count, 1 / rate)
 
-    def with_burst(edge: float) -> Float[np.ndarray, "R"]:
+    def with_burst(edge: float) -> Float[np.ndarray, " R"]:
         burst = np.fft.irfft(white / (1 + (frequency / edge) ** 2), count)
         burst *= np.exp(-t[:count] / material.burst)
         sound = tone.copy()
@@ -229,8 +229,8 @@ def _responses(
 
 
 def _rolling(
-    world: World, body: Body, response: Float[np.ndarray, "R"], rng: np.random.Generator
-) -> Float[np.ndarray, "A"]:
+    world: World, body: Body, response: Float[np.ndarray, " R"], rng: np.random.Generator
+) -> Float[np.ndarray, " A"]:
     """Noise with the spectrum of the body, its level by the speed of rolling."""
     t = np.arange(world.samples) / world.rate
     size = 1 << (world.samples + len(response)).bit_length()

@@ -35,7 +35,7 @@ def samples_of(spec: WindowSpec) -> int:
     return round(spec.seconds * RATE)
 
 
-def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray, "A"]]:
+def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray, " A"]]:
     """The frames of a clip's first window, and its sound, as long as the video has it.
 
     Raises:

@@ -85,7 +85,7 @@ def dpm_step(
 
 
 def fresh_noise(
-    keys: Shaped[Array, "B"], step: Int[Array, ""] | int, shape: tuple[int, ...]
+    keys: Shaped[Array, " B"], step: Int[Array, ""] | int, shape: tuple[int, ...]
 ) -> Float[Array, "..."]:
     """Noise of one sampling step, each example's from its own key: no batch mate changes it."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape[1:]))(keys)
@@ -100,7 +100,7 @@ def sample(
     steps: int,
     spacing: str | None = None,
     eta: float = 0.0,
-    keys: Shaped[Array, "B"] | None = None,
+    keys: Shaped[Array, " B"] | None = None,
 ) -> Float[Array, "B H W C"]:
     """Latents in float32 from standard normal `noise`.
 

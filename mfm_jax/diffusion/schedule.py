@@ -74,20 +74,20 @@ class Schedule:
             raise ValueError(f"no spacing {spacing!r}: use 'leading', 'linspace' or 'logsnr'")
         return t.astype(np.int32)
 
-    def _rates(self, t: Int[Array, "B"], like: Array) -> tuple[jax.Array, jax.Array]:
+    def _rates(self, t: Int[Array, " B"], like: Array) -> tuple[jax.Array, jax.Array]:
         """Alpha and sigma at `t`, shaped and typed to multiply `like`."""
         squares = jnp.asarray(self.alphas_cumprod)[t].reshape(-1, *(1,) * (like.ndim - 1))
         return jnp.sqrt(squares).astype(like.dtype), jnp.sqrt(1 - squares).astype(like.dtype)
 
     def add_noise(
-        self, x0: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], t: Int[Array, "B"]
+        self, x0: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], t: Int[Array, " B"]
     ) -> Float[Array, "B H W C"]:
         """`x_t` of each example at its own timestep."""
         alpha, sigma = self._rates(t, x0)
         return alpha * x0 + sigma * noise
 
     def target(
-        self, x0: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], t: Int[Array, "B"]
+        self, x0: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], t: Int[Array, " B"]
     ) -> Float[Array, "B H W C"]:
         """What the network should output at `x_t`: the noise, or `v = alpha noise - sigma x_0`."""
         if self.prediction == "epsilon":
@@ -96,7 +96,7 @@ class Schedule:
         return alpha * noise - sigma * x0
 
     def to_x0_eps(
-        self, output: Float[Array, "B H W C"], x: Float[Array, "B H W C"], t: Int[Array, "B"]
+        self, output: Float[Array, "B H W C"], x: Float[Array, "B H W C"], t: Int[Array, " B"]
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
         """The data and the noise that a network's `output` at `x` stands for."""
         alpha, sigma = self._rates(t, x)

@@ -13,7 +13,7 @@ from mfm_jax.typing import Float
 FAINTEST = 0.1  # pixels per frame; weaker motion has no peaks. It depends on the frame size.
 
 
-def audio_peaks(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "L"]:
+def audio_peaks(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, " L"]:
     """Onsets in seconds of a wave at 22050 Hz, at librosa's default delta 0.07 (:60-65).
 
     At this threshold noise at the start of a clip often counts as a first onset near 70 ms.
@@ -21,7 +21,7 @@ def audio_peaks(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "L"]:
     return detect_onsets(wave, delta=0.07) / RATE
 
 
-def video_peaks(flow: Float[np.ndarray, "T"], fps: float) -> Float[np.ndarray, "L"]:
+def video_peaks(flow: Float[np.ndarray, " T"], fps: float) -> Float[np.ndarray, " L"]:
     """Seconds at which the motion peaks: `flow[i]` is the motion from frame i to frame i + 1.
 
     A peak is at least 0.1 and strictly above both neighbours, so a plateau has none; the motion
@@ -30,13 +30,13 @@ def video_peaks(flow: Float[np.ndarray, "T"], fps: float) -> Float[np.ndarray, "
     return _peaks(np.concatenate([[0.0], flow]), fps)
 
 
-def video_peaks_published(flow: Float[np.ndarray, "T"], fps: float) -> Float[np.ndarray, "L"]:
+def video_peaks_published(flow: Float[np.ndarray, " T"], fps: float) -> Float[np.ndarray, " L"]:
     """As `video_peaks`, with the first motion repeated in front (:88-108): frame 1 never peaks."""
     return _peaks(np.concatenate([flow[:1], flow]), fps)
 
 
 def alignment(
-    audio: Float[np.ndarray, "L"], video: Float[np.ndarray, "S"], fps: float
+    audio: Float[np.ndarray, " L"], video: Float[np.ndarray, " S"], fps: float
 ) -> float | None:
     """Matched peaks / all peaks, of times in seconds; AV-Align is the mean over clips.
 
@@ -56,6 +56,6 @@ def alignment(
     return matched / (len(audio) + len(video) - matched)
 
 
-def _peaks(trajectory: Float[np.ndarray, "T"], fps: float) -> Float[np.ndarray, "L"]:
+def _peaks(trajectory: Float[np.ndarray, " T"], fps: float) -> Float[np.ndarray, " L"]:
     before, here, after = trajectory[:-2], trajectory[1:-1], trajectory[2:]
     return (np.flatnonzero((here > before) & (here > after) & (here >= FAINTEST)) + 1) / fps

@@ -70,7 +70,7 @@ def frechet_distance_published(
 
 def kl_softmax(
     reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
-) -> Float[np.ndarray, "B"]:
+) -> Float[np.ndarray, " B"]:
     """KL(reference ‖ generated) of the class distributions, per clip; report the mean.
 
     av-benchmark's definition (av_bench/metrics/kl.py:23-39). The softmax treats sounds as
@@ -82,7 +82,7 @@ def kl_softmax(
 
 def kl_softmax_published(
     reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
-) -> Float[np.ndarray, "B"]:
+) -> Float[np.ndarray, " B"]:
     """audioldm_eval's `kullback_leibler_divergence_softmax`, per clip (metrics/kl.py:50, 95-99).
 
     The 1e-6 inside the logarithm caps a clip at 13.8 and makes identical clips about -5e-4.
@@ -93,7 +93,7 @@ def kl_softmax_published(
 
 def kl_bernoulli(
     reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
-) -> Float[np.ndarray, "B"]:
+) -> Float[np.ndarray, " B"]:
     """KL of every class's yes or no, summed over classes, per clip: the classes are independent."""
     yes = _log_sigmoid(reference) - _log_sigmoid(generated)
     no = _log_sigmoid(-reference) - _log_sigmoid(-generated)
@@ -106,7 +106,7 @@ def kl_sigmoid_published(
     generated: Float[np.ndarray, "B V"],
     *,
     epsilon: float = PUBLISHED_EPSILON,
-) -> Float[np.ndarray, "B"]:
+) -> Float[np.ndarray, " B"]:
     """audioldm_eval's `kullback_leibler_divergence_sigmoid`, per clip (metrics/kl.py:102-105).
 
     Half a divergence: the term of a class being absent is missing, so it can be negative. With
@@ -145,7 +145,7 @@ def inception_score_published(
     return float(np.mean(parts)), float(np.std(parts))
 
 
-def published_order(n: int) -> Int[np.ndarray, "B"]:
+def published_order(n: int) -> Int[np.ndarray, " B"]:
     """The shuffle of n clips that the published inception score uses."""
     return np.random.RandomState(PUBLISHED_SEED).permutation(n)
 

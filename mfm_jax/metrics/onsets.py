@@ -45,7 +45,7 @@ class PublishedScore:
     scores: tuple[float, ...]  # and its confidences, 0 for missed targets
 
 
-def resample(wave: Float[np.ndarray, "A"], rate: int) -> Float[np.ndarray, "R"]:
+def resample(wave: Float[np.ndarray, " A"], rate: int) -> Float[np.ndarray, " R"]:
     """`wave` at 22050 Hz, as librosa.load makes it since 0.10 (soxr, high quality).
 
     soxr is what defines the published numbers: another filter moves the onset strength by up to
@@ -58,7 +58,7 @@ def resample(wave: Float[np.ndarray, "A"], rate: int) -> Float[np.ndarray, "R"]:
     return np.pad(out[:size], (0, max(0, size - len(out))))
 
 
-def onset_strength(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "T"]:
+def onset_strength(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, " T"]:
     """Mean rise in dB over 128 mel bands since the frame before; frame t lies at 512 t samples.
 
     librosa 0.11 `onset.onset_strength`: dB floor 80 under the clip's maximum, so that one loud
@@ -72,7 +72,7 @@ def onset_strength(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "T"]:
     return np.concatenate([np.zeros(3), rise])[: len(power)]
 
 
-def pick_peaks(strength: Float[np.ndarray, "T"], *, delta: float) -> Int[np.ndarray, "L"]:
+def pick_peaks(strength: Float[np.ndarray, " T"], *, delta: float) -> Int[np.ndarray, " L"]:
     """Frames where the strength, scaled to [0, 1], peaks `delta` above its surroundings.
 
     librosa 0.11 `util.peak_pick` with `onset_detect`'s spans at 22050 Hz: not below the frame
@@ -92,7 +92,7 @@ def pick_peaks(strength: Float[np.ndarray, "T"], *, delta: float) -> Int[np.ndar
     return np.array(peaks, np.int64)
 
 
-def detect_onsets(wave: Float[np.ndarray, "A"], *, delta: float = 0.07) -> Int[np.ndarray, "L"]:
+def detect_onsets(wave: Float[np.ndarray, " A"], *, delta: float = 0.07) -> Int[np.ndarray, " L"]:
     """Onsets of a wave at 22050 Hz, in samples. None in digital silence.
 
     `delta` is librosa's threshold: 0.07 by default there, 0.3 in CondFoleyGen and MMAudio.
@@ -100,15 +100,17 @@ def detect_onsets(wave: Float[np.ndarray, "A"], *, delta: float = 0.07) -> Int[n
     return pick_peaks(onset_strength(wave), delta=delta) * HOP
 
 
-def loudness(wave: Float[np.ndarray, "A"], onsets: Int[np.ndarray, "L"]) -> Float[np.ndarray, "L"]:
+def loudness(
+    wave: Float[np.ndarray, " A"], onsets: Int[np.ndarray, " L"]
+) -> Float[np.ndarray, " L"]:
     """Peak of the absolute wave within 50 ms of each onset, cut at the clip's ends."""
     level = np.abs(wave)
     return np.array([level[max(0, o - NEARBY) : o + NEARBY].max() for o in onsets], level.dtype)
 
 
 def suppress(
-    onsets: Int[np.ndarray, "L"], confidence: Float[np.ndarray, "L"]
-) -> Int[np.ndarray, "K"]:
+    onsets: Int[np.ndarray, " L"], confidence: Float[np.ndarray, " L"]
+) -> Int[np.ndarray, " K"]:
     """`onsets` in time order without those closer than 50 ms to a louder one."""
     kept: list[int] = []
     for i in np.argsort(-confidence, kind="stable"):
@@ -118,9 +120,9 @@ def suppress(
 
 
 def score_onsets(
-    wave: Float[np.ndarray, "A"],
-    predicted: Int[np.ndarray, "L"],
-    targets: Shaped[np.ndarray, "S"],
+    wave: Float[np.ndarray, " A"],
+    predicted: Int[np.ndarray, " L"],
+    targets: Shaped[np.ndarray, " S"],
     *,
     window: float = WINDOW,
 ) -> OnsetScore | None:
@@ -152,9 +154,9 @@ def score_onsets(
 
 
 def condfoley_published(
-    wave: Float[np.ndarray, "A"],
-    predicted: Int[np.ndarray, "L"],
-    targets: Int[np.ndarray, "S"],
+    wave: Float[np.ndarray, " A"],
+    predicted: Int[np.ndarray, " L"],
+    targets: Int[np.ndarray, " S"],
     *,
     window: float = WINDOW,
 ) -> PublishedScore:
@@ -178,9 +180,9 @@ def condfoley_published(
 
 
 def mmaudio_published(
-    wave: Float[np.ndarray, "A"],
-    predicted: Int[np.ndarray, "L"],
-    true_seconds: Float[np.ndarray, "S"],
+    wave: Float[np.ndarray, " A"],
+    predicted: Int[np.ndarray, " L"],
+    true_seconds: Float[np.ndarray, " S"],
     *,
     delta: float = 0.3,
 ) -> PublishedScore:
@@ -218,7 +220,7 @@ def average_precision(labels: Sequence[int], scores: Sequence[float]) -> float:
 
 
 def _published_loudness(
-    level: Float[np.ndarray, "A"], onsets: Int[np.ndarray, "L"]
+    level: Float[np.ndarray, " A"], onsets: Int[np.ndarray, " L"]
 ) -> dict[int, float]:
     """As `loudness`, except that a span that starts before the clip is not cut but fails."""
     if np.any(onsets < NEARBY):
@@ -250,7 +252,7 @@ def _suppress_published(confidence: dict[int, float]) -> list[int]:
 def _score_published(
     kept: list[int],
     confidence: dict[int, float],
-    targets: Shaped[np.ndarray, "S"],
+    targets: Shaped[np.ndarray, " S"],
     window: float,
     level_of: Callable[[list[int], int], float],
 ) -> PublishedScore:

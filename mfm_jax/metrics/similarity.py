@@ -50,7 +50,7 @@ def ssim(reference: Float[np.ndarray, "M T"], generated: Float[np.ndarray, "M S"
 
 
 def log_spectral_distance(
-    reference: Float[np.ndarray, "A"], generated: Float[np.ndarray, "S"], *, cut: int = 0
+    reference: Float[np.ndarray, " A"], generated: Float[np.ndarray, " S"], *, cut: int = 0
 ) -> float:
     """LSD of two waves at 16 kHz in decades of power, after `_pair`; 0 is best.
 
@@ -75,7 +75,7 @@ def lsd_of_spectra(
 
 
 def ssim_of_waves(
-    reference: Float[np.ndarray, "A"], generated: Float[np.ndarray, "S"], *, cut: int = 0
+    reference: Float[np.ndarray, " A"], generated: Float[np.ndarray, " S"], *, cut: int = 0
 ) -> float:
     """SSIM of the linear spectrograms that LSD compares, nan as there.
 
@@ -87,8 +87,8 @@ def ssim_of_waves(
 
 
 def _pair(
-    reference: Float[np.ndarray, "A"], generated: Float[np.ndarray, "S"], cut: int
-) -> tuple[Float[np.ndarray, "L"], Float[np.ndarray, "L"]] | None:
+    reference: Float[np.ndarray, " A"], generated: Float[np.ndarray, " S"], cut: int
+) -> tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]] | None:
     """Both waves without mean, at peak 1, cut to the shorter; None if one is constant."""
     scaled = []
     for wave in (reference, generated[cut:]):

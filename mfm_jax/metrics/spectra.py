@@ -15,13 +15,13 @@ from mfm_jax.typing import Float
 CNN14_SHORTEST = 2 * RATE  # samples; audioldm_eval pads shorter clips, datasets/load_mel.py:139
 
 
-def hann(size: int) -> Float[np.ndarray, "W"]:
+def hann(size: int) -> Float[np.ndarray, " W"]:
     """Periodic Hann window, the one all sources use."""
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
 
 
 def magnitude(
-    wave: Float[np.ndarray, "A"], *, n_fft: int, hop: int, pad: str
+    wave: Float[np.ndarray, " A"], *, n_fft: int, hop: int, pad: str
 ) -> Float[np.ndarray, "T F"]:
     """Magnitude STFT, centred; `pad` is numpy's name for what lies beyond the ends.
 
@@ -35,7 +35,7 @@ def magnitude(
     return np.abs(np.fft.rfft(frames * hann(n_fft)))
 
 
-def audible(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "P"]:
+def audible(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, " P"]:
     """`wave` without its mean, and zeros behind it up to two seconds: what Cnn14 is given.
 
     audioldm_eval datasets/load_mel.py:139-175, which removes the mean before it resamples.
@@ -45,7 +45,7 @@ def audible(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "P"]:
     return np.pad(centred, (0, max(0, CNN14_SHORTEST - len(wave))))
 
 
-def cnn14_log_mel(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "T 64"]:
+def cnn14_log_mel(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, "T 64"]:
     """Log-mel power in dB, at least -100: what Cnn14 (PANNs) sees, before its BatchNorm.
 
     audioldm_eval feature_extractors/panns/models.py:168-318 through torchlibrosa 0.1.0. No floor
@@ -56,7 +56,7 @@ def cnn14_log_mel(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "T 64"]:
     return 10.0 * np.log10(np.maximum(power @ filters.T, 1e-10))
 
 
-def unit_mel(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "64 T"]:
+def unit_mel(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, "64 T"]:
     """Log-mel magnitude from -80 to 20 dB mapped to [0, 1]: the picture PSNR and SSIM compare.
 
     audioldm_eval datasets/load_mel.py:76-83, 104-123 and audio/stft.py:145-176. Clipped at both
@@ -68,7 +68,7 @@ def unit_mel(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "64 T"]:
     return np.clip((decibels + 100.0) / 100.0, 0.0, 1.0).T
 
 
-def lsd_spectrum(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "T 372"]:
+def lsd_spectrum(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, "T 372"]:
     """Linear magnitude for the log-spectral distance; ssr_eval 0.0.7 metrics.py:16-30.
 
     The odd window is its 2048 samples at 44.1 kHz scaled to 16 kHz.
@@ -76,7 +76,7 @@ def lsd_spectrum(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "T 372"]:
     return magnitude(wave, n_fft=2048 * RATE // 44_100, hop=160, pad="constant")
 
 
-def vggish_examples(wave: Float[np.ndarray, "A"]) -> Float[np.ndarray, "B 96 64"]:
+def vggish_examples(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, "B 96 64"]:
     """Log-mel examples of 0.96 s for VGGish; B is zero for clips under 0.975 s.
 
     av-benchmark av_bench/vggish/mel_features.py:105-285. Frames are not centred, examples do not

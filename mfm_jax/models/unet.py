@@ -121,7 +121,7 @@ class TimeEmbedding(nnx.Module):
         self.up = linear(2 * self.half, config.time_width, ("embed", "mlp"), rngs=rngs)
         self.down = linear(config.time_width, config.time_width, ("mlp", "embed"), rngs=rngs)
 
-    def __call__(self, t: Float[Array, "B"] | Int[Array, "B"]) -> Float[Array, "B D"]:
+    def __call__(self, t: Float[Array, " B"] | Int[Array, " B"]) -> Float[Array, "B D"]:
         rates = np.exp(-math.log(10000) * np.arange(self.half) / self.half).astype(np.float32)
         angles = t.astype(jnp.float32)[:, None] * rates[None, :]
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -317,11 +317,11 @@ class UNet(nnx.Module):
     def __call__(
         self,
         latents: Float[Array, "B H W C"],
-        t: Float[Array, "B"] | Int[Array, "B"],
+        t: Float[Array, " B"] | Int[Array, " B"],
         contexts: tuple[Float[Array, "B _S _C"], ...],
         masks: tuple[Bool[Array, "B _S"] | None, ...] | None = None,
         *,
-        context_seconds: Float[Array, "S"] | Float[Array, "B S"] | None = None,
+        context_seconds: Float[Array, " S"] | Float[Array, "B S"] | None = None,
     ) -> Float[Array, "B H W C"]:
         """The prediction for `latents` at time steps `t`, in the precision of the weights.
 
@@ -355,10 +355,10 @@ class UNet(nnx.Module):
 
     def conditions(
         self,
-        t: Float[Array, "B"] | Int[Array, "B"],
+        t: Float[Array, " B"] | Int[Array, " B"],
         contexts: tuple[Float[Array, "B _S _C"], ...],
         masks: tuple[Bool[Array, "B _S"] | None, ...] | None,
-        context_seconds: Float[Array, "S"] | Float[Array, "B S"] | None,
+        context_seconds: Float[Array, " S"] | Float[Array, "B S"] | None,
     ) -> Conditions:
         """The inputs beside the latents as the stages read them; arguments as of the call."""
         masks = (None,) * len(contexts) if masks is None else masks

@@ -18,6 +18,7 @@ from mfm_jax.data.foley_world import SPLITS, World, write_world
 from mfm_jax.data.loader import Element
 from mfm_jax.data.media import MediaSource, to_float, write_media
 from mfm_jax.diffusion import Schedule
+from mfm_jax.paths import locked
 from mfm_jax.train.recipe import Recipe
 from mfm_jax.windows import WindowSpec
 

@@ -91,7 +91,7 @@ class TimeChatRecipe(MediaRecipe):
 
 
 def classify(
-    logits: Float[Array, "B V"], labels: Int[Array, "B"]
+    logits: Float[Array, "B V"], labels: Int[Array, " B"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy and share of right answers; a label of -1 counts for nothing."""
     known = labels >= 0
