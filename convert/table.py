@@ -289,11 +289,12 @@ def raise_if_any(what: str, keys: Mapping[str, Iterable[str]]) -> None:
 
 
 def _shortened(names: list[str], most: int = 16) -> list[str]:
-    """The names, or where there are many the patterns of their indices and how many they are."""
+    """The names; where there are many, patterns of their indices, each with its number of names."""
     if len(names) <= most:
         return names
     patterns = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
-    return [f"{p} ({n})" if n > 1 else p for p, n in patterns.items()]
+    said = [f"{p} ({n})" if n > 1 else p for p, n in patterns.items()]
+    return said if len(said) <= 2 * most else [*said[:most], f"and {len(said) - most} more"]
 
 
 def _moved(arrays: list[np.ndarray], move: str | None, into: int, sizes: Sizes) -> list[np.ndarray]:

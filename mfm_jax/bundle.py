@@ -382,6 +382,8 @@ def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> Non
         "components": {n: to_json(entries[n]) for n in KINDS if n in entries},
     }
     write_text(path / "bundle.json", json.dumps(data, indent=1) + "\n")
+    for unfinished in path.glob(".bundle-*.json"):
+        unfinished.unlink(missing_ok=True)
     keep = {entry.folder for entry in entries.values()}
     for folder in path.iterdir():
         if (
