@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from convert import gpt2, scheduler, sequence, t5, unet, vae, vocoder
-from convert.incoming import Computed, Incoming, Reading, with_prefix
+from convert.incoming import Derived, Incoming, Reading, with_prefix
 from convert.model import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, Model, Read, Request
 from convert.outgoing import Outgoing
 from convert.source import open_weights, read_json
@@ -17,7 +17,7 @@ from mfm_jax.bundle import Bundle
 from mfm_jax.models.text import EmptyTextConfig
 
 SCHEDULER = "scheduler_config.json"
-Parts = list[Incoming | Computed]
+Parts = list[Incoming | Derived]
 
 
 def read(request: Request) -> Read:
@@ -63,7 +63,7 @@ def _texts(top: Path, request: Request) -> Parts:
         yield "states", t5.no_text(Reading(part.tensors), part.config)
 
     config = EmptyTextConfig(width=part.config.width)
-    return [part, Computed("text", config, states, part.files, part.licence)]
+    return [part, Derived("text", config, states, part.files, part.licence)]
 
 
 def _sequence(top: Path, request: Request) -> Incoming:

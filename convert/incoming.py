@@ -22,6 +22,8 @@ from mfm_jax.bundle import KINDS, Bundle, Component, Settings, Source, write_bun
 from mfm_jax.diffusion import Schedule
 from mfm_jax.weights import abstract, named_weights
 
+PRECISIONS = ("float32", "float16", "bfloat16")
+"""What networks compute in."""
 KEPT = "kept.safetensors"
 """In a component's folder: the tensors of the source that our network does not read, untouched.
 
@@ -43,8 +45,8 @@ class Incoming:
 
 
 @dataclass(frozen=True)
-class Computed:
-    """One component that is computed from others: its weights, made when they are asked for."""
+class Derived:
+    """One component that is computed from another: its weights, made when they are asked for."""
 
     component: str
     config: Any
@@ -62,6 +64,10 @@ class Choices:
     excuse: Sequence[str] = ()  # patterns of keys that may be missing, unknown, misshaped or NaN
     keep: bool = True  # also the tensors that our network does not read
     progress: Callable[[int], None] = lambda size: None  # told the bytes read
+
+    def unexcused(self, keys: Iterable[str]) -> set[str]:
+        """The keys that no pattern lets pass."""
+        return {k for k in keys if not any(fnmatch.fnmatchcase(k, p) for p in self.excuse)}
 
 
 @dataclass
@@ -98,11 +104,12 @@ class Fit:
     kept: tuple[str, ...]  # keys that nobody reads
 
 
-def fit(incoming: Incoming, excuse: Sequence[str] = ()) -> Fit:
+def fit(incoming: Incoming, choices: Choices) -> Fit:
     """Compare the source with the network, name by name and shape by shape.
 
     Raises:
-        ConversionError: lists the missing, unknown and misshaped keys that no pattern excuses.
+        ConversionError: lists the missing, unknown and misshaped keys that no pattern excuses, and
+            those in a precision that no network computes in.
     """
     network = abstract(partial(KINDS[incoming.component].build, incoming.config))
     ours = {name: tuple(leaf.shape) for name, leaf in named_weights(network).items()}
@@ -114,19 +121,16 @@ def fit(incoming: Incoming, excuse: Sequence[str] = ()) -> Fit:
     unknown = found.keys() - expected.keys()
     both = (expected.keys() & found.keys()) - computed
     misshaped = {key for key in both if expected[key] != found[key]}
-
-    def counts(key: str) -> bool:
-        return not any(fnmatch.fnmatchcase(key, pattern) for pattern in excuse)
-
     said = {k: f"{k} is {found[k]}, should be {expected[k]}" for k in misshaped}
     raise_if_any(
         f"{incoming.component}: the checkpoint does not fit (--excuse PATTERN lets keys pass)",
         {
-            "missing": filter(counts, missing),
-            "unknown": filter(counts, unknown),
-            "misshaped": [said[k] for k in misshaped if counts(k)],
+            "missing": choices.unexcused(missing),
+            "unknown": choices.unexcused(unknown),
+            "misshaped": [said[k] for k in choices.unexcused(misshaped)],
         },
     )
+    _check_precision(incoming, both - misshaped, choices)
     kept = [k for k in incoming.tensors if table.kept(k) or k in computed or k in unknown]
     dropped = {*kept, *misshaped, *(k for k in incoming.tensors if table.ignored(k))}
     return Fit(
@@ -136,9 +140,23 @@ def fit(incoming: Incoming, excuse: Sequence[str] = ()) -> Fit:
     )
 
 
+def _check_precision(incoming: Incoming, keys: Iterable[str], choices: Choices) -> None:
+    """Weights are floating-point numbers, and of a kind that networks compute in."""
+    said = {k: f"{k} is {incoming.tensors[k].dtype}" for k in keys}
+    whole = {k for k in said if not is_float(incoming.tensors[k].dtype)}
+    unusual = {k for k in said if incoming.tensors[k].dtype.name not in PRECISIONS} - whole
+    raise_if_any(
+        f"{incoming.component}: weights that cannot be used as they are",
+        {
+            "no floating-point numbers": [said[k] for k in whole],
+            "choose a --dtype": [said[k] for k in unusual if choices.dtype is None],
+        },
+    )
+
+
 def to_bundle(
     path: Path,
-    parts: Sequence[Incoming | Computed],
+    parts: Sequence[Incoming | Derived],
     choices: Choices,
     schedule: Schedule | None = None,
 ) -> Bundle:
@@ -149,7 +167,7 @@ def to_bundle(
         SourceError: a file cannot be read.
         BundleError: `path` is something else.
     """
-    fits = [fit(p, choices.excuse) if isinstance(p, Incoming) else None for p in parts]
+    fits = [fit(part, choices) if isinstance(part, Incoming) else None for part in parts]
 
     def scheduled(settings: Settings) -> Settings:
         return settings if schedule is None else replace(settings, schedule=schedule)
@@ -169,7 +187,7 @@ def to_bundle(
 
 
 def _component(
-    part: Incoming | Computed,
+    part: Incoming | Derived,
     fitted: Fit | None,
     choices: Choices,
     sums: Mapping[Path, Future[str]],
@@ -178,7 +196,7 @@ def _component(
         files = tuple((file.name, sums[file].result()) for file in part.files)
         return Source(choices.made_by, part.licence, files)
 
-    if isinstance(part, Computed):
+    if isinstance(part, Derived):
         return Component(part.config, part.weights(), source)
     assert fitted is not None
     weights = _weights(part, fitted, choices)
@@ -191,21 +209,16 @@ def _weights(incoming: Incoming, fitted: Fit, choices: Choices) -> Iterator[tupl
     reading = Reading(tensors, fitted.filled, choices.progress)
     overflown = []
     for name, array in incoming.table.to_ours(reading):
-        if choices.dtype is not None and is_float(array):
+        if choices.dtype is not None:
             with np.errstate(over="ignore"):
                 cast = array.astype(choices.dtype)
             if finite(array) and not finite(cast):
                 overflown.append(name)
             array = cast
         yield name, array
-    broken = {
-        key
-        for key in reading.broken
-        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in choices.excuse)
-    }
     raise_if_any(
-        f"{incoming.component}: values that are no numbers",
-        {"not finite (--excuse PATTERN lets keys pass)": broken},
+        f"{incoming.component}: values that are no numbers (--excuse PATTERN lets keys pass)",
+        {"not finite": choices.unexcused(reading.broken)},
     )
     raise_if_any(
         f"{incoming.component}: values too large for {np.dtype(choices.dtype or float)}",
@@ -224,14 +237,14 @@ def _add_files(incoming: Incoming, fitted: Fit, choices: Choices, folder: Path) 
     )
 
 
-def is_float(array: np.ndarray) -> bool:
-    """Whether the elements are floating-point numbers, those of ml_dtypes included."""
-    return array.dtype.kind == "f" or array.dtype.name.startswith(("bfloat", "float"))
+def is_float(dtype: np.dtype) -> bool:
+    """Whether elements are floating-point numbers, those of ml_dtypes included."""
+    return dtype.name.startswith(("bfloat", "float"))
 
 
 def finite(array: np.ndarray) -> bool:
     """Whether all elements are numbers; integers always are."""
-    if not is_float(array):
+    if not is_float(array.dtype):
         return True
     if array.dtype.name == "bfloat16":
         # Numbers are those whose exponent is not all ones; ml_dtypes' own test is slow.

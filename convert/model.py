@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.incoming import Computed, Incoming
+from convert.incoming import Derived, Incoming
 from convert.outgoing import Outgoing
 from convert.source import Weights, open_weights, read_json
 from convert.table import Table
@@ -56,7 +56,7 @@ class Request:
 class Read(NamedTuple):
     """What a model becomes in a bundle."""
 
-    parts: list[Incoming | Computed]
+    parts: list[Incoming | Derived]
     schedule: Schedule | None = None  # that the UNet was trained with
 
 

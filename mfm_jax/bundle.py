@@ -38,7 +38,7 @@ from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.models.vae import VAE, VAEConfig
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.paths import is_locked, locked, new_folder, write_text
-from mfm_jax.settings import SettingError, from_json, to_json
+from mfm_jax.settings import from_json, to_json
 from mfm_jax.store import INDEX, Listed, Store, StoreError, write_store
 from mfm_jax.weights import (
     WeightError,
@@ -158,7 +158,9 @@ class Bundle:
                 )
             entries = {n: _entry(n, entry) for n, entry in data["components"].items()}
             return cls(Path(path), from_json(Settings, data["settings"], "settings"), entries)
-        except (json.JSONDecodeError, KeyError, AttributeError, SettingError) as error:
+        except BundleError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{file} is damaged ({error}): make the bundle again") from None
 
     def config(self, name: str) -> Any:
@@ -252,6 +254,8 @@ class Bundle:
 def _entry(name: str, data: dict) -> Entry:
     if name not in KINDS:
         raise BundleError(f"unknown component {name!r}; known are {', '.join(KINDS)}")
+    if not OWN_FOLDER.fullmatch(data["folder"]):
+        raise BundleError(f"{name} lies in {data['folder']!r}, which is no folder of a bundle")
     return Entry(
         from_json(KINDS[name].config, data["config"], f"{name}.config"),
         data["folder"],
@@ -335,7 +339,10 @@ def _write_component(
     arrays = named_weights(weights).items() if isinstance(weights, nnx.Module) else weights
     counted = _Counter(arrays, dtype)
     add_files(folder)
-    write_store(folder, counted)
+    try:
+        write_store(folder, counted)
+    except StoreError as error:
+        raise BundleError(f"cannot write {name} into {folder.parent}: {error}") from None
     told = source if isinstance(source, Source) else source()
     entry = Entry(config, folder.name, told, counted.parameters)
     return replace(entry, checksum=_checksum(name, entry, folder))

@@ -30,7 +30,7 @@ TILE = 256  # rows and columns that are transposed at a time
 
 
 class StoreError(ValueError):
-    """A folder of arrays that is damaged; the message says where."""
+    """A folder of arrays that is damaged or cannot be written; the message says why."""
 
 
 class Listed(NamedTuple):
@@ -99,8 +99,7 @@ class Store:
                 return checkpointer.restore(folder, targets)
             except Exception as error:
                 # Orbax and tensorstore raise many kinds for missing or damaged files.
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise StoreError(f"part-{part} cannot be read: {reason}") from None
+                raise StoreError(f"part-{part} cannot be read: {_first_line(error)}") from None
 
     def read_part(self, part: int) -> dict[str, np.ndarray]:
         """The arrays of one part as stored, in this process's memory.
@@ -207,15 +206,19 @@ def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str
     numpy = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy))
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(
-            (folder / part).resolve(),
-            args=ocp.args.PyTreeSave(
-                dict(arrays),
-                save_args={name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays},
-            ),
-        )
+        try:
+            args = ocp.args.PyTreeSave(dict(arrays), save_args=chunks)
+            checkpointer.save((folder / part).resolve(), args=args)
+        except Exception as error:
+            # As many kinds as in reading, for a full disk among others.
+            raise StoreError(_first_line(error)) from None
     return _sums(folder, folder / part)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _sums(folder: Path, inside: Path) -> dict[str, tuple[int, str]]:

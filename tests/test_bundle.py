@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_bundle(bundle, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(ocp.Checkpointer, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BundleError, match=r"cannot write mapper into .*: disk full"):
         write_bundle(bundle.path, {"mapper": untrained()["mapper"]})
     assert (bundle.path / "bundle.json").read_text() == before
     assert len(list(bundle.path.glob("mapper-*"))) == 1
@@ -98,6 +98,16 @@ def test_no_bundle_and_other_formats_are_one_line(tmp_path, bundle):
     data["components"]["vae"]["config"]["groupz"] = 3
     file.write_text(json.dumps(data))
     with pytest.raises(BundleError, match=r"vae\.config has unknown fields: groupz"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("folder", ["../unet-01234567", "/tmp/unet-01234567", "unet", ""])
+def test_a_component_cannot_lie_elsewhere(bundle, folder):
+    file = bundle.path / "bundle.json"
+    data = json.loads(file.read_text())
+    data["components"]["unet"]["folder"] = folder
+    file.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="which is no folder of a bundle"):
         Bundle.open(bundle.path)
 
 

@@ -146,6 +146,25 @@ def test_values_that_are_no_numbers_are_listed(source, tmp_path, capsys, value):
     assert main(["gpt2", save(), "-o", str(before.path), *excuse]) == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.int32, "no floating-point numbers: wpe.weight is int32"),
+        (torch.float64, "choose a --dtype: wpe.weight is float64"),
+    ],
+)
+def test_weights_that_no_network_computes_in_are_refused(source, tmp_path, capsys, dtype, message):
+    state, save = source
+    state["wpe.weight"] = state["wpe.weight"].to(dtype)
+    assert message in refused(capsys, "gpt2", save(), "-o", tmp_path / "b")
+
+
+def test_double_precision_can_be_made_single(source, tmp_path):
+    state, save = source
+    state["wpe.weight"] = state["wpe.weight"].double()
+    assert main(["gpt2", save(), "-o", str(tmp_path / "b"), "--dtype", "float32"]) == 0
+
+
 def test_values_too_large_for_the_precision_are_refused(source, tmp_path, capsys):
     state, save = source
     state["wpe.weight"][0, 0] = 1e6
