@@ -4,7 +4,7 @@ The keys are those left after any `module.` of a multi-GPU run is removed from t
 """
 
 from convert.cnn14 import trunk_rows
-from convert.incoming import Incoming
+from convert.incoming import Incoming, renamed
 from convert.model import Model, Read, Request, own_config, write_own
 from convert.rows import DENSE, batch_norm, named
 from convert.table import Computed, Ignore, Row, Table
@@ -56,7 +56,7 @@ def read(request: Request) -> Read:
     """The video half; the audio half is kept for the way back. Sizes are those of the release."""
     weights = request.weights()
     # The original loader removes it wherever it stands.
-    tensors = {key.replace("module.", ""): t for key, t in weights.tensors.items()}
+    tensors = renamed(weights.tensors, lambda key: key.replace("module.", ""), request.excuse)
     config = own_config(request, CAVPConfig) or CAVPConfig.diff_foley()
     return Read([Incoming("cavp", config, VIDEO_TABLE, tensors, weights.files, request.licence)])
 

@@ -6,6 +6,7 @@ table is held, beside the part of the bundle that is being written.
 
 import fnmatch
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -256,6 +257,22 @@ def _filler(key: str, shape: Shape) -> np.ndarray:
     """What stands for a tensor that the user excused: gains and variances one, the rest zero."""
     gain = key.endswith("running_var") or (key.endswith("weight") and len(shape) == 1)
     return np.full(shape, float(gain), np.float32)
+
+
+def renamed(
+    tensors: Mapping[str, Tensor], rename: Callable[[str], str], excuse: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors under other names; of two that get the same one, if excused, the last.
+
+    Raises:
+        ConversionError: two tensors get the same name and no pattern excuses it.
+    """
+    counted = Counter(map(rename, tensors))
+    twice = {key for key, times in counted.items() if times > 1}
+    twice = {key for key in twice if not any(fnmatch.fnmatchcase(key, p) for p in excuse)}
+    what = "two tensors for one name (--excuse PATTERN takes the last)"
+    raise_if_any(what, {"duplicated": twice})
+    return {rename(key): tensor for key, tensor in tensors.items()}
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

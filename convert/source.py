@@ -98,7 +98,12 @@ def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    if safetensors_file.is_safetensors(path):
+    with about(path), path.open("rb") as file:
+        start = file.read(1024)
+    of_torch = start.startswith((torch_file.ZIP, torch_file.PLAIN))
+    # One that is called so and is nothing else is told what is wrong with it.
+    damaged = path.suffix == ".safetensors" and not of_torch and not torch_file.what_else(start)
+    if damaged or safetensors_file.is_safetensors(path):
         return safetensors_file.read_header(path)
     return torch_file.state_dict(path)
 

@@ -32,6 +32,7 @@ from convert.tensors import (
     listed,
 )
 
+ZIP, PLAIN = b"PK", b"\x80"  # what the two layouts begin with
 PICKLE = 256 << 20  # bytes that a pickle may have
 # Bytes up to which a tensor may repeat the elements of its storage, as expanded masks do.
 REPEATED = 256 << 20
@@ -136,15 +137,17 @@ def read(path: Path) -> Any:
     with about(path), path.open("rb") as file:
         start = file.read(1024)
         file.seek(0)
-        if start.startswith(b"PK"):
+        if start.startswith(ZIP):
             return _read_zip(path, file)
-        if start.startswith(b"\x80"):
+        if start.startswith(PLAIN):
             return _read_plain(path, file)
-        raise Problem(_what_it_is(start))
+        raise Problem(
+            what_else(start) or "is no checkpoint: neither a safetensors file nor one of torch.save"
+        )
 
 
-def _what_it_is(start: bytes) -> str:
-    """Why a file that begins with `start` is not a checkpoint."""
+def what_else(start: bytes) -> str | None:
+    """What a file that begins with `start` is instead of a checkpoint, if that can be told."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
         return "is empty: get it again"
@@ -159,7 +162,7 @@ def _what_it_is(start: bytes) -> str:
         if start[:100].rstrip(b"\0") in (b"sys_info", b"pickle", b"tensors", b"storages"):
             return "was saved by a PyTorch before 0.2: load it with torch.load and save it again"
         return "is a tar archive: unpack it and give the file inside"
-    return "is no checkpoint: neither a safetensors file nor one of torch.save"
+    return None
 
 
 # Zip files

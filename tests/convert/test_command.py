@@ -1,7 +1,9 @@
 """`python -m convert` on small checkpoints in the real formats: in, checked, and out again."""
 
 import json
+import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from tests.bundles import untrained_bundle
 from tests.randomise import randomise
 
 ROOT = Path(__file__).parents[2]
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n"
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,45 @@ def test_wrong_use_is_one_line(gpt2, tmp_path, capsys):
     )
     assert "is not a bundle" in refused(capsys, "gpt2", full, "-o", file, "--to", "torch")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("weights.pth", b"<!DOCTYPE html><html>not found</html>", "is a web page"),
+        ("weights.ckpt", LFS, "is a git-lfs pointer"),
+        ("weights.safetensors", LFS, "is a git-lfs pointer"),
+        ("weights.safetensors", struct.pack("<Q", 10**12) + b"{}", "has a header of 1000000000000"),
+        ("weights.safetensors", struct.pack("<Q", 500) + b'{"a":', "is cut short in its header"),
+        ("weights.pth", b"", "is empty"),
+    ],
+    ids=["web page", "lfs", "lfs safetensors", "huge header", "cut header", "empty"],
+)
+def test_what_is_no_checkpoint_is_one_line(tmp_path, capsys, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    assert said in refused(capsys, "cavp", tmp_path / name, "-o", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_file_that_would_run_something_is_refused(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "more": Evil()}, tmp_path / "evil.ckpt")
+    printed = refused(capsys, "cavp", tmp_path / "evil.ckpt", "-o", tmp_path / "b")
+    assert "names posix.system, which runs programs: refused" in printed
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_index_cannot_lead_outside(source, tmp_path, capsys):
+    state, save = source
+    save()
+    index = {"weight_map": dict.fromkeys(state, "../secret.bin")}
+    (tmp_path / "source" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (tmp_path / "source" / "pytorch_model.bin").rename(tmp_path / "secret.bin")
+    printed = refused(capsys, "gpt2", tmp_path / "source", "-o", tmp_path / "b")
+    assert "would lead outside: ../secret.bin" in printed
 
 
 def test_a_damaged_bundle_is_not_exported(gpt2, tmp_path, capsys):

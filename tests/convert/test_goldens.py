@@ -87,6 +87,18 @@ def test_small_cavp(reference, tmp_path, parity):
     check_cavp(parity, network, np.load(reference / "cavp/golden/tiny_video.npz"), "small")
 
 
+def test_one_name_for_two_tensors_is_refused(reference, tmp_path, capsys):
+    """Of a file that holds a tensor both with and without the prefix of several GPUs."""
+    shapes = json.loads((reference / "cavp/golden/tiny_manifest.json").read_text())
+    state = saved_small(reference, "cavp", shapes)
+    save_cavp(tmp_path, state | {"module.logit_scale": torch.zeros(())})
+    command = ["cavp", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "bundle")]
+    command += config_file(tmp_path, SMALL_CAVP)
+    assert main(command) == 2
+    assert "duplicated: logit_scale" in capsys.readouterr().err
+    assert main([*command, "--excuse", "logit_scale"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parity
 def test_full_cavp(reference, tmp_path, parity):

@@ -729,7 +729,7 @@ def zipped(**entries):
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
             "is a git-lfs pointer, not the file itself: run git lfs pull",
         ),
-        (gzip.compress(b"x"), "is compressed with gzip: unpack it"),
+        (gzip.compress(b"x", mtime=0), "is compressed with gzip: unpack it"),
         (b"BZh91AY", "is compressed with bzip2"),
         (tar("readme", "model.pth"), "is a tar archive: unpack it"),
         (
