@@ -16,8 +16,15 @@ def add_parser(commands) -> None:
         description="Compute the features that training reads, once for each clip with sound.",
     )
     parser.add_argument(
-        "clips", type=Path, metavar="CSV_OR_DIR", help="a folder of videos, or a CSV: column 'file'"
+        "clips",
+        type=Path,
+        metavar="CSV_OR_DIR",
+        help="a folder of videos, a CSV with a column 'file', or VGGSound's own CSV",
     )
+    parser.add_argument(
+        "--videos", type=Path, metavar="DIR", help="where a CSV's videos lie; default: beside it"
+    )
+    parser.add_argument("--split", help="only the clips of this split of a CSV")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FEATURES")
     parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE, help="default: the miniature")
     parser.add_argument("--batch", type=int, default=8, help="clips computed at once")
@@ -39,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch < 1:
         raise UsageError(f"--batch must be at least 1, got {args.batch}")
     try:
-        clips = list_clips(args.clips)
+        clips = list_clips(args.clips, videos=args.videos, split=args.split)
         bundle = Bundle.open(args.bundle)
         progress = Progress(len(clips), "clips")
         try:

@@ -1,12 +1,15 @@
-"""Lists of clips: a folder of videos, or a CSV that names them."""
+"""Lists of clips: a folder of videos, a CSV that names them, or VGGSound's own CSV."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Files that a folder is searched for."""
+SPLITS = ("train", "test")
+"""Those of VGGSound."""
 
 
 class DataError(ValueError):
@@ -22,21 +25,31 @@ class Clip:
     start: float = 0.0  # s, where it begins in the file
 
 
-def list_clips(source: Path) -> list[Clip]:
-    """The clips of a folder of videos, or of a CSV with a header, in the order of their ids.
+def list_clips(source: Path, *, videos: Path | None = None, split: str | None = None) -> list[Clip]:
+    """The clips of a folder of videos, or of a CSV, in the order of their ids.
 
-    The CSV has a column `file`, relative to the CSV's folder, and may have `start` in seconds and
-    `id`. Without `id` a clip is named by its file without the suffix, and by its start where that
-    is not 0. Files are not opened.
+    A CSV with a header has a column `file` and may have `start` in seconds, `id` and `split`.
+    Without `id` a clip is named by its file without the suffix, and by its start where that is not
+    0. VGGSound's own CSV has no header: YouTube id, start in seconds, label, `train` or `test`; its
+    videos are those of ten seconds that its downloaders cut, named `ID_000030.mp4`, `ID_30.mp4` or
+    `ID_30000_40000.mp4`, with any suffix of a video. Many of them are no longer to be had, so a
+    clip without its video is listed as well. Files are not opened.
+
+    Args:
+        videos: the folder that a CSV's videos lie in; its own if not given.
+        split: only the clips of this split of a CSV.
 
     Raises:
-        DataError: there is nothing there, the CSV cannot be understood, or two clips have one id.
+        DataError: there is nothing there, the CSV cannot be understood or has no such split, or two
+            clips have one id.
     """
     source = Path(source)
     if source.is_dir():
+        if videos is not None or split is not None:
+            raise DataError(f"{source} is a folder: a folder of videos and a split go with a CSV")
         clips = [_named(source, path.name) for path in videos_in(source)]
     elif source.is_file():
-        clips = _read_csv(source)
+        clips = _read_csv(source, videos or source.parent, split)
     else:
         raise DataError(f"{source} does not exist: give a folder of videos or a CSV")
     return _one_of_a_kind(clips, source)
@@ -59,26 +72,56 @@ def _named(folder: Path, file: str, start: float = 0.0) -> Clip:
     return Clip(f"{name}@{start:g}" if start else name, folder / file, start)
 
 
-def _read_csv(source: Path) -> list[Clip]:
+def _read_csv(source: Path, videos: Path, split: str | None) -> list[Clip]:
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if "file" not in (rows.fieldnames or ()):
-                have = ", ".join(rows.fieldnames or ()) or "nothing"
-                raise DataError(
-                    f"{source} has no column 'file' (its first line has {have}): "
-                    "add a header line with that name"
-                )
-            clips = [_read_row(source, rows.line_num, row) for row in rows]
+            rows = csv.reader(file)
+            first = next(rows, [])
+            if len(first) == 4 and first[1].isdigit() and first[3] in SPLITS:
+                found = list(_vggsound(source, videos, enumerate(chain([first], rows), 1)))
+            else:
+                _check_header(source, first, split)
+                named = csv.DictReader(file, first)
+                found = [_read_row(source, videos, n, row) for n, row in enumerate(named, 2)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source} is not a CSV of UTF-8 text ({error}): save it as one") from None
+    clips = [clip for clip, its in found if split in (None, its)]
+    if found and not clips:
+        known = ", ".join(sorted({its for _, its in found}))
+        raise DataError(f"{source} has no clip of the split {split!r}; it has {known}")
     if not clips:
         raise DataError(f"{source} lists no clip: add a line for each")
     return clips
 
 
-def _read_row(source: Path, line: int, row: dict) -> Clip:
-    """The clip of one line."""
+def _vggsound(
+    source: Path, videos: Path, rows: Iterable[tuple[int, list[str]]]
+) -> Iterator[tuple[Clip, str]]:
+    """The clips of VGGSound's lines, each with its split."""
+    there = {path.stem: path for path in videos_in(videos)}
+    for line, row in rows:
+        if len(row) != 4 or not row[1].isdigit() or row[3] not in SPLITS:
+            raise DataError(f"{source}, line {line} is not one of VGGSound: {','.join(row)}")
+        start = int(row[1])
+        usual = f"{row[0]}_{start:06d}"
+        names = (usual, f"{row[0]}_{start}", f"{row[0]}_{1000 * start}_{1000 * (start + 10)}")
+        path = next((there[n] for n in names if n in there), videos / f"{usual}.mp4")
+        yield Clip(usual, path), row[3]
+
+
+def _check_header(source: Path, columns: list[str], split: str | None) -> None:
+    if "file" not in columns:
+        have = ", ".join(columns) or "nothing"
+        raise DataError(
+            f"{source} has no column 'file' (its first line has {have}): "
+            "add a header line with that name"
+        )
+    if split is not None and "split" not in columns:
+        raise DataError(f"{source} has no column 'split' to choose {split!r} by")
+
+
+def _read_row(source: Path, videos: Path, line: int, row: dict) -> tuple[Clip, str]:
+    """The clip of one line, and its split."""
     file, start = (row["file"] or "").strip(), (row.get("start") or "0").strip()
     if not file:
         raise DataError(f"{source}, line {line}: no file is named")
@@ -88,8 +131,10 @@ def _read_row(source: Path, line: int, row: dict) -> Clip:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise DataError(f"{source}, line {line}: start {start!r} is no number of seconds")
-    clip = _named(source.parent, file, seconds)
-    return Clip(name, clip.path, clip.start) if (name := (row.get("id") or "").strip()) else clip
+    clip = _named(videos, file, seconds)
+    if name := (row.get("id") or "").strip():
+        clip = Clip(name, clip.path, clip.start)
+    return clip, (row.get("split") or "").strip()
 
 
 def _one_of_a_kind(clips: Iterable[Clip], source: Path) -> list[Clip]:

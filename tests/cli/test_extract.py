@@ -46,6 +46,21 @@ def test_clips_that_fail_are_named_and_the_rest_done(listed, bundle, tmp_path, c
     ]
 
 
+def test_vggsound_with_a_video_that_is_gone(listed, bundle, tmp_path, capsys):
+    videos, folder = tmp_path / "videos", tmp_path / "features"
+    videos.mkdir()
+    (videos / "abcdefghijk_000030.mp4").symlink_to(listed.parent / "0.mp4")
+    (tmp_path / "vggsound.csv").write_text(
+        "abcdefghijk,30,dog barking,train\n-gone_-____,0,rain,train\nother______,5,sea,test\n"
+    )
+    options = ["--videos", videos, "--split", "train", "-o", folder, "--bundle", bundle]
+    code, lines = run(capsys, tmp_path / "vggsound.csv", *options)
+    assert code == 1
+    assert lines[0].startswith(f"mfm extract: -gone_-_____000000: {videos}/-gone_-_____000000.mp4")
+    assert lines[1:] == [f"{folder}: features of 1 of 2 clips"]
+    assert len(FeatureSource(folder)) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

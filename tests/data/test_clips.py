@@ -65,6 +65,56 @@ def test_a_csv_that_cannot_be_used(tmp_path, text, message):
         list_clips(write(tmp_path, text))
 
 
+VGGSOUND = (
+    '---g-f_I2yQ,1,people marching,test\n--0PQM4-hqg,30,"waterfall, burbling",train\n'
+    "-0abc_DEF12,115,mouse squeaking,train\nzzzzzzzzzzz,0,dog barking,train\n"
+)
+
+
+def test_vggsounds_own_csv_and_the_names_of_its_videos(tmp_path):
+    """Three ways in which its videos are named, and one that is no longer to be had."""
+    videos = tmp_path / "videos"
+    touch(videos, "---g-f_I2yQ_000001.mp4", "--0PQM4-hqg_30.webm", "-0abc_DEF12_115000_125000.mkv")
+    source = write(tmp_path, VGGSOUND, "vggsound.csv")
+    assert list_clips(source, videos=videos) == [
+        Clip("---g-f_I2yQ_000001", videos / "---g-f_I2yQ_000001.mp4"),
+        Clip("--0PQM4-hqg_000030", videos / "--0PQM4-hqg_30.webm"),
+        Clip("-0abc_DEF12_000115", videos / "-0abc_DEF12_115000_125000.mkv"),
+        Clip("zzzzzzzzzzz_000000", videos / "zzzzzzzzzzz_000000.mp4"),
+    ]
+    (test,) = list_clips(source, videos=videos, split="test")
+    assert test.id == "---g-f_I2yQ_000001"
+    assert len(list_clips(source, videos=videos, split="train")) == 3
+
+
+def test_a_split_of_a_csv(tmp_path):
+    source = write(tmp_path, "file,split\na.mp4,train\nb.mp4,test\nc.mp4,train\n")
+    elsewhere = tmp_path / "elsewhere"
+    clips = list_clips(source, videos=elsewhere, split="train")
+    assert [clip.path for clip in clips] == [elsewhere / "a.mp4", elsewhere / "c.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (VGGSOUND + "broken,line\n", "line 5 is not one of VGGSound: broken,line"),
+        (VGGSOUND, "no clip of the split 'valid'; it has test, train"),
+        ("file,split\na.mp4,train\n", "no clip of the split 'valid'; it has train"),
+        ("file\na.mp4\n", "has no column 'split' to choose 'valid' by"),
+    ],
+)
+def test_a_split_that_is_not_there(tmp_path, text, message):
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(DataError, match=message):
+        list_clips(write(tmp_path, text), split="valid")
+
+
+def test_a_folder_has_no_splits(tmp_path):
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(DataError, match="is a folder"):
+        list_clips(tmp_path, split="train")
+
+
 def test_not_a_csv_at_all(tmp_path):
     (tmp_path / "clips.csv").write_bytes(b"file\n\xff\xfe\x00\n")
     with pytest.raises(DataError, match="not a CSV of UTF-8 text"):
