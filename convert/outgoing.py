@@ -76,6 +76,9 @@ def to_torch(
         raise FileExistsError(f"{target} exists: choose another output folder")
     with new_folder(target) as folder:
         for part in parts:
+            # The arrays are compared with their own checksums when they are read.
+            if problems := bundle.store(part.component).damaged_files(parts=False):
+                raise StoreError(f"{part.component} is damaged: {'; '.join(problems)}")
             for name, config in part.configs.items():
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -109,12 +109,18 @@ class Store:
         """
         return self.restore(lambda _, a: np.empty(a.shape, np.dtype(a.dtype)), part)
 
-    def damaged_files(self) -> list[str]:
-        """What differs from the index: files missing, changed or added. Empty if all is well."""
+    def damaged_files(self, *, parts: bool = True) -> list[str]:
+        """What differs from the index: files missing, changed or added. Empty if all is well.
+
+        Args:
+            parts: look at the files of the arrays as well, not only at those beside them.
+        """
         found = {str(p.relative_to(self.folder)) for p in _files(self.folder)}
         problems = [f"{name} is missing" for name in sorted(self.files.keys() - found)]
         problems += [f"{name} does not belong there" for name in sorted(found - self.files.keys())]
         for name in sorted(found & self.files.keys()):
+            if not parts and name.startswith("part-"):
+                continue
             path, (size, sha256) = self.folder / name, self.files[name]
             if path.stat().st_size != size or digest_file(path) != sha256:
                 problems.append(f"{name} was changed")

@@ -207,6 +207,17 @@ def test_wrong_use_is_one_line(gpt2, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+def test_a_damaged_tensor_that_was_kept_is_not_exported(gpt2, tmp_path, capsys):
+    assert main(["gpt2", str(gpt2), "-o", str(tmp_path / "b")]) == 0
+    (file,) = (tmp_path / "b").glob("gpt2-*/kept.safetensors")
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+    printed = refused(capsys, "gpt2", tmp_path / "b", "-o", tmp_path / "o", "--to", "torch")
+    assert "gpt2 is damaged: kept.safetensors was changed" in printed
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
