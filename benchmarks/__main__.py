@@ -4,11 +4,11 @@ Prints one line a network: milliseconds of each (median of alternating runs) and
 before names the hardware. Sizes fit a laptop.
 """
 
-import os
-import platform
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 from transformers import GPT2Config as TheirGPT2Config
 from transformers import GPT2Model
 
+from benchmarks.conversion import hardware
 from convert import gpt2, unet, vae
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.unet import UNet
@@ -65,22 +66,23 @@ def gpt2_pair():
     config = GPT2Config.small()
     ours = ours_like(theirs, gpt2.table(config), lambda rngs: GPT2(config, rngs=rngs))
     x = np.random.default_rng(0).standard_normal((2, 256, 768), np.float32)
-    forward = jax.jit(ours.__call__)
+    # The network is an argument: closed over, its weights would be constants of the program.
+    forward = jax.jit(GPT2.__call__)
     xj, xt = jnp.asarray(x), torch.tensor(x)
-    return lambda: forward(xj), lambda: theirs(inputs_embeds=xt).last_hidden_state
+    return lambda: forward(ours, xj, None), lambda: theirs(inputs_embeds=xt).last_hidden_state
 
 
 def unet_pair():
     """AudioLDM2's layout at half its width, latents of 10.24 s, batch 2."""
     theirs = AudioLDM2UNet2DConditionModel(**UNET).eval()
-    config = unet.config(dict(theirs.config))
+    config = unet.config(json.loads(theirs.to_json_string()))
     ours = ours_like(theirs, unet.TABLE, lambda rngs: UNet(config, rngs=rngs))
     rng = np.random.default_rng(0)
     x, loa, text = (
         rng.standard_normal(s, np.float32) for s in ((2, 256, 16, 8), (2, 8, 768), (2, 1, 1024))
     )
-    forward = jax.jit(lambda x, t, a, b: ours(x, t, (a, b)))
-    args = jnp.asarray(x), jnp.full((2,), 500), jnp.asarray(loa), jnp.asarray(text)
+    forward = jax.jit(lambda network, x, t, a, b: network(x, t, (a, b)))
+    args = ours, jnp.asarray(x), jnp.full((2,), 500), jnp.asarray(loa), jnp.asarray(text)
     given = {
         "encoder_hidden_states": torch.tensor(loa),
         "encoder_hidden_states_1": torch.tensor(text),
@@ -104,17 +106,16 @@ def vae_pair():
     ).eval()
     ours = ours_like(theirs, vae.TABLE, lambda rngs: VAE(VAEConfig(1.0, channels), rngs=rngs))
     x = np.random.default_rng(0).standard_normal((1, 64, 16, 8), np.float32)
-    forward = jax.jit(ours.decode)
+    forward = jax.jit(VAE.decode)
     xj, xt = jnp.asarray(x), torch.tensor(np.moveaxis(x, -1, 1).copy())
-    return lambda: forward(xj), lambda: theirs.decode(xt).sample
+    return lambda: forward(ours, xj), lambda: theirs.decode(xt).sample
 
 
 def main() -> None:
     """Print the table."""
-    device = jax.devices()[0].device_kind
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax on {device}, "
-        f"torch on cpu with {torch.get_num_threads()} threads, float32"
+        f"{hardware(Path())}; jax {jax.__version__} on {jax.devices()[0].device_kind}, "
+        f"torch {torch.__version__} on cpu with {torch.get_num_threads()} threads, float32"
     )
     print(f"{'network':28}  {'ours ms':>8}  {'torch ms':>8}  {'ratio':>6}")
     with torch.no_grad():
