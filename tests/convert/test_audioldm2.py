@@ -1,6 +1,7 @@
 """AudioLDM 2 as diffusers and transformers save it, at small size."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -245,13 +246,10 @@ def test_parts_can_be_chosen(folder, tmp_path, capsys):
 
 def test_a_scale_that_the_file_does_not_give_is_not_guessed(folder, tmp_path, capsys):
     copy = tmp_path / "copy"
-    (copy / "vae").mkdir(parents=True)
-    (copy / "scheduler").symlink_to(folder / "scheduler")
+    shutil.copytree(folder / "vae", copy / "vae")
     said = json.loads((folder / "vae" / "config.json").read_text())
     (copy / "vae" / "config.json").write_text(json.dumps(said | {"scaling_factor": None}))
-    weights = "diffusion_pytorch_model.safetensors"
-    (copy / "vae" / weights).write_bytes((folder / "vae" / weights).read_bytes())
     assert main(["audioldm2", str(copy), "-o", str(tmp_path / "b"), "--only", "vae"]) == 2
     printed = capsys.readouterr().err
-    assert "scaling_factor" in printed or "leads outside" in printed
+    assert "vae config: scaling_factor" in printed
     assert printed.count("\n") == 1
