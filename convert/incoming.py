@@ -4,7 +4,6 @@ Nothing is read before every name and shape has been checked, and never more tha
 table is held, beside the part of the bundle that is being written.
 """
 
-import fnmatch
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from convert.safetensors_file import write
 from convert.table import Shape, Table, raise_if_any
-from convert.tensors import Tensor, digest
+from convert.tensors import Tensor, digest, excused
 from mfm_jax.bundle import KINDS, Bundle, Component, Settings, Source, write_bundle
 from mfm_jax.diffusion import Schedule
 from mfm_jax.weights import abstract, named_weights
@@ -68,7 +67,7 @@ class Choices:
 
     def unexcused(self, keys: Iterable[str]) -> set[str]:
         """The keys that no pattern lets pass."""
-        return {k for k in keys if not any(fnmatch.fnmatchcase(k, p) for p in self.excuse)}
+        return {key for key in keys if not excused(key, self.excuse)}
 
 
 @dataclass
@@ -268,8 +267,7 @@ def renamed(
         ConversionError: two tensors get the same name and no pattern excuses it.
     """
     counted = Counter(map(rename, tensors))
-    twice = {key for key, times in counted.items() if times > 1}
-    twice = {key for key in twice if not any(fnmatch.fnmatchcase(key, p) for p in excuse)}
+    twice = {key for key, times in counted.items() if times > 1 and not excused(key, excuse)}
     what = "two tensors for one name (--excuse PATTERN takes the last)"
     raise_if_any(what, {"duplicated": twice})
     return {rename(key): tensor for key, tensor in tensors.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import safetensors_file, torch_file
-from convert.tensors import Problem, SourceError, Tensor, about, listed
+from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 # What a folder is searched for: the first of these of which it has any decides.
@@ -154,11 +154,7 @@ def _misfits(
     counted = Counter(keys)
     yield (
         "duplicated",
-        [
-            key
-            for key, times in counted.items()
-            if times > 1 and not any(fnmatch.fnmatchcase(key, pattern) for pattern in excuse)
-        ],
+        [key for key, times in counted.items() if times > 1 and not excused(key, excuse)],
     )
 
 

@@ -4,6 +4,7 @@ Nothing is read before `Tensor.read`, and nothing is mapped into memory, where r
 file would count: a model is converted in the memory of its largest tensors.
 """
 
+import fnmatch
 import hashlib
 import math
 import zlib
@@ -185,3 +186,8 @@ def digest(path: Path) -> str:
     """
     with about(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def excused(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a user lets the tensor pass, by one of the patterns (`*` for anything)."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
