@@ -1,11 +1,10 @@
 """What happens in a clip of the Foley world: bodies, their motions and their contacts.
 
-`stage` draws a scene from a seed. How a scene looks and sounds is `foley_world`'s business.
+`foley_stage` draws a scene from a seed. How a scene looks and sounds is `foley_world`'s business.
 
 Lengths are in units of 1/64 of the picture's side, so that `World.size` only sets the resolution.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +29,14 @@ class WorldError(ValueError):
 
 @dataclass(frozen=True)
 class World:
-    """The numbers of the base grade. Pairs are ranges that a clip draws from uniformly."""
+    """The numbers of a grade; the defaults are the base grade's, `hard` has another.
+
+    Pairs are ranges that a clip draws from uniformly. What the hard grade alone has comes from
+    random streams of its own: without `hues` or `screened` its clips are the same but for that.
+
+    Raises:
+        WorldError: no clip can be made by these numbers.
+    """
 
     seconds: float = 2.56  # s; 16 tokens of 160 ms, a quarter of AudioLDM2's 10.24 s
     fps: float = 25.0  # frames/s; encoders sample 12.5 of them
@@ -47,22 +53,32 @@ class World:
     distractor: float = 0.5  # share of clips with a silent drifting disc
     noise: int = 2  # largest pixel noise in 8-bit steps; more is lost in H.264
     margin: float = 0.06  # s; no contact this near to either end, so that each is seen and heard
+    longest: float | None = None  # s; if given, clips of `seconds` to this, in whole pictures
+    bodies: int = 1  # that sound; two have a side each, and different materials
+    screened: float = 0.0  # share of clips where something stands before one body's contacts
+    hues: float = 0.0  # degrees; hues turn by up to this in training, held out by up to its double
 
     def __post_init__(self) -> None:
         if self.seconds < 1.5:
             raise WorldError(
                 f"a clip of {self.seconds} s is too short to act in: use 1.5 s or more"
             )
+        if self.longest is not None and self.longest < self.seconds:
+            raise WorldError(
+                f"clips from {self.seconds} s to {self.longest} s: give the shorter length first"
+            )
+        if self.bodies not in (1, 2):
+            raise WorldError(f"{self.bodies} bodies do not fit on the floor: use 1 or 2")
+        if not 0 <= self.hues <= 10:
+            raise WorldError(
+                f"hues turned by {self.hues} to {2 * self.hues} degrees are mistaken for others: "
+                "use 0 to 10"
+            )
 
-    @property
-    def frames(self) -> int:
-        """Pictures in a clip."""
-        return round(self.seconds * self.fps)
-
-    @property
-    def samples(self) -> int:
-        """Audio samples in a clip."""
-        return round(self.seconds * self.rate)
+    @classmethod
+    def hard(cls) -> "World":
+        """Two bodies for 5 to 10 s, half of the clips screened, and held-out hues unseen."""
+        return cls(seconds=5.0, longest=10.0, bodies=2, radius=(5.0, 6.5), screened=0.5, hues=10.0)
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class Event:
     kind: str  # what the body was doing, of KINDS; the contact of a roll is with the wall
     material: str  # name in MATERIALS
     strength: float  # 0 to 1, speed of the contact / the fastest of its kind
+    hidden: bool = False  # heard only: it happens behind the screen
 
 
 @dataclass(frozen=True)
@@ -135,6 +152,7 @@ class Body:
 
     kind: str
     material: Material
+    colour: tuple[float, float, float]  # red, green, blue, 0-255; of the material's hue, or near it
     radius: float  # units
     x: Motion  # units, of the centre from the left
     height: Motion  # units, of the lowest point above the floor
@@ -164,11 +182,21 @@ class Disc:
 
 
 @dataclass(frozen=True)
+class Screen:
+    """An opaque, silent box in front of the place where a body's contacts happen."""
+
+    hides: int  # index of the body
+    grey: float
+    across: tuple[float, float]  # units from the left
+    down: tuple[float, float]  # units from the top
+
+
+@dataclass(frozen=True)
 class Backdrop:
     """A moving sinusoid above a plain floor."""
 
     floor: float  # units from the top
-    wall: float | None  # units from the left, face of the wall; it fills the nearer side
+    walls: tuple[float, ...]  # units from the left, faces of walls; each fills the nearer side
     grey: float  # mean brightness, 0-255
     tint: tuple[float, float, float]
     swing: float  # amplitude of the sinusoid
@@ -182,16 +210,19 @@ class Scene:
     """All that is drawn at random about a clip, but the noise in the picture and in the sound."""
 
     seed: int
+    seconds: float
     bodies: tuple[Body, ...]
     backdrop: Backdrop
     disc: Disc | None
+    screen: Screen | None
 
     @property
     def events(self) -> tuple[Event, ...]:
         """Every contact, in the order of time."""
+        behind = None if self.screen is None else self.screen.hides
         events = [
-            Event(time, body.kind, body.material.name, strength)
-            for body in self.bodies
+            Event(time, body.kind, body.material.name, strength, hidden=i == behind)
+            for i, body in enumerate(self.bodies)
             for time, strength in body.contacts
         ]
         return tuple(sorted(events, key=lambda event: event.time))
@@ -208,245 +239,3 @@ def split_of(seed: int) -> str:
 def stream(seed: int, use: int) -> np.random.Generator:
     """An own random stream for each use, so that none depends on how much another one drew."""
     return np.random.default_rng((seed, use))
-
-
-# The scene ----------------------------------------------------------------------------------------
-
-_STILL = Motion(((0.0, 0.0, 0.0, 0.0),))
-
-
-def stage(world: World, seed: int) -> Scene:
-    """Draw the scene of `seed`."""
-    rng = stream(seed, 0)
-    kind = KINDS[rng.choice(len(KINDS), p=world.kinds)]
-    material = MATERIALS[rng.integers(len(MATERIALS))]
-    radius, floor = rng.uniform(*world.radius), rng.uniform(50, 57)
-    wall = None
-    if kind == "bounce":
-        body = _bounce(world, rng, material, radius, floor)
-    elif kind == "strike":
-        body = _strike(world, rng, material, radius)
-    else:
-        wall = float(rng.choice([rng.uniform(4, 8), rng.uniform(56, 60)]))
-        body = _roll(world, rng, material, radius, wall)
-    backdrop = Backdrop(
-        floor=floor,
-        wall=wall,
-        grey=rng.uniform(110, 165),
-        tint=tuple(rng.uniform(-10, 10, 3).tolist()),
-        swing=rng.uniform(8, 22),
-        waves=tuple((rng.choice([-1, 1], 2) * rng.uniform(0.1, 0.5, 2)).tolist()),
-        speed=rng.uniform(2, 8),
-        gain=rng.uniform(0.85, 1.15),
-    )
-    return Scene(seed, (body,), backdrop, _disc(rng) if rng.random() < world.distractor else None)
-
-
-def _disc(rng: np.random.Generator) -> Disc:
-    def two(low: float, high: float) -> tuple[float, float]:
-        x, y = rng.uniform(low, high, 2)
-        return float(x), float(y)
-
-    return Disc(
-        grey=float(rng.choice([rng.uniform(20, 60), rng.uniform(200, 240)])),
-        radius=rng.uniform(3, 6),
-        centre=two(18.0, 34.0),
-        reach=two(8.0, 18.0),
-        rate=two(0.1, 0.4),
-        phase=two(0.0, 2 * np.pi),
-    )
-
-
-def _inside(world: World, contacts: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The contacts within the clip."""
-    return [(t, strength) for t, strength in contacts if 0 <= t < world.seconds]
-
-
-def _clear(world: World, contacts: Sequence[tuple[float, float]]) -> bool:
-    """Whether no contact is too near to either end of the clip to be seen and heard."""
-    ends = (0.0, world.seconds)
-    return all(abs(t - end) >= world.margin for t, _ in contacts for end in ends)
-
-
-def _ease(t: float, start: float, stop: float, seconds: float) -> list[tuple]:
-    """Two pieces that go from `start` to `stop`, at rest at both."""
-    a = 4 * (stop - start) / seconds**2
-    half = seconds / 2
-    return [(t, start, 0.0, a), (t + half, (start + stop) / 2, a * half, -a)]
-
-
-def _bounce(
-    world: World, rng: np.random.Generator, material: Material, radius: float, floor: float
-) -> Body:
-    """A ball that falls and bounces until it rests; after a while it is lifted and falls again."""
-    g, e = rng.uniform(*world.gravity), rng.uniform(*world.restitution)
-    highest = floor - 2 * radius - 1
-    contacts: list[tuple[float, float]] = []
-    while not (_inside(world, contacts) and _clear(world, contacts)):
-        h = rng.uniform(18, highest)
-        t = float(rng.uniform(-0.7 * np.sqrt(2 * h / g), 0.4))
-        side, reach = rng.uniform(radius + 2, 62 - radius), (radius + 2, 62 - radius)
-        height, x, contacts = [(t - 10, h, 0.0, 0.0)], [(t - 10, side, 0.0, 0.0)], []
-        while t < world.seconds:
-            gaps = _gaps(h, g, e, world.bounce_gap)
-            drift = float(np.clip((rng.uniform(*reach) - side) / sum(gaps), -20, 20))
-            height.append((t, h, 0.0, -g))
-            x.append((t, side, drift, 0.0))
-            side += drift * sum(gaps)
-            for i, gap in enumerate(gaps):
-                t += gap
-                speed = float(np.sqrt(2 * g * h)) * e**i
-                contacts.append((t, speed / FASTEST["bounce"]))
-                height.append((t, 0.0, speed * e, -g))
-            height[-1] = (t, 0.0, 0.0, 0.0)
-            x.append((t, side, 0.0, 0.0))
-            t += rng.uniform(0.3, 0.8)
-            h = rng.uniform(18, highest)
-            height += _ease(t, 0.0, h, 0.5)
-            t += 0.5
-    turn = Motion(((0.0, rng.uniform(0, 7), rng.uniform(-5, 5), 0.0),))
-    return Body(
-        kind="bounce",
-        material=material,
-        radius=radius,
-        x=Motion(tuple(x)),
-        height=Motion(tuple(height)),
-        turn=turn,
-        mallet=None,
-        contacts=tuple(_inside(world, contacts)),
-    )
-
-
-def _gaps(h: float, g: float, e: float, shortest: float) -> list[float]:
-    """Seconds of the fall from `h`, then of each bounce that is not shorter than `shortest`."""
-    fall = float(np.sqrt(2 * h / g))
-    gaps = [fall]
-    while (gap := 2 * fall * e ** len(gaps)) >= shortest:
-        gaps.append(gap)
-    return gaps
-
-
-_DWELL = 0.04  # s that the mallet stays on the body, so that a frame at 25 fps shows it there
-
-
-def _strike(world: World, rng: np.random.Generator, material: Material, radius: float) -> Body:
-    """A body on the floor that a mallet strikes."""
-    times = _blow_times(world, rng)
-    count = len(times)
-    strengths = rng.uniform(0.25, 1, count)
-    # A harder blow comes from higher up and takes less time.
-    drops = 2.5 + 13.5 * strengths
-    falls = 2 * drops / (FASTEST["strike"] * strengths)
-    gap: list[tuple] = [(-1.0, drops[0], 0.0, 0.0)]
-    for i, t in enumerate(times):
-        gap += [(t - falls[i], drops[i], 0.0, -2 * drops[i] / falls[i] ** 2), (t, 0.0, 0.0, 0.0)]
-        following = drops[i + 1] if i + 1 < count else 8.0
-        free = times[i + 1] - falls[i + 1] - t - _DWELL if i + 1 < count else 1.0
-        rise = min(0.25, free)
-        gap += [*_ease(t + _DWELL, 0.0, following, rise), (t + _DWELL + rise, following, 0.0, 0.0)]
-    return Body(
-        kind="strike",
-        material=material,
-        radius=radius,
-        x=Motion(((0.0, rng.uniform(radius + 4, 60 - radius), 0.0, 0.0),)),
-        height=_STILL,
-        turn=Motion(((0.0, rng.uniform(0, 7), 0.0, 0.0),)),
-        mallet=Motion(tuple(gap)),
-        contacts=tuple(zip(times.tolist(), strengths.tolist(), strict=True)),
-    )
-
-
-def _blow_times(world: World, rng: np.random.Generator) -> Float[np.ndarray, " blows"]:
-    """When the mallet strikes; every 2.56 s of a long clip get their own draw."""
-    first = 0.22  # s; the mallet is seen to fall
-    stretch = world.seconds - world.margin + world.blow_gap - first
-    sections = max(1, round(world.seconds / 2.56))
-    times: list[float] = []
-    for i in range(sections):
-        most = int(stretch / sections / world.blow_gap)
-        count = min(int(rng.integers(world.blows[0], world.blows[1] + 1)), most)
-        spare = stretch / sections - count * world.blow_gap
-        start = first + i * stretch / sections
-        times.extend(
-            start + np.sort(rng.uniform(0, spare, count)) + world.blow_gap * np.arange(count)
-        )
-    return np.array(times)
-
-
-def _roll(
-    world: World, rng: np.random.Generator, material: Material, radius: float, wall: float
-) -> Body:
-    """A ball that is pushed along the floor, mostly against the wall; when it rests, again."""
-    room = (64 - wall if wall < 32 else wall) - 2 * radius - 1
-    contacts: list[tuple[float, float]] = []
-    hit = rng.random() < world.wall_hit
-    fits = False
-    while not fits:
-        t, d = rng.uniform(-0.2, 0.4), rng.uniform(0.6, 0.95) * room
-        pieces: list[tuple] = [(t - 10, d, 0.0, 0.0)]
-        contacts, against = [], hit
-        while t < world.seconds:
-            if d < 0.35 * room:
-                t, d = _push(rng, pieces, t, d, rng.uniform(0.6, 0.95) * room)
-            elif against:
-                t, d, contact = _push_against_wall(rng, pieces, t, d, room)
-                contacts.append(contact)
-            else:
-                t, d = _push(rng, pieces, t, d, rng.uniform(0.1, 0.3) * d)
-            t += rng.uniform(0.3, 0.8)
-            against = rng.random() < world.wall_hit
-        fits = _clear(world, contacts) and (not hit or bool(_inside(world, contacts)))
-    # `d` is the way left to the wall.
-    sign = 1 if wall < 32 else -1
-    x = Motion(tuple((t, wall + sign * (radius + d), sign * v, sign * a) for t, d, v, a in pieces))
-    turn = Motion(tuple((t, p / radius, v / radius, a / radius) for t, p, v, a in x.pieces))
-    return Body(
-        kind="roll",
-        material=material,
-        radius=radius,
-        x=x,
-        height=_STILL,
-        turn=turn,
-        mallet=None,
-        contacts=tuple(_inside(world, contacts)),
-    )
-
-
-_PUSH = 0.2  # s in which a ball at rest reaches its speed
-
-
-def _push(
-    rng: np.random.Generator, pieces: list[tuple], t: float, start: float, stop: float
-) -> tuple[float, float]:
-    """Roll from rest at `start` to rest at `stop`; returns the time and place of the end."""
-    way = stop - start
-    v = float(np.sign(way) * min(rng.uniform(25, 60), abs(way) / _PUSH))
-    pieces.append((t, start, 0.0, v / _PUSH))
-    left = way - v * _PUSH / 2
-    a = -(v**2) / (2 * left)
-    pieces += [
-        (t + _PUSH, stop - left, v, a),
-        (t + _PUSH - v / a, stop, 0.0, 0.0),
-    ]
-    return t + _PUSH - v / a, stop
-
-
-def _push_against_wall(
-    rng: np.random.Generator, pieces: list[tuple], t: float, d: float, room: float
-) -> tuple[float, float, tuple[float, float]]:
-    """Roll from rest at distance `d` against the wall and back; also returns the contact."""
-    v = min(rng.uniform(25, 60), d / _PUSH)
-    arrival = v * rng.uniform(0.6, 0.95)
-    left = d - v * _PUSH / 2
-    a = (v**2 - arrival**2) / (2 * left)
-    hit = t + _PUSH + (v - arrival) / a
-    back = arrival * rng.uniform(0.4, 0.6)
-    a_back = max(a, back**2 / (2 * 0.9 * room))
-    stop, end = back**2 / (2 * a_back), hit + back / a_back
-    pieces += [
-        (t, d, 0.0, -v / _PUSH),
-        (t + _PUSH, left, -v, a),
-        (hit, 0.0, back, -a_back),
-        (end, stop, 0.0, 0.0),
-    ]
-    return end, stop, (hit, arrival / FASTEST["roll"])

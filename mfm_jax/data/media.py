@@ -5,7 +5,7 @@ Training the mapper needs no pictures or sound: it reads features (`mfm_jax.data
 
 import json
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -23,11 +23,13 @@ from mfm_jax.typing import Float
 from mfm_jax.video import read_audio, windows
 from mfm_jax.windows import Window, WindowSpec
 
-ONSETS = 16
-"""Onset times kept of a clip."""
+ONSETS = 32
+"""Onset times kept of a window: the hard grade has up to 15 in 2.56 s."""
 
 DESCRIPTION = "media.json"
 """Written last: a media folder with it is complete."""
+
+_NAMES = tuple(material.name for material in MATERIALS)
 
 
 def samples_of(spec: WindowSpec) -> int:
@@ -73,27 +75,40 @@ def to_float(wave: np.ndarray) -> np.ndarray:
     return wave.astype(np.float32) / 32767
 
 
-def labels(path: Path) -> dict[str, np.ndarray]:
-    """What the JSON beside a Foley clip tells; -1 everywhere where there is none.
+def labels(clip: Clip, seconds: float) -> dict[str, np.ndarray]:
+    """What the JSON beside a Foley clip tells about its first window, which lasts `seconds`.
 
-    `material` and `kind` are indices into `MATERIALS` and `KINDS`, `onsets` the times of the first
-    16 contacts in seconds, -1 after the last.
+    `materials` and `kinds` are float32, 1 at the indices into `MATERIALS` and `KINDS` of all
+    bodies, and `material` and `kind` the indices of the first body. `onsets` are the times of the
+    first 32 contacts in the window, in seconds since its start, and `onset_materials` the indices
+    of what was hit; -1 after the last. Where there is no JSON all are zeros or -1.
     """
-    file = path.with_suffix(".json")
+    file = clip.path.with_suffix(".json")
     record = json.loads(file.read_text()) if file.exists() else {}
-    materials = [material.name for material in MATERIALS]
-    times = [event["time"] for event in record.get("events", [])][:ONSETS]
+    material, kind = record.get("material"), record.get("kind")
+    contacts = [(event["time"] - clip.start, event) for event in record.get("events", [])]
+    contacts = [(time, event) for time, event in contacts if 0 <= time < seconds][:ONSETS]
     onsets = np.full(ONSETS, -1, np.float32)
-    onsets[: len(times)] = times
+    onsets[: len(contacts)] = [time for time, _ in contacts]
+    onset_materials = np.full(ONSETS, -1, np.int32)
+    onset_materials[: len(contacts)] = [_index(_NAMES, event["material"]) for _, event in contacts]
     return {
-        "material": np.array(_index(materials, record.get("material")), np.int32),
-        "kind": np.array(_index(KINDS, record.get("kind")), np.int32),
+        "material": np.array(_index(_NAMES, material), np.int32),
+        "kind": np.array(_index(KINDS, kind), np.int32),
+        # Records from before the hard grade tell the only body alone.
+        "materials": _present(_NAMES, record.get("materials", [material])),
+        "kinds": _present(KINDS, record.get("kinds", [kind])),
         "onsets": onsets,
+        "onset_materials": onset_materials,
     }
 
 
-def _index(names, name: str | None) -> int:
-    return list(names).index(name) if name in names else -1
+def _index(names: Sequence[str], name: str | None) -> int:
+    return names.index(name) if name in names else -1
+
+
+def _present(names: Sequence[str], present: Sequence[str | None]) -> Float[np.ndarray, " names"]:
+    return np.array([name in present for name in names], np.float32)
 
 
 def fields(spec: WindowSpec) -> dict[str, Field]:
@@ -106,7 +121,10 @@ def fields(spec: WindowSpec) -> dict[str, Field]:
         "wave": Field((samples_of(spec),), "int16"),
         "material": Field((), "int32"),
         "kind": Field((), "int32"),
+        "materials": Field((len(MATERIALS),), "float32"),
+        "kinds": Field((len(KINDS),), "float32"),
         "onsets": Field((ONSETS,), "float32"),
+        "onset_materials": Field((ONSETS,), "int32"),
     }
 
 
@@ -143,7 +161,7 @@ def _write_shard(writing: Writing, spec: WindowSpec, shard: int) -> None:
     def examples() -> Iterator[dict[str, np.ndarray] | Failure]:
         for clip in writing.shards[shard]:
             try:
-                yield {**decode_clip(clip, spec), **labels(clip.path)}
+                yield {**decode_clip(clip, spec), **labels(clip, spec.seconds)}
             except MediaError as error:
                 yield Failure(clip.id, str(error))
 
