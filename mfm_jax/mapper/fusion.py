@@ -33,16 +33,25 @@ class Projection(nnx.Module):
         return self.proj(self.norm(tokens)) + self.encoder[None, None, :]
 
 
+def stream_of(encoder: str) -> str:
+    """The stream that an encoder of this name reads: "cavp" for "cavp" and for "cavp:2".
+
+    What follows the colon tells one reading of a stream from another. Each has weights of its own,
+    so that a mapper of one encoder can read as many tokens as one of two, and compares fairly.
+    """
+    return encoder.partition(":")[0]
+
+
 def select(streams: Streams, names: tuple[str, ...]) -> list[Stream]:
-    """The streams of `names`, in that order.
+    """The streams that the encoders `names` read, in that order.
 
     Raises:
-        ValueError: an encoder that the mapper reads is missing.
+        ValueError: a stream that the mapper reads is missing.
     """
-    missing = [n for n in names if n not in streams]
+    missing = [s for s in dict.fromkeys(map(stream_of, names)) if s not in streams]
     if missing:
         raise ValueError(f"this mapper reads {', '.join(names)}; missing: {', '.join(missing)}")
-    return [streams[n] for n in names]
+    return [streams[stream_of(n)] for n in names]
 
 
 class TokenFusion(nnx.Module):

@@ -11,10 +11,11 @@ from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.layers import clock, linear
-from mfm_jax.mapper.fusion import FUSIONS, select
+from mfm_jax.mapper.fusion import FUSIONS, select, stream_of
 from mfm_jax.mapper.streams import Streams
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.settings import SettingError
 from mfm_jax.typing import Array, Bool, Float
 
 
@@ -22,7 +23,8 @@ from mfm_jax.typing import Array, Bool, Float
 class MapperConfig:
     """A mapper's inputs, its network and the LOA grid it predicts."""
 
-    encoders: tuple[tuple[str, int, int], ...]  # (name, tokens in a window, their width)
+    # (name, tokens in a window, their width). The tokens of "cavp" once more are named "cavp:2".
+    encoders: tuple[tuple[str, int, int], ...]
     loa_width: int  # of the AudioMAE that made the targets
     loa: LOA = field(
         default_factory=LOA
@@ -37,6 +39,11 @@ class MapperConfig:
     def widths(self) -> dict[str, int]:
         """Token width by encoder."""
         return {name: width for name, _, width in self.encoders}
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that the encoders read, each once."""
+        return tuple(dict.fromkeys(map(stream_of, self.widths)))
 
     @classmethod
     def base(cls) -> "MapperConfig":
@@ -189,7 +196,8 @@ def build_mapper(config: MapperConfig, *, rngs: nnx.Rngs) -> Mapper:
     """The mapper that `config.kind` names.
 
     Raises:
-        ValueError: an unknown kind, fusion or TimeChat tensor.
+        SettingError: an unknown kind, fusion or TimeChat tensor; an encoder named twice, or a
+            stream of two sizes.
     """
     for name, known in (
         ("kind", tuple(KINDS)),
@@ -197,5 +205,20 @@ def build_mapper(config: MapperConfig, *, rngs: nnx.Rngs) -> Mapper:
         ("timechat", ("frame", "video", "llama")),
     ):
         if getattr(config, name) not in known:
-            raise ValueError(f"{name}={getattr(config, name)!r} is not one of {', '.join(known)}")
+            raise SettingError(f"{name}={getattr(config, name)!r} is not one of {', '.join(known)}")
+    _check_encoders(config)
     return KINDS[config.kind](config, rngs=rngs)
+
+
+def _check_encoders(config: MapperConfig) -> None:
+    sizes: dict[str, tuple[int, int]] = {}
+    for i, (name, tokens, width) in enumerate(config.encoders):
+        if name in (other for other, _, _ in config.encoders[:i]):
+            stream = stream_of(name)
+            raise SettingError(f"encoders names {name} twice: tell them apart, as {stream}:2 does")
+        first = sizes.setdefault(stream_of(name), (tokens, width))
+        if first != (tokens, width):
+            raise SettingError(
+                f"encoders: {name} is {tokens} tokens of {width}, but {stream_of(name)} was "
+                f"{first[0]} of {first[1]}: give them the same"
+            )

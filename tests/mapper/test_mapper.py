@@ -11,11 +11,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from convert import mapper as conversion
 from convert.sequence import table
+from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2Config
-from mfm_jax.weights import abstract, with_weights
+from mfm_jax.weights import abstract, named_weights, with_weights
 from tests.table_checks import check_table
 
 SMALL = MapperConfig(
@@ -25,6 +27,7 @@ SMALL = MapperConfig(
     gpt2=GPT2Config(width=16, depth=2, heads=2, positions=24),
     head=True,
 )
+TWICE = (("cavp", 5, 12), ("cavp:2", 5, 12))
 
 
 def sequence_config(first: int, second: int, gpt2: GPT2Config) -> MapperConfig:
@@ -158,6 +161,7 @@ VARIANTS = {
     "channels": dataclasses.replace(SMALL, fusion="channels"),
     "wrapped": dataclasses.replace(SMALL, fusion="wrapped"),
     "one encoder": dataclasses.replace(SMALL, encoders=SMALL.encoders[:1]),
+    "one twice": dataclasses.replace(SMALL, encoders=TWICE),
     "no head": dataclasses.replace(SMALL, head=False, loa_width=16),
 }
 
@@ -256,3 +260,67 @@ def test_a_missing_encoder_is_named(streams):
     mapper = build_mapper(SMALL, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="missing: timechat"):
         mapper.generate({"cavp": streams["cavp"]})
+
+
+@pytest.mark.parametrize("fusion", ["tokens", "channels", "wrapped"])
+def test_a_stream_read_twice_is_a_second_encoder_that_says_the_same(fusion, streams):
+    twice = lively(dataclasses.replace(SMALL, fusion=fusion, encoders=TWICE))
+    named = {"cavp": "cavp", "cavp:2": "timechat"}
+    encoders = tuple((named[n], tokens, width) for n, tokens, width in TWICE)
+    two = lively(dataclasses.replace(SMALL, fusion=fusion, encoders=encoders))
+    assert twice.config.streams == ("cavp",)
+    weights = {
+        name.replace("proj.cavp:2.", "proj.timechat."): weight
+        for name, weight in named_weights(twice).items()
+    }
+    two = with_weights(two, weights)
+    cavp = streams["cavp"]
+    np.testing.assert_array_equal(
+        generate(twice, {"cavp": cavp}), generate(two, {"cavp": cavp, "timechat": cavp})
+    )
+
+
+@pytest.mark.parametrize("kind", ["linear_pooled", "linear_flat"])
+def test_a_linear_mapper_reads_a_stream_twice(kind, streams):
+    mapper = lively(dataclasses.replace(SMALL, kind=kind, encoders=TWICE))
+    single = lively(dataclasses.replace(SMALL, kind=kind, encoders=TWICE[:1]))
+    weights = dict(named_weights(single))
+    # Two readings of the same numbers are one reading with the sum of their weights.
+    weights["proj.kernel"] = sum(jnp.split(mapper.proj.kernel[...], 2))
+    weights |= {n: w for n, w in named_weights(mapper).items() if n != "proj.kernel"}
+    single = with_weights(single, weights)
+    cavp = {"cavp": streams["cavp"]}
+    np.testing.assert_allclose(generate(mapper, cavp), generate(single, cavp), atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["tokens", "channels", "wrapped"])
+def test_a_mapper_that_reads_a_stream_twice_is_stored_and_converted(fusion, tmp_path):
+    config = dataclasses.replace(SMALL, fusion=fusion, encoders=TWICE)
+    mapper, source = lively(config), Source("tests", "none")
+    write_bundle(tmp_path, {"mapper": (config, mapper, source)})
+    stored = named_weights(Bundle.open(tmp_path).load("mapper"))
+    rows = conversion.table(config)
+    theirs = dict(rows.to_theirs({n: np.asarray(w) for n, w in stored.items()}))
+    back = dict(rows.to_ours(theirs))
+    assert back.keys() == named_weights(mapper).keys()
+    for name, weight in named_weights(mapper).items():
+        np.testing.assert_array_equal(back[name], weight, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("encoders", "message"),
+    [
+        ((TWICE[0], TWICE[0]), "names cavp twice: tell them apart, as cavp:2 does"),
+        ((TWICE[0], ("cavp:2", 5, 13)), "cavp:2 is 5 tokens of 13, but cavp was 5 of 12"),
+    ],
+    ids=["same name", "other size"],
+)
+def test_readings_of_a_stream_have_names_of_their_own_and_one_size(encoders, message):
+    with pytest.raises(ValueError, match=message):
+        build_mapper(dataclasses.replace(SMALL, encoders=encoders), rngs=nnx.Rngs(0))
+
+
+def test_a_missing_stream_is_named_once(streams):
+    mapper = build_mapper(dataclasses.replace(SMALL, encoders=TWICE), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"reads cavp, cavp:2; missing: cavp$"):
+        mapper.generate({"timechat": streams["timechat"]})

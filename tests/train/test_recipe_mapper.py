@@ -5,20 +5,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Source, write_bundle
+from mfm_jax.data.clips import DataError
+from mfm_jax.data.features import FeatureSource
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.settings import SettingError
+from mfm_jax.settings import SettingError, override
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.weights import abstract, named_weights
 from tests.bundles import filled
+from tests.feature_folder import write_features
 from train import train
 
 LOA_GRID = LOA(grid=(4, 2), pool=(1, 2))
@@ -29,6 +33,7 @@ NETWORK = MapperConfig(
     gpt2=GPT2Config(width=32, depth=1, heads=2, positions=32),
     head=True,
 )
+SEVEN = GPT2Config(width=7, depth=1, heads=1, positions=32)
 
 
 def world(clips: int, seed: int) -> list[dict[str, np.ndarray]]:
@@ -105,3 +110,173 @@ def test_the_mapper_starts_from_a_trained_gpt2(tmp_path, start):
     larger = replace(NETWORK, gpt2=replace(NETWORK.gpt2, depth=2))
     with pytest.raises(SettingError, match=r"recipe\.start: "):
         replace(recipe, network=larger).begin(module, [])
+
+
+PLAIN = MapperRecipe(network=NETWORK, contrast=0.0, own=0.0)
+"""Teacher forcing on true LOA, and the squared error alone."""
+
+
+def batch_of(recipe: MapperRecipe, clips: int = 6) -> dict[str, jax.Array]:
+    elements = [recipe.read(element) for element in world(clips, seed=3)]
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *elements)
+
+
+def mapper_of(recipe: MapperRecipe):
+    """Untrained, with the mean and the spread of LOA of the batch above."""
+    elements = [recipe.read(element) for element in world(6, seed=3)]
+    return recipe.begin(filled(abstract(recipe.build), 0), elements)
+
+
+def cosine(made, true):
+    products = (made * true).sum(-1)
+    return (1 - products / np.sqrt((made**2).sum(-1) * (true**2).sum(-1))).mean()
+
+
+def contrast(made, true, temperature=0.1):
+    """Cross entropy of choosing a clip's own LOA, both ways."""
+    made, true = (x.reshape(len(x), -1) for x in (made, true))
+    made, true = (x / np.sqrt((x**2).sum(1, keepdims=True)) for x in (made, true))
+    logits = made @ true.T / temperature
+    ways = [np.log(np.exp(way).sum(1)) - np.diag(way) for way in (logits, logits.T)]
+    return np.mean(ways)
+
+
+TERMS = {
+    "mse": ({}, lambda made, true: ((made - true) ** 2).mean()),
+    "l1": ({"error": "l1"}, lambda made, true: np.abs(made - true).mean()),
+    "cosine": (
+        {"cosine": 0.7},
+        lambda made, true: ((made - true) ** 2).mean() + 0.7 * cosine(made, true),
+    ),
+    "contrast": (
+        {"contrast": 0.3},
+        lambda made, true: ((made - true) ** 2).mean() + 0.3 * contrast(made, true),
+    ),
+    "all": (
+        {"error": "l1", "cosine": 0.5, "contrast": 0.2, "temperature": 0.4},
+        lambda made, true: (
+            np.abs(made - true).mean() + 0.5 * cosine(made, true) + 0.2 * contrast(made, true, 0.4)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_the_loss_is_what_its_formula_says(name):
+    changes, formula = TERMS[name]
+    recipe = replace(PLAIN, **changes)
+    mapper, batch = mapper_of(recipe), batch_of(recipe)
+    made = np.asarray(mapper(recipe.streams(batch), batch["loa"]), np.float64)
+    true = (np.asarray(batch["loa"]) - np.asarray(mapper.loa_mean)) / np.asarray(mapper.loa_std)
+    loss, metrics = recipe.loss(mapper, batch, jax.random.key(0))
+    assert float(loss) == pytest.approx(formula(made, true), rel=1e-5)
+    expected = {recipe.error, *({"cosine", "contrast"} & changes.keys())}
+    assert metrics.keys() == expected
+
+
+def fed(recipe: MapperRecipe, mapper, *, clips: int = 400, seed: int = 0):
+    """LOA as the mapper would be fed it, and the true LOA, of enough clips to see the shares."""
+    loa = jax.random.normal(jax.random.key(9), (clips, 4, 7)) * 3 + 5
+    streams = recipe.streams(batch_of(recipe, clips)) if recipe.own else {}
+    return np.asarray(recipe.feed(mapper, streams, loa, jax.random.key(seed))), np.asarray(loa)
+
+
+def test_without_a_remedy_true_loa_is_fed():
+    given, true = fed(PLAIN, mapper_of(PLAIN))
+    np.testing.assert_array_equal(given, true)
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["standardised", "own units"])
+def test_noise_has_a_level_for_each_clip_up_to_the_largest(head):
+    """Of 0.8 deviations, which are the training set's, or without a head the batch's."""
+    network = NETWORK if head else replace(NETWORK, head=False, loa_width=7, gpt2=SEVEN)
+    recipe = replace(PLAIN, network=network, noise=0.8)
+    mapper = mapper_of(recipe)
+    given, true = fed(recipe, mapper)
+    spread = np.asarray(mapper.loa_std) if head else true.std(axis=(0, 1))
+    noise = (given - true) / spread
+    levels = noise.std(axis=(1, 2))
+    # The levels are uniform; a clip of 28 numbers tells its own to within a seventh or so.
+    assert np.mean(levels) == pytest.approx(0.4, abs=0.04)
+    assert [np.mean(levels < bound) for bound in (0.2, 0.4, 0.6)] == pytest.approx(
+        [0.25, 0.5, 0.75], abs=0.08
+    )
+    np.testing.assert_allclose(noise.std(axis=(0, 1)), np.sqrt(0.8**2 / 3), rtol=0.1)
+    assert np.abs(noise.mean(axis=(0, 1))).max() < 0.05
+
+
+def test_blank_tokens_are_the_mean():
+    recipe = replace(PLAIN, blank=0.3)
+    mapper = mapper_of(recipe)
+    given, true = fed(recipe, mapper)
+    mean = np.asarray(mapper.loa_mean)
+    blank = np.isclose(given, mean, atol=1e-5).all(-1)
+    assert blank.mean() == pytest.approx(0.3, abs=0.04)
+    np.testing.assert_array_equal(given[~blank], true[~blank])
+
+
+def test_tokens_of_the_mappers_own_get_no_noise():
+    recipe = replace(PLAIN, own=0.4, noise=0.8)
+    mapper = mapper_of(recipe)
+    given, true = fed(recipe, mapper)
+    streams = recipe.streams(batch_of(recipe, 400))
+    own = np.asarray(mapper.restore(mapper(streams, jnp.asarray(true))))
+    mine = np.isclose(given, own, atol=1e-4).all(-1)
+    assert mine.mean() == pytest.approx(0.4, abs=0.04)
+    assert not np.isclose(given[~mine], true[~mine], atol=1e-6).all(-1).any()
+
+
+def test_a_linear_mapper_is_fed_nothing_that_could_be_spoilt():
+    network = replace(NETWORK, kind="linear_pooled")
+    recipe = replace(PLAIN, network=network, noise=1.0, blank=1.0)
+    given, true = fed(recipe, mapper_of(recipe))
+    np.testing.assert_array_equal(given, true)
+
+
+@pytest.mark.parametrize("name", ["own", "blank"])
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_a_share_is_a_share(name, value):
+    with pytest.raises(SettingError, match=rf"recipe\.{name} is a share from 0 to 1, not {value}"):
+        replace(PLAIN, **{name: value})
+
+
+def test_one_encoder_twice_reads_one_stream(tmp_path):
+    """Set from the command line, as the comparison with two encoders needs it."""
+    assignment = 'network.encoders=[["cavp", 4, 6], ["cavp:2", 4, 6]]'
+    recipe = override(Linear(), [assignment])
+    element = recipe.read(world(1, 0)[0])
+    assert element.keys() == {"cavp", "cavp_seconds", "loa"}
+    config = TrainConfig(
+        recipe=recipe, optimizer=OptimizerConfig(rate=1e-2, warmup=10), steps=60, batch=32
+    )
+    assert train(config, tmp_path, "test") == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["heldout_loa_error"] < 0.8 * lines[0]["heldout_loa_error"]
+
+
+def test_the_first_clips_of_a_larger_folder_are_used(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", {})
+    element = world(1, 0)[0]
+    shapes = {name: array.shape for name, array in element.items()}
+    for part, clips in (("train", 9), ("heldout", 5)):
+        write_features(bundle, tmp_path / "features" / part, clips, shapes)
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").rglob("*")}
+    folders = {name: str(tmp_path / name) for name in ("bundle", "features", "clips")}
+    recipe = MapperRecipe(network=NETWORK, train=4, heldout=2, **folders)
+    sources = recipe.prepare(tmp_path / "run")
+    assert [len(source) for source in sources] == [4, 2]
+    for source, part in zip(sources, ("train", "heldout"), strict=True):
+        whole = FeatureSource(tmp_path / "features" / part)
+        for i in range(len(source)):
+            assert source[i].keys() == recipe.read(whole[i]).keys()
+            for name, array in recipe.read(whole[i]).items():
+                np.testing.assert_array_equal(source[i][name], array)
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "features").rglob("*")} == before
+    assert not (tmp_path / "clips").exists()
+
+
+def test_features_that_lack_a_stream_are_refused():
+    element = world(1, 0)[0]
+    del element["timechat"]
+    with pytest.raises(DataError, match="the features have no timechat: extract them"):
+        PLAIN.read(element)

@@ -1,6 +1,6 @@
 """The mapper: LOA of a clip's sound from the video encoders' tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,15 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Source, write_bundle
+from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.paths import TINY_BUNDLE
 from mfm_jax.settings import SettingError
-from mfm_jax.train.contrastive import clip_loss
 from mfm_jax.train.foley import LICENCE, FeatureRecipe
+from mfm_jax.train.losses import ERRORS, clip_contrast, cosine_distance
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
 
@@ -36,32 +37,85 @@ def tiny_mapper() -> MapperConfig:
 
 
 @dataclass(frozen=True)
-class MapperRecipe(FeatureRecipe):
-    """Teacher-forced regression to LOA; the workdir becomes a bundle with the mapper in it."""
+class LOARecipe(FeatureRecipe):
+    """What both stages of a mapper's training share; the workdir becomes a bundle with it."""
 
     bundle: str = str(TINY_BUNDLE)
     clips: str = ""
+
+    @property
+    def mapper(self) -> MapperConfig:
+        """Of the mapper that is trained."""
+        raise NotImplementedError
+
+    def read(self, element: Element) -> Element:
+        """The streams that the mapper reads, and the true LOA.
+
+        Raises:
+            DataError: the features lack one of them.
+        """
+        names = [n for s in self.mapper.streams for n in (s, f"{s}_seconds")]
+        found, loa = take(element, (*names, "audiomae")), self.mapper.loa
+        tokens = jnp.asarray(found.pop("audiomae"), jnp.float32)
+        return {**found, "loa": np.asarray(pool_loa(tokens[None], loa.grid, loa.pool)[0])}
+
+    def streams(self, batch: Batch) -> Streams:
+        """What the mapper reads of a batch."""
+        return {
+            name: Stream(batch[name].astype(jnp.float32), batch[f"{name}_seconds"])
+            for name in self.mapper.streams
+        }
+
+    def evaluate(self, module: Any, source: Any, batch: int) -> dict[str, float]:
+        """LOA errors, free-running, in the units of `standardise`, on held-out clips.
+
+        `loa_error` is the mapper's, `loa_error_mean` that of the mean LOA of these clips at every
+        place, `loa_error_shuffled` that of the mapper's LOA of another clip.
+        """
+        made, true = predictions(self, module, batches(source, batch=batch, seed=0, train=False))
+        errors = {
+            "loa_error": made,
+            "loa_error_mean": np.broadcast_to(true.mean(axis=0, keepdims=True), true.shape),
+            "loa_error_shuffled": np.roll(made, 1, axis=0),
+        }
+        return {name: float(((x - true) ** 2).mean()) for name, x in errors.items()}
+
+    def finish(self, module: Any, workdir: Path, command: str) -> None:
+        """Make the workdir a bundle: the other networks are those of the recipe's."""
+        entry = (self.mapper, module, Source(command, LICENCE))
+        write_bundle(workdir, {"mapper": entry}, base=Path(self.bundle))
+
+
+@dataclass(frozen=True)
+class MapperRecipe(LOARecipe):
+    """Stage 1: teacher-forced regression to LOA.
+
+    Trained on true LOA alone, a mapper has never seen its own errors, on which it must go on when
+    it generates. `own`, `noise` and `blank` are remedies; all at 0 is none.
+    """
+
     network: MapperConfig = field(default_factory=tiny_mapper)
     error: str = "mse"  # or "l1", as in AudioLDM2's code; it learns silence at small budgets
+    cosine: float = 0.0  # weight of one minus the cosine between predicted and true tokens
     contrast: float = 0.1  # weight of telling the clips of a batch apart by their LOA
     temperature: float = 0.1  # of that
     # A component of the bundle whose GPT-2 the mapper starts from: "gpt2", or AudioLDM2's own
     # "sequence". From random weights if empty.
     start: str = ""
     own: float = 0.5  # share of fed LOA tokens that are the mapper's own; 0 saves a second pass
+    noise: float = 0.0  # largest deviation of noise on the true tokens fed, in those of LOA
+    blank: float = 0.0  # share of fed tokens that are zeros in the units of `standardise`
 
     def __post_init__(self) -> None:
-        if self.error not in ("mse", "l1"):
+        if self.error not in ERRORS:
             raise SettingError(f"recipe.error is mse or l1, not {self.error!r}")
         if self.start not in ("", "gpt2", "sequence"):
             raise SettingError(f"recipe.start is gpt2, sequence or empty, not {self.start!r}")
+        check_shares(self, "own", "blank")
 
-    def read(self, element: Element) -> Element:
-        """The streams that the mapper has, and the true LOA."""
-        names = [n for n in self.network.widths for n in (n, f"{n}_seconds")]
-        loa = self.network.loa
-        pooled = pool_loa(jnp.asarray(element["audiomae"], jnp.float32)[None], loa.grid, loa.pool)
-        return {**{n: element[n] for n in names}, "loa": np.asarray(pooled[0])}
+    @property
+    def mapper(self) -> MapperConfig:
+        return self.network
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         return build_mapper(self.network, rngs=rngs)
@@ -91,54 +145,76 @@ class MapperRecipe(FeatureRecipe):
         network = bundle.load(self.start, jnp.float32)
         return network if self.start == "gpt2" else network.gpt2
 
-    def streams(self, batch: Batch) -> Streams:
-        """What the mapper reads of a batch."""
-        return {
-            name: Stream(batch[name].astype(jnp.float32), batch[f"{name}_seconds"])
-            for name in self.network.widths
-        }
-
     def loss(self, module: Mapper, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         streams, loa = self.streams(batch), batch["loa"]
+        predicted = module(streams, self.feed(module, streams, loa, key))
+        target = module.standardise(loa)
+        metrics = {self.error: ERRORS[self.error](predicted, target)}
+        total = metrics[self.error]
+        if self.cosine:
+            metrics["cosine"] = cosine_distance(predicted, target)
+            total = total + self.cosine * metrics["cosine"]
+        if self.contrast:
+            metrics["contrast"] = clip_contrast(predicted, target, self.temperature)
+            total = total + self.contrast * metrics["contrast"]
+        return total, metrics
+
+    def feed(
+        self, module: Mapper, streams: Streams, loa: Float[Array, "B K D"], key: Array
+    ) -> Float[Array, "B K D"]:
+        """True LOA as the mapper is fed it in training, in LOA's own units.
+
+        Each clip has a level of noise of its own, drawn from 0 to `noise`. Tokens of the mapper's
+        own come from a first pass over the true LOA and get no noise.
+        """
+        if self.network.kind != "gpt2":  # reads no LOA
+            return loa
+        level_key, noise_key, blank_key = (jax.random.fold_in(key, i) for i in range(3))
         fed = loa
-        if self.own and self.network.kind == "gpt2":
+        if self.noise:
+            level = self.noise * jax.random.uniform(level_key, (len(loa), 1, 1))
+            spread = module.loa_std[...] if module.standardised else loa.std(axis=(0, 1))
+            fed = loa + level * spread[None, None] * jax.random.normal(noise_key, loa.shape)
+        if self.own:
             first = jax.lax.stop_gradient(module.restore(module(streams, loa)))
             mine = jax.random.uniform(key, (*loa.shape[:2], 1)) < self.own
             # Position k reads vectors before k, so `first` at k is what the mapper would feed on.
-            fed = jnp.where(mine, first, loa)
-        predicted, target = module(streams, fed), module.standardise(loa)
-        difference = predicted - target
-        error = (difference**2 if self.error == "mse" else jnp.abs(difference)).mean()
-        metrics = {self.error: error}
-        if self.contrast:
-            sides = [x.reshape(len(x), -1) for x in (predicted, target)]
-            sides = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in sides]
-            metrics["contrast"] = clip_loss(sides[0], sides[1], jnp.array(1 / self.temperature))
-            error = error + self.contrast * metrics["contrast"]
-        return error, metrics
+            fed = jnp.where(mine, first, fed)
+        if self.blank:
+            lost = jax.random.uniform(blank_key, (*loa.shape[:2], 1)) < self.blank
+            fed = jnp.where(lost, module.restore(jnp.zeros_like(fed)), fed)
+        return fed
 
-    def evaluate(self, module: Mapper, source: Any, batch: int) -> dict[str, float]:
-        """LOA errors, free-running, in the units of `standardise`, on held-out clips.
 
-        `loa_error` is the mapper's, `loa_error_mean` that of the mean LOA of these clips at every
-        place, `loa_error_shuffled` that of the mapper's LOA of another clip.
-        """
-        made, true = predictions(self, module, batches(source, batch=batch, seed=0, train=False))
-        errors = {
-            "loa_error": made,
-            "loa_error_mean": np.broadcast_to(true.mean(axis=0, keepdims=True), true.shape),
-            "loa_error_shuffled": np.roll(made, 1, axis=0),
-        }
-        return {name: float(((x - true) ** 2).mean()) for name, x in errors.items()}
+def take(element: Element, names: Sequence[str]) -> Element:
+    """The arrays `names` of an element.
 
-    def finish(self, module: Mapper, workdir: Path, command: str) -> None:
-        """Make the workdir a bundle: the other networks are those of the recipe's."""
-        entry = (self.network, module, Source(command, LICENCE))
-        write_bundle(workdir, {"mapper": entry}, base=Path(self.bundle))
+    Raises:
+        DataError: it lacks one.
+    """
+    if missing := [name for name in names if name not in element]:
+        raise DataError(
+            f"the features have no {', '.join(missing)}: extract them with a bundle that has the "
+            "networks for it"
+        )
+    return {name: element[name] for name in names}
+
+
+def check_shares(recipe: LOARecipe, *names: str) -> None:
+    """Whether these fields lie between 0 and 1.
+
+    Raises:
+        SettingError: one does not.
+    """
+    for name in names:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise SettingError(
+                f"recipe.{name} is a share from 0 to 1, not {getattr(recipe, name)!r}"
+            )
 
 
 def predictions(
-    recipe: MapperRecipe, module: Mapper, loader: Iterable[Any]
+    recipe: LOARecipe, module: Mapper, loader: Iterable[Any]
 ) -> tuple[Float[np.ndarray, "N K D"], Float[np.ndarray, "N K D"]]:
     """LOA predicted from video alone and true LOA, both in the units of `standardise`."""
     pairs = [jax.device_get(_predict(recipe, module, batch)) for batch in loader]
@@ -147,6 +223,6 @@ def predictions(
 
 
 @partial(jax.jit, static_argnums=0)
-def _predict(recipe: MapperRecipe, module: Mapper, batch: Batch) -> tuple[Array, Array]:
+def _predict(recipe: LOARecipe, module: Mapper, batch: Batch) -> tuple[Array, Array]:
     made = module.generate(recipe.streams(batch))
     return module.standardise(made), module.standardise(batch["loa"])

@@ -1,0 +1,21 @@
+"""The second stage of the tiny bundle's mapper: the diffusion loss through its frozen UNet.
+
+    python train.py --config configs/tiny_stage2.py --workdir runs/tiny/stage2
+
+It starts from the bundle that stage 1 left in runs/tiny/mapper; DIR then is that bundle with the
+mapper of this stage. Features are made on first use.
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Stage2Recipe(train=2048, features="runs/tiny/features_all"),
+        # The mapper is trained already: a fifth of the rate of stage 1.
+        optimizer=OptimizerConfig(rate=3e-4, warmup=30, rates=ONLY_MAPPER),
+        steps=400,
+        batch=16,
+    )

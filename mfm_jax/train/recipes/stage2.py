@@ -1,0 +1,180 @@
+"""The mapper's second stage: the diffusion loss, through the frozen UNet into the mapper.
+
+Stage 1 weighs every number of LOA alike. Here LOA is right as far as the UNet makes the right sound
+of it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.data.loader import Element, batches
+from mfm_jax.diffusion import Schedule
+from mfm_jax.mapper import MapperConfig, build_mapper
+from mfm_jax.models.text import EmptyText, EmptyTextConfig
+from mfm_jax.models.unet import UNet, UNetConfig
+from mfm_jax.settings import SettingError
+from mfm_jax.train.losses import mse
+from mfm_jax.train.recipe import mean_metrics
+from mfm_jax.train.recipes.mapper import LOARecipe, check_shares, take
+from mfm_jax.train.step import Batch
+from mfm_jax.typing import Array, Bool, Float, Int
+
+ONLY_MAPPER: tuple[tuple[str, float | None], ...] = (("mapper.*", 1.0), ("*", None))
+"""`OptimizerConfig.rates` of this stage: the bundle gets the mapper, so nothing else may change."""
+
+
+class MapperAndUNet(nnx.Module):
+    """The mapper and the UNet that reads its LOA; `text` only where the UNet reads that too."""
+
+    def __init__(
+        self,
+        mapper: MapperConfig,
+        unet: UNetConfig,
+        text: EmptyTextConfig | None,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.mapper = build_mapper(mapper, rngs=rngs)
+        self.unet = UNet(unet, rngs=rngs)
+        self.text = None if text is None else EmptyText(text, rngs=rngs)
+
+    def __call__(
+        self, noised: Float[Array, "B H W C"], t: Int[Array, " B"], loa: Float[Array, "B K D"]
+    ) -> Float[Array, "B H W C"]:
+        """The UNet's output for `noised` latents at time steps `t`, told `loa`."""
+        contexts = (loa,) if self.text is None else (loa, self.text(len(loa)))
+        seconds = jnp.asarray(self.mapper.config.loa.times())
+        return self.unet(noised, t, contexts, context_seconds=seconds)
+
+
+class Draws(NamedTuple):
+    """All that is left to chance in a step, for each clip."""
+
+    t: Int[Array, " B"]
+    noise: Float[Array, "B H W C"]
+    true: Bool[Array, " B"]  # the UNet reads the true LOA
+    dropped: Bool[Array, " B"]  # the UNet reads zeros, whatever `true` says
+
+
+@dataclass(frozen=True)
+class Stage2Recipe(LOARecipe):
+    """Starts from the bundle's mapper and keeps its sizes; UNet and schedule are the bundle's.
+
+    The mapper generates as it does in use, on its own output, with gradients through all of it.
+    The optimizer's `rates` must be `ONLY_MAPPER`, or freeze the UNet in another way.
+    """
+
+    bundle: str = "runs/tiny/mapper"
+    clips: str = "runs/tiny/clips"
+    true: float = 0.25  # share of clips whose true LOA the UNet reads (AudioLDM2, as the next)
+    dropped: float = 0.1  # share of clips of which the UNet is told nothing
+    anchor: float = 1.0  # weight of the squared error of LOA, which keeps it what it was
+
+    def __post_init__(self) -> None:
+        check_shares(self, "true", "dropped")
+
+    @cached_property
+    def _bundle(self) -> Bundle:
+        return Bundle.open(Path(self.bundle))
+
+    @cached_property
+    def mapper(self) -> MapperConfig:
+        return self._bundle.config("mapper")
+
+    @property
+    def schedule(self) -> Schedule:
+        """That the UNet was trained with."""
+        return self._bundle.settings.schedule
+
+    def read(self, element: Element) -> Element:
+        return {**super().read(element), **take(element, ("latents",))}
+
+    def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The bundle's mapper, UNet and empty text, their weights still to come.
+
+        Raises:
+            SettingError: the UNet reads LOA of another width.
+        """
+        unet = self._bundle.config("unet")
+        if unet.contexts[0] != self.mapper.loa_width:
+            raise SettingError(
+                f"recipe.bundle: the UNet of {self.bundle} reads LOA of width {unet.contexts[0]}, "
+                f"its mapper predicts {self.mapper.loa_width}: give a bundle in which they fit"
+            )
+        text = self._bundle.config("text") if len(unet.contexts) > 1 else None
+        return MapperAndUNet(self.mapper, unet, text, rngs=rngs)
+
+    def begin(self, module: MapperAndUNet, source: Any) -> MapperAndUNet:
+        """Take over the bundle's networks."""
+        module.mapper = self._bundle.load("mapper", jnp.float32)
+        module.unet = self._bundle.load("unet", jnp.float32)
+        if module.text is not None:
+            module.text = self._bundle.load("text", jnp.float32)
+        # A bundle ties its weights to a device. The rest of the state is tied to none until the
+        # first step, which would be compiled again for the second.
+        return jax.tree.map(lambda weight: jnp.asarray(np.asarray(weight)), module)
+
+    def draw(self, batch: Batch, key: Array) -> Draws:
+        """What the loss of a batch draws from `key`."""
+        keys = jax.random.split(key, 4)
+        shape = batch["latents"].shape
+        return Draws(
+            jax.random.randint(keys[0], shape[:1], 0, self.schedule.train_steps),
+            jax.random.normal(keys[1], shape),
+            jax.random.uniform(keys[2], shape[:1]) < self.true,
+            jax.random.uniform(keys[3], shape[:1]) < self.dropped,
+        )
+
+    def loss(
+        self, module: MapperAndUNet, batch: Batch, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        draws, true = self.draw(batch, key), batch["loa"]
+        made = module.mapper.generate(self.streams(batch))
+        loa = jnp.where(draws.true[:, None, None], true, made)
+        loa = jnp.where(draws.dropped[:, None, None], 0.0, loa)
+        diffusion = self.diffusion(module, batch, loa, draws)
+        error = mse(module.mapper.standardise(made), module.mapper.standardise(true))
+        return diffusion + self.anchor * error, {"diffusion": diffusion, "mse": error}
+
+    def diffusion(
+        self, module: MapperAndUNet, batch: Batch, loa: Float[Array, "B K D"], draws: Draws
+    ) -> Float[Array, ""]:
+        """The squared error of the UNet's output where it reads `loa`."""
+        latents = batch["latents"].astype(jnp.float32)
+        noised = self.schedule.add_noise(latents, draws.noise, draws.t)
+        output = module(noised, draws.t, loa)
+        return jnp.mean((output - self.schedule.target(latents, draws.noise, draws.t)) ** 2)
+
+    def evaluate(self, module: MapperAndUNet, source: Any, batch: int) -> dict[str, float]:
+        """The LOA errors of stage 1, and the diffusion loss with the same noise every time.
+
+        In `diffusion` the UNet reads the mapper's LOA, in `diffusion_true` the true LOA.
+        """
+        keys = map(jax.random.key, count())
+        loader = batches(source, batch=batch, seed=0, train=False)
+        losses = mean_metrics(lambda b: _diffusion(self, module, b, next(keys)), loader)
+        return {**super().evaluate(module.mapper, source, batch), **losses}
+
+    def finish(self, module: MapperAndUNet, workdir: Path, command: str) -> None:
+        super().finish(module.mapper, workdir, command)
+
+
+@partial(jax.jit, static_argnums=0)
+def _diffusion(
+    recipe: Stage2Recipe, module: MapperAndUNet, batch: Batch, key: Array
+) -> dict[str, Array]:
+    draws = recipe.draw(batch, key)
+    read = {
+        "diffusion": module.mapper.generate(recipe.streams(batch)),
+        "diffusion_true": batch["loa"],
+    }
+    return {name: recipe.diffusion(module, batch, loa, draws) for name, loa in read.items()}

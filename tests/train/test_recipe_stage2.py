@@ -1,0 +1,318 @@
+"""Stage 2 on noise: what it computes, and what it changes."""
+
+import json
+import signal
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from mfm_jax.bundle import KINDS, Bundle, Settings, Source, write_bundle
+from mfm_jax.data.clips import DataError
+from mfm_jax.diffusion import Schedule
+from mfm_jax.mapper import MapperConfig
+from mfm_jax.models.audiomae import LOA, pool_loa
+from mfm_jax.models.gpt2 import GPT2Config
+from mfm_jax.models.text import EmptyTextConfig
+from mfm_jax.models.unet import UNetConfig
+from mfm_jax.settings import SettingError
+from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
+from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
+from mfm_jax.train.step import begin, make_step, trainable
+from mfm_jax.weights import abstract, named_weights, with_weights
+from tests.bundles import filled, untrained_bundle
+from tests.feature_folder import write_features
+from train import main
+
+ROOT = Path(__file__).parents[2]
+MAPPER = MapperConfig(
+    encoders=(("cavp", 4, 6), ("timechat", 3, 5)),
+    loa_width=7,
+    loa=LOA(grid=(4, 2), pool=(1, 2)),
+    gpt2=GPT2Config(width=16, depth=1, heads=2, positions=32),
+    head=True,
+)
+UNET = UNetConfig(
+    channels=(8, 12),
+    attentions=((), (0,)),
+    contexts=(7,),
+    heads=2,
+    latent_channels=3,
+    resnets=1,
+    groups=4,
+    clock=True,
+)
+TEXT = EmptyTextConfig(width=9, tokens=2)
+READS_TEXT = replace(UNET, attentions=((), (0, 1)), contexts=(7, 9))
+CLIPS = 6
+
+
+def made_bundle(path: Path, prediction: str = "v", **configs) -> str:
+    """A bundle of drawn weights; the folder's name."""
+    parts = {
+        name: (config, filled(abstract(partial(KINDS[name].build, config)), i), Source("x", "none"))
+        for i, (name, config) in enumerate(configs.items())
+    }
+    mapper = parts["mapper"][1]
+    mapper.loa_mean[...] = jnp.linspace(-2.0, 2.0, mapper.config.loa_width)
+    mapper.loa_std[...] = jnp.linspace(0.5, 3.0, mapper.config.loa_width)
+    write_bundle(path, parts, settings=Settings(schedule=Schedule(prediction=prediction)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage2")
+    return Stage2Recipe(bundle=made_bundle(folder, mapper=MAPPER, unet=UNET))
+
+
+@pytest.fixture(scope="module")
+def elements():
+    rng = np.random.default_rng(0)
+    shapes = {"cavp": (4, 6), "timechat": (3, 5), "audiomae": (9, 7), "latents": (8, 4, 3)}
+    times = {"cavp_seconds": np.arange(4) * 0.16, "timechat_seconds": np.full(3, 0.32)}
+    return [
+        {
+            **{
+                name: rng.standard_normal(shape).astype(np.float16)
+                for name, shape in shapes.items()
+            },
+            **{name: seconds.astype(np.float32) for name, seconds in times.items()},
+        }
+        for _ in range(CLIPS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def batch(recipe, elements):
+    return jax.tree.map(lambda *x: jnp.stack(x), *[recipe.read(e) for e in elements])
+
+
+def started(recipe):
+    return recipe.begin(abstract(recipe.build), [])
+
+
+@pytest.fixture(scope="module")
+def module(recipe):
+    return started(recipe)
+
+
+@partial(jax.jit, static_argnums=0)
+def loss_of(recipe, module, batch, key):
+    return recipe.loss(module, batch, key)
+
+
+@jax.jit
+def generated(module, streams):
+    return module.mapper.generate(streams)
+
+
+def copied(weights):
+    return {name: np.array(weight) for name, weight in weights.items()}
+
+
+def test_the_mapper_learns_and_nothing_else_changes(recipe, batch, module):
+    """At a rate and a decay that no weight can miss."""
+    skeleton = abstract(recipe.build)
+    factor = factors(ONLY_MAPPER, trainable(skeleton))
+    tx = build_optimizer(OptimizerConfig(rate=0.1, warmup=0, decay=0.5), 10, factor)
+    state = begin(started(recipe), tx, factor, ema=None, seed=5)
+    assert {name.split(".")[0] for name in state.params} == {"mapper"}
+    assert {name.split(".")[0] for name in state.frozen} == {"unet"}
+    assert set(state.opt[1].mu) == set(state.opt[1].nu) == set(state.params)
+    assert set(state.stats) == {"mapper.loa_mean", "mapper.loa_std"}
+    before = copied(state.weights(averaged=False))
+    step = make_step(skeleton, recipe.loss, tx, ema=None)
+    state, metrics = step(state, batch)
+    first, _ = loss_of(recipe, module, batch, jax.random.fold_in(jax.random.key(5), 0))
+    assert float(metrics["loss"]) == pytest.approx(float(first), rel=1e-4)
+    state, _ = step(state, batch)
+    for name, weight in copied(state.weights(averaged=False)).items():
+        same = np.array_equal(weight, before[name])
+        assert same != (name in state.params), name
+
+
+def test_it_starts_from_the_bundles_networks(recipe, module):
+    bundle = Bundle.open(Path(recipe.bundle))
+    for name in ("mapper", "unet"):
+        stored, found = named_weights(bundle.load(name)), named_weights(getattr(module, name))
+        assert stored.keys() == found.keys()
+        for weight in stored:
+            np.testing.assert_array_equal(found[weight], stored[weight], err_msg=weight)
+
+
+@partial(jax.jit, static_argnums=0)
+def gradients(recipe, module, batch):
+    """Of the diffusion loss and of the squared error of LOA, by weight of the mapper."""
+    weights = named_weights(module)
+
+    def parts(mapper):
+        whole = with_weights(module, {**weights, **mapper})
+        return recipe.loss(whole, batch, jax.random.key(5))[1]
+
+    return jax.jacrev(parts)({n: w for n, w in weights.items() if n.startswith("mapper.")})
+
+
+def test_the_diffusion_loss_reaches_every_weight_of_the_mapper(recipe, batch, module):
+    """Also those that read its own output: it is differentiated through all its steps."""
+    alone = replace(recipe, true=0.0, dropped=0.0)
+    found = gradients(alone, module, batch)["diffusion"]
+    positions = 4 + 3 + 1 + MAPPER.loa.tokens - 1
+    rows = np.abs(found["mapper.gpt2.wpe.embedding"]).max(axis=1)
+    np.testing.assert_array_equal(rows > 0, np.arange(len(rows)) < positions)
+    assert np.any(found["mapper.loa_in.kernel"])
+    for name, value in found.items():
+        # A bias of the keys adds the same to all scores of a query, which the softmax ignores.
+        if not name.endswith("attn.k.bias"):
+            assert np.any(value), name
+
+
+@pytest.mark.parametrize(
+    "changes", [{"true": 1.0, "dropped": 0.0}, {"true": 0.0, "dropped": 1.0}], ids=str
+)
+def test_where_the_unet_reads_no_prediction_the_mapper_has_no_gradient(
+    recipe, batch, module, changes
+):
+    """But that of the anchor."""
+    found = gradients(replace(recipe, **changes), module, batch)
+    for name, value in found["diffusion"].items():
+        assert not np.any(value), name
+    assert np.any(found["mse"]["mapper.loa_out.kernel"])
+
+
+@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+def test_the_loss_is_that_worked_out_by_hand(tmp_path, batch, elements, prediction):
+    place = made_bundle(tmp_path, prediction, mapper=MAPPER, unet=UNET)
+    recipe = Stage2Recipe(bundle=place, true=0.4, dropped=0.3, anchor=0.7)
+    module, key = started(recipe), jax.random.key(5)
+    loss, metrics = loss_of(recipe, module, batch, key)
+
+    draws = recipe.draw(batch, key)
+    chosen = np.asarray(draws.true).astype(int), np.asarray(draws.dropped).astype(int)
+    assert all(0 < sum(which) < CLIPS for which in chosen)
+    made = np.asarray(generated(module, recipe.streams(batch)))
+    tokens = jnp.asarray(np.stack([e["audiomae"] for e in elements]), jnp.float32)
+    true = np.asarray(pool_loa(tokens, (4, 2), (1, 2)))
+    read = np.stack(
+        [
+            np.zeros_like(made[i]) if draws.dropped[i] else true[i] if draws.true[i] else made[i]
+            for i in range(CLIPS)
+        ]
+    )
+    schedule = Schedule(prediction)
+    data = schedule.alphas_cumprod[np.asarray(draws.t)][:, None, None, None]
+    latents = np.stack([e["latents"] for e in elements]).astype(np.float32)
+    noise = np.asarray(draws.noise)
+    noised = np.sqrt(data) * latents + np.sqrt(1 - data) * noise
+    seconds = jnp.asarray(MAPPER.loa.times())
+    unet = jax.jit(lambda unet, x, t, loa: unet(x, t, (loa,), context_seconds=seconds))
+    output = unet(module.unet, jnp.asarray(noised), draws.t, jnp.asarray(read))
+    velocity = np.sqrt(data) * noise - np.sqrt(1 - data) * latents
+    wanted = velocity if prediction == "v" else noise
+    diffusion = np.mean((np.asarray(output) - wanted) ** 2)
+    mse = np.mean(((made - true) / np.asarray(module.mapper.loa_std)) ** 2)
+    assert float(metrics["diffusion"]) == pytest.approx(diffusion, rel=1e-4)
+    assert float(metrics["mse"]) == pytest.approx(mse, rel=1e-4)
+    assert float(loss) == pytest.approx(diffusion + 0.7 * mse, rel=1e-4)
+
+
+def test_what_is_left_to_chance_has_the_shares_it_should(recipe):
+    many = {"latents": jnp.zeros((4000, 2, 2, 3))}
+    draws = recipe.draw(many, jax.random.key(1))
+    assert float(draws.true.mean()) == pytest.approx(0.25, abs=0.03)
+    assert float(draws.dropped.mean()) == pytest.approx(0.1, abs=0.02)
+    assert float((draws.true & draws.dropped).mean()) == pytest.approx(0.025, abs=0.01)
+    assert int(draws.t.min()) < 10
+    assert int(draws.t.max()) in range(990, 1000)
+
+
+def test_a_unet_that_reads_text_is_told_the_empty_text(tmp_path, batch):
+    place = made_bundle(tmp_path, mapper=MAPPER, unet=READS_TEXT, text=TEXT)
+    recipe = Stage2Recipe(bundle=place)
+    module, key = started(recipe), jax.random.key(5)
+    assert "text.states" not in trainable(module)
+    stored = Bundle.open(tmp_path).load("text").states
+    np.testing.assert_array_equal(module.text.states, stored)
+    loss, _ = loss_of(recipe, module, batch, key)
+    module.text.states[...] = module.text.states[...] + 1
+    other, _ = loss_of(recipe, module, batch, key)
+    assert abs(float(other - loss)) > 1e-4
+
+
+def test_held_out_noise_is_the_same_every_time(recipe, elements, module):
+    source = [recipe.read(element) for element in elements]
+    scores = recipe.evaluate(module, source, 4)
+    assert scores == recipe.evaluate(module, source, 4)
+    assert {"loa_error", "loa_error_mean", "loa_error_shuffled"} < scores.keys()
+    other = started(recipe)
+    other.mapper.loa_out.bias[...] = other.mapper.loa_out.bias[...] + 1.0
+    changed = recipe.evaluate(other, source, 4)
+    assert changed["diffusion_true"] == scores["diffusion_true"]
+    assert changed["diffusion"] != scores["diffusion"]
+    # Of a mapper that is right, both are the same.
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *source)
+    made = np.asarray(generated(module, recipe.streams(stacked)))
+    told = [{**e, "loa": loa} for e, loa in zip(source, made, strict=True)]
+    right = recipe.evaluate(module, told, 4)
+    assert right["diffusion"] == pytest.approx(right["diffusion_true"], rel=1e-5)
+    assert right["loa_error"] == pytest.approx(0.0, abs=1e-8)
+
+
+def test_networks_that_do_not_fit_are_named(tmp_path):
+    place = made_bundle(tmp_path, mapper=MAPPER, unet=replace(UNET, contexts=(8,)))
+    with pytest.raises(SettingError, match="reads LOA of width 8, its mapper predicts 7"):
+        abstract(Stage2Recipe(bundle=place).build)
+
+
+@pytest.mark.parametrize("name", ["true", "dropped"])
+def test_a_share_is_a_share(name):
+    with pytest.raises(SettingError, match=rf"recipe\.{name} is a share from 0 to 1, not 2"):
+        Stage2Recipe(**{name: 2.0})
+
+
+def test_features_without_latents_are_refused(recipe, elements):
+    element = {name: array for name, array in elements[0].items() if name != "latents"}
+    with pytest.raises(DataError, match="the features have no latents: extract them"):
+        recipe.read(element)
+
+
+@pytest.fixture
+def handlers():
+    """`train` installs its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("handlers")
+def test_the_command_leaves_a_bundle_with_another_mapper(tmp_path, capsys):
+    """At the sizes of the tiny bundle."""
+    base = untrained_bundle(tmp_path / "bundle")
+    for part, clips in (("train", 3), ("heldout", 2)):
+        write_features(base, tmp_path / "features" / part, clips)
+    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.features": tmp_path / "features"}
+    changes |= {"recipe.train": 2, "recipe.heldout": 2, "steps": 2, "batch": 2, "log": 1}
+    overrides = [f"--config.{name}={value}" for name, value in changes.items()]
+    config = str(ROOT / "configs/tiny_stage2.py")
+    assert main(["--config", config, "--workdir", str(tmp_path / "run"), *overrides]) == 0
+    assert "heldout_diffusion_true" in capsys.readouterr().out
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    for line in steps:
+        assert line["loss"] == pytest.approx(line["diffusion"] + line["mse"], rel=1e-5)
+    bundle = Bundle.open(tmp_path / "run")
+    assert bundle.entries.keys() == base.entries.keys()
+    changed = {name for name, entry in bundle.entries.items() if entry != base.entries[name]}
+    assert changed == {"mapper"}
+    assert bundle.config("mapper") == base.config("mapper")
+    first, second = (named_weights(b.load("mapper")) for b in (base, bundle))
+    assert all(np.any(first[n] != second[n]) for n in first if n.endswith("kernel"))
+    assert all(np.array_equal(first[n], second[n]) for n in ("loa_mean", "loa_std"))
+    assert "configs/tiny_stage2.py" in bundle.entries["mapper"].source.made_by
