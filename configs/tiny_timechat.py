@@ -11,7 +11,7 @@ from mfm_jax.train.recipes.timechat import TimeChatRecipe
 def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=TimeChatRecipe(),
-        optimizer=OptimizerConfig(rate=1e-3),
-        steps=600,
+        optimizer=OptimizerConfig(rate=2e-3),
+        steps=1500,
         batch=16,
     )

@@ -11,7 +11,7 @@ from mfm_jax.train.recipes.vocoder import VocoderRecipe
 def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=VocoderRecipe(),
-        optimizer=OptimizerConfig(rate=1e-3, decay=0.0),
+        optimizer=OptimizerConfig(rate=3e-3, decay=0.0, b1=0.8, b2=0.99),
         steps=1500,
-        batch=8,
+        batch=4,
     )

@@ -31,6 +31,7 @@ from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
 from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.models.listener import Listener, ListenerConfig
 from mfm_jax.models.t5 import T5Config, T5Encoder
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
@@ -78,6 +79,7 @@ KINDS = {
     "gpt2": Kind(GPT2Config, GPT2),  # that a mapper starts from
     "sequence": Kind(MapperConfig, build_mapper),  # AudioLDM2's own, from text to LOA
     "cnn14": Kind(Cnn14Config, Cnn14Tagger),  # for metrics
+    "listener": Kind(ListenerConfig, Listener),  # for the scores of Foley clips
 }
 
 OWN_FOLDER = re.compile(rf"\.?({'|'.join(KINDS)})-[0-9a-f]{{8}}(\..*)?")

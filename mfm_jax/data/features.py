@@ -169,7 +169,7 @@ def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) 
     """What features depend on: the weights of the encoders, and how clips are decoded and read."""
     present = [name for name in encoders if name in bundle.entries]
     about: dict[str, Any] = {
-        "encoders": {name: digest(to_json(bundle.entries[name])) for name in present},
+        "encoders": {name: _identity(bundle, name) for name in present},
         "spec": asdict(window_spec(bundle)),
     }
     if "timechat" in present:
@@ -177,6 +177,12 @@ def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) 
     if "audiomae" in present:
         about["grid"] = list(bundle.config("audiomae").grid)
     return about
+
+
+def _identity(bundle: Bundle, name: str) -> str:
+    """Digest of a component's config and weights, wherever and whenever they were written."""
+    weights = {n: [its.dtype, its.sha256] for n, its in bundle.store(name).arrays.items()}
+    return digest([to_json(bundle.config(name)), weights])
 
 
 def extract(

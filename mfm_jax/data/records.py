@@ -179,6 +179,7 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     Raises:
         DataError: names what differs.
     """
+    found, wanted = _flat(found), _flat(wanted)
     differ = [
         f"{key} is {_brief(found.get(key))}, not {_brief(wanted[key])}"
         for key in wanted
@@ -189,6 +190,15 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
             f"{folder} was made with other settings ({'; '.join(differ)}): "
             "choose another folder or make it again"
         )
+
+
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """One level of dictionaries opened, so that what differs can be named."""
+    pairs: dict[str, Any] = {}
+    for key, value in about.items():
+        inner = value if isinstance(value, Mapping) else {}
+        pairs |= {f"{key}.{name}": its for name, its in inner.items()} or {key: value}
+    return pairs
 
 
 def _brief(value: Any) -> str:

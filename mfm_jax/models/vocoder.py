@@ -45,7 +45,7 @@ class VocoderConfig:
     def tiny(cls) -> "VocoderConfig":
         """The same rates with few channels, shorter kernels and two small blocks a stage."""
         return cls(
-            channels=96,
+            channels=192,
             kernels=(10, 8, 4, 4, 4),
             block_kernels=(3, 7),
             dilations=((1,), (3,)),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +16,16 @@ from mfm_jax.train.foley import MediaRecipe, prepared_wave
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
 
-RESOLUTIONS = ((128, 32), (512, 128), (1024, 256))
-"""Window and hop in samples of the spectra that are compared."""
+RESOLUTIONS = ((64, 16), (256, 64), (512, 128))
+"""Window and hop in samples of the spectra that are compared; the log-mel's window is 1024."""
 
-FLOOR = 1e-3
-"""Of magnitudes before the logarithm: what is below is the noise of the codec."""
+QUIET = 1e-3
+"""What is not heard is added to all magnitudes before the logarithm: it is a mel's magnitude, and
+a quarter of a sine's amplitude. A maximum instead would have no gradient below, and networks that
+fell silent early on never learned to make a tone."""
+
+SAMPLE = 16
+"""Clips that the loudness is measured on."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class VocoderRecipe(MediaRecipe):
     """L1 between the log-spectra and log-mels of short pieces."""
 
     network: VocoderConfig = field(default_factory=VocoderConfig.tiny)
-    frames: int = 32  # mel frames of a piece in training
+    frames: int = 64  # mel frames of a piece in training
     mel: float = 1.0  # weight of the log-mels beside the spectra
 
     def read(self, element: Element) -> Element:
@@ -49,11 +55,21 @@ class VocoderRecipe(MediaRecipe):
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         return Vocoder(self.network, rngs=rngs)
 
+    def begin(self, module: Vocoder, source: Any) -> Vocoder:
+        """Let the network be as loud as the clips from the first step on."""
+        count = min(SAMPLE, len(source))
+        clips = [source[i] for i in range(count)]
+        made = module(jnp.asarray(np.stack([clip["mel"] for clip in clips]), jnp.float32))
+        true = np.stack([clip["wave"] for clip in clips])
+        kernel = module.conv_out.kernel
+        kernel[...] = kernel[...] * (true.std() / made.std())
+        return module
+
     def loss(self, module: Vocoder, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         true = batch["wave"]
         made = module(batch["mel"].astype(jnp.float32))[:, : true.shape[1]]
         mels = [jax.vmap(log_mel)(wave) for wave in (made, true)]
-        mel = jnp.abs(mels[0] - mels[1]).mean()
+        mel = jnp.abs(jnp.subtract(*(jnp.log(jnp.exp(mel) + QUIET) for mel in mels))).mean()
         distances = [spectral_distance(made, true, *sizes) for sizes in RESOLUTIONS]
         spectra = jnp.stack(distances).mean()
         return spectra + self.mel * mel, {"mel": mel, "spectra": spectra}
@@ -67,8 +83,9 @@ def spectral_distance(
 ) -> Float[Array, ""]:
     """L1 of log-magnitudes, and of magnitudes relative to their mean."""
     made, true = (_magnitudes(wave, window, hop) for wave in (made, true))
-    logs = jnp.abs(jnp.log(jnp.maximum(made, FLOOR)) - jnp.log(jnp.maximum(true, FLOOR)))
-    return logs.mean() + jnp.abs(made - true).mean() / jnp.maximum(true.mean(), FLOOR)
+    quiet = QUIET * window / 8
+    logs = jnp.abs(jnp.log(made + quiet) - jnp.log(true + quiet))
+    return logs.mean() + jnp.abs(made - true).mean() / jnp.maximum(true.mean(), quiet)
 
 
 def _magnitudes(wave: Float[Array, "B A"], window: int, hop: int) -> Float[Array, "B T bins"]:

@@ -1,0 +1,17 @@
+"""The listener, which scores the material of contacts,, on Foley clips.
+
+python train.py --config configs/tiny_listener.py --workdir runs/tiny/listener
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.listener import ListenerRecipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=ListenerRecipe(),
+        optimizer=OptimizerConfig(rate=2e-3),
+        steps=1200,
+        batch=32,
+    )
