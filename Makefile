@@ -32,7 +32,7 @@ bench: $(VENV)/dev.done
 
 # The embedded miniature from nothing: Foley clips, every frozen network, the mapper (hours on 2 cores).
 bundle: $(VENV)/run.done
-	$(BIN)/python scripts/make_tiny_bundle.py
+	$(BIN)/python -m miniature train
 
 $(VENV)/run.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

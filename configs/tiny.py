@@ -12,8 +12,8 @@ from mfm_jax.train.recipes.mapper import MapperRecipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=MapperRecipe(train=2048),
+        recipe=MapperRecipe(),
         optimizer=OptimizerConfig(rate=1.5e-3, warmup=30),
-        steps=800,
+        steps=1500,
         batch=32,
     )

@@ -27,6 +27,7 @@ FLOORS = {
     "convert.pickle_machine": 6.1,
     "convert.tensors": 6,
     "benchmarks": 7,
+    "miniature": 7,
     "configs": 6,
     "mfm_jax.train": 5,
     "mfm_jax.pipeline": 5,
@@ -82,7 +83,7 @@ def imports(path: Path) -> list[str]:
 
 SOURCES = sorted(
     p
-    for top in ("mfm_jax", "convert", "configs", "benchmarks", "train.py")
+    for top in ("mfm_jax", "convert", "configs", "benchmarks", "miniature", "train.py")
     for p in ([ROOT / top] if top.endswith(".py") else (ROOT / top).rglob("*.py"))
 )
 

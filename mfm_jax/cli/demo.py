@@ -2,11 +2,13 @@
 
 import argparse
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 
 from mfm_jax.audio import RATE, log_mel, write_wav
+from mfm_jax.bundle import Bundle
 from mfm_jax.data.foley_world import SPLITS, Clip, World
 from mfm_jax.data.foley_world import clip as make_clip
 from mfm_jax.paths import TINY_BUNDLE
@@ -28,7 +30,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png."""
+    """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png, and print the scores."""
     from mfm_jax.cli.generate import make_folder
     from mfm_jax.pipeline import VideoToAudio, stitch
     from mfm_jax.video import encode_video, probe, windows, write_video
@@ -49,9 +51,29 @@ def run(args: argparse.Namespace) -> int:
     write_wav(args.output / "sound.wav", wave)
     write_video(silent, args.output / "sound.mp4", wave)
     draw(args.output / "spectrogram.png", wave, clip)
+    if "listener" in Bundle.open(args.bundle).entries:
+        print(scores(Bundle.open(args.bundle).load("listener"), wave, clip))
     spent = time.monotonic() - started
     print(f"{args.output}/sound.mp4, sound.wav, spectrogram.png: {spent:.0f} s")
     return 0
+
+
+def scores(listener, wave: np.ndarray, clip: Clip) -> str:
+    """What is heard of the clip, and how well it fits what is seen."""
+    from mfm_jax.metrics.foley import Contacts, listen, score_waves
+
+    heard = listen(listener, wave)
+    names = (f"{time:.2f} s {name}" for time, name in zip(*astuple(heard), strict=True))
+    times = np.array([event.time for event in clip.events])
+    seen = Contacts(times, tuple(event.material for event in clip.events))
+    (score,) = score_waves(listener, [wave], [seen], [clip.audio])
+    values = score.scores()
+    return (
+        f"heard: {', '.join(names) or 'nothing'}\n"
+        f"onset F1 {values['onset_f1_50']:.2f} within 50 ms, {values['onset_f1_100']:.2f} within "
+        f"100 ms; with the right material {values['event_f1']:.2f}; "
+        f"log-mel {values['log_mel']:.2f} nats from the true sound"
+    )
 
 
 def draw(path: Path, wave: np.ndarray, clip: Clip) -> None:

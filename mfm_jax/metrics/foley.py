@@ -24,8 +24,8 @@ NOTHING = Counts()
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What a clip shows: the seconds of its contacts, rising, and the material of each."""
+class Contacts:
+    """The seconds of contacts, rising, and the material of each."""
 
     times: Float[np.ndarray, " S"]
     materials: tuple[str, ...]
@@ -64,7 +64,7 @@ class _Clip:
     """A clip between detection and naming."""
 
     found: Float[np.ndarray, " N"]
-    truth: Truth
+    truth: Contacts
     distance: float
     seconds: float
     chances: list[Float[np.ndarray, " V"]] = field(default_factory=list)
@@ -73,10 +73,12 @@ class _Clip:
 def score_waves(
     listener: Listener,
     waves: Sequence[Float[np.ndarray, " A"]],
-    truths: Sequence[Truth],
+    truths: Sequence[Contacts],
     true_waves: Sequence[Float[np.ndarray, " A2"] | None],
 ) -> list[Heard]:
-    """Score each sound at 16 kHz against what its clip shows, and against its true sound if given.
+    """Score each sound at 16 kHz against the contacts that its clip shows.
+
+    Where the true sound is given, the distance to it is measured as well.
 
     A clip without a contact that was found has named no material. Both sounds are cut to the
     shorter one for their distance, and what is below -6 nats counts as silence in it.
@@ -92,6 +94,14 @@ def score_waves(
     for clip in clips:
         clip.chances = [next(rows) for _ in clip.found]
     return [_score(clip, listener.config.materials) for clip in clips]
+
+
+def listen(listener: Listener, wave: Float[np.ndarray, " A"]) -> Contacts:
+    """The contacts that are heard in a sound at 16 kHz, and what each sounds like."""
+    mel = np.asarray(log_mel(np.asarray(wave, np.float32)))
+    found = detect_contacts(mel)
+    names = _chances(listener, crops(mel, found)).argmax(axis=1)
+    return Contacts(found, tuple(listener.config.materials[i] for i in names))
 
 
 def mel_distance(a: Float[np.ndarray, "T M"], b: Float[np.ndarray, "T2 M"]) -> float:

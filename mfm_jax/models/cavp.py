@@ -4,7 +4,7 @@ The video tower is SlowOnly, a ResNet3D-50 that never strides over time: one vec
 `CAVPVideo` alone is what generation needs; `CAVP` adds the audio tower for contrastive training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -60,6 +60,13 @@ class CAVPConfig:
             size=32,
             hop=320,
         )
+
+    @classmethod
+    def tiny_slow(cls) -> "CAVPConfig":
+        """The tiny variant at the release's 4 frames a second, with 16 mel columns to a frame."""
+        pools = ((2, 2), (2, 2), (2, 2), (2, 2), (1, 2), (1, 1))
+        audio = replace(Cnn14Config.tiny(), pools=pools)
+        return replace(cls.tiny(), audio=audio, pool=10, fps=4.0, hop=250)
 
 
 class ConvNorm(nnx.Module):

@@ -14,11 +14,12 @@ from mfm_jax.audio import prepare_for_audiomae
 from mfm_jax.bundle import Bundle, Settings, Source, write_bundle
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.features import FeatureSource, check, extract
-from mfm_jax.data.foley_world import SPLITS, World, write_world
+from mfm_jax.data.foley_world import SPLITS, World, stage, write_world
 from mfm_jax.data.loader import Element
 from mfm_jax.data.media import MediaSource, to_float, write_media
 from mfm_jax.diffusion import Schedule
 from mfm_jax.paths import locked
+from mfm_jax.settings import SettingError
 from mfm_jax.train.recipe import Recipe
 from mfm_jax.windows import WindowSpec
 
@@ -36,27 +37,58 @@ LICENCE = "Apache-2.0"
 """Of weights that saw nothing but clips made here."""
 
 
+GRADES = {"base": World(), "hard": World.hard()}
+
+
+def _pieces(world: World, seeds: Iterable[int], folder: Path) -> list[Clip]:
+    """The clips in the videos of `seeds`: one after the other, each as long as a window."""
+    clips = []
+    for seed in seeds:
+        video = folder / f"{seed}.mp4"
+        if world.longest is None:
+            clips.append(Clip(str(seed), video))
+            continue
+        count = int(stage(world, seed).seconds / SPEC.seconds)
+        clips += [Clip(f"{seed}-{i}", video, i * SPEC.seconds) for i in range(count)]
+    return clips
+
+
 @dataclass(frozen=True)
 class FoleyRecipe(Recipe):
     """A recipe that learns from Foley clips; runs beside each other may share all folders."""
 
     bundle: str = "runs/tiny/bundle"  # folder of the bundle that networks come from and go to
     clips: str = "runs/tiny/clips"  # folder of the video files; empty: in the workdir
-    train: int = 4096  # clips
-    heldout: int = 256  # clips of other seeds
+    grade: str = "base"  # of the Foley world, or "hard"
+    train: int = 4096  # videos
+    heldout: int = 256  # videos of other seeds
+
+    def __post_init__(self) -> None:
+        if self.grade not in GRADES:
+            raise SettingError(f"recipe.grade is {' or '.join(GRADES)}, not {self.grade!r}")
 
     def make_clips(self, workdir: Path) -> tuple[list[Clip], list[Clip]]:
         """The training and the held-out clips as files; those that are missing are made."""
-        folder = Path(self.clips or workdir / "clips")
+        world, folder = GRADES[self.grade], Path(self.clips or workdir / "clips")
         first = SPLITS["validation"].start
         train, heldout = range(self.train), range(first, first + self.heldout)
         with only_one(folder):
-            write_world(World(), [*train, *heldout], folder, processes=os.cpu_count() or 1)
+            write_world(world, [*train, *heldout], folder, processes=os.cpu_count() or 1)
+        return _pieces(world, train, folder), _pieces(world, heldout, folder)
 
-        def named(seeds: Iterable[int]) -> list[Clip]:
-            return [Clip(str(seed), folder / f"{seed}.mp4") for seed in seeds]
+    @property
+    def most(self) -> tuple[int | None, int | None]:
+        """Of the clips in a folder that other runs may have made, how many are used."""
+        return (self.train, self.heldout) if self.grade == "base" else (None, None)
 
-        return named(train), named(heldout)
+    def read(self, element: Element) -> Element:
+        """What of an element is used, worked out once and kept in memory."""
+        raise NotImplementedError
+
+    def remembered(self, train: Any, heldout: Any) -> tuple["Remembered", "Remembered"]:
+        """The sources after `read`, and of each no more than asked for."""
+        most = self.most
+        return Remembered(train, self.read, most[0]), Remembered(heldout, self.read, most[1])
 
     def put(self, name: str, config: Any, module: nnx.Module, command: str) -> Bundle:
         """Write a component into the bundle."""
@@ -70,6 +102,7 @@ class MediaRecipe(FoleyRecipe):
     """A recipe that learns from pictures and sound themselves."""
 
     media: str = "runs/tiny/media"  # folder of the decoded clips
+    spec: WindowSpec = SPEC  # what is decoded of a clip
 
     def prepare(self, workdir: Path) -> tuple[Any, Any]:
         train, heldout = Path(self.media) / "train", Path(self.media) / "heldout"
@@ -77,15 +110,8 @@ class MediaRecipe(FoleyRecipe):
             clips = self.make_clips(workdir)
             with only_one(Path(self.media)):
                 for group, folder in zip(clips, (train, heldout), strict=True):
-                    write_media(group, SPEC, folder, processes=os.cpu_count() or 1)
-        return (
-            Remembered(MediaSource(train), self.read, self.train),
-            Remembered(MediaSource(heldout), self.read, self.heldout),
-        )
-
-    def read(self, element: Element) -> Element:
-        """What of an element is used, worked out once and kept in memory."""
-        raise NotImplementedError
+                    write_media(group, self.spec, folder, processes=os.cpu_count() or 1)
+        return self.remembered(MediaSource(train), MediaSource(heldout))
 
 
 @dataclass(frozen=True)
@@ -104,24 +130,18 @@ class FeatureRecipe(FoleyRecipe):
                     extract(bundle, group, folder, batch=16)
         for folder in folders:
             check(folder, bundle)
-        train, heldout = (FeatureSource(folder) for folder in folders)
-        return (
-            Remembered(train, self.read, self.train),
-            Remembered(heldout, self.read, self.heldout),
-        )
-
-    def read(self, element: Element) -> Element:
-        """What of an element is used, worked out once and kept in memory."""
-        raise NotImplementedError
+        return self.remembered(*(FeatureSource(folder) for folder in folders))
 
 
 class Remembered:
     """At most `limit` elements of a source after `read`, each read once."""
 
-    def __init__(self, source: Any, read: Callable[[Element], Element], limit: int) -> None:
+    def __init__(
+        self, source: Any, read: Callable[[Element], Element], limit: int | None = None
+    ) -> None:
         self._source, self._read = source, read
         self._kept: dict[int, Element] = {}
-        self._length = min(limit, len(source))
+        self._length = len(source) if limit is None else min(limit, len(source))
 
     def __len__(self) -> int:
         return self._length

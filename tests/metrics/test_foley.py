@@ -5,7 +5,7 @@ from flax import nnx
 
 from mfm_jax.audio import RATE
 from mfm_jax.data.foley_world import MATERIALS, World, clip
-from mfm_jax.metrics.foley import BATCH, Heard, Truth, mel_distance, score_waves
+from mfm_jax.metrics.foley import BATCH, Contacts, Heard, mel_distance, score_waves
 from mfm_jax.models.listener import Listener, ListenerConfig
 
 NAMES = tuple(material.name for material in MATERIALS)
@@ -23,7 +23,7 @@ def clips():
 
 def truth(made):
     events = made.events
-    return Truth(np.array([e.time for e in events]), tuple(e.material for e in events))
+    return Contacts(np.array([e.time for e in events]), tuple(e.material for e in events))
 
 
 def test_the_true_sound_is_heard_where_it_is_and_another_clips_is_not(listener, clips):
@@ -48,7 +48,7 @@ def test_more_contacts_than_a_batch(listener):
     times = np.arange(0.2, 40, 0.2)
     wave = np.zeros(RATE * 41, np.float32)
     wave[np.rint(times * RATE).astype(int)] = 0.9
-    (heard,) = score_waves(listener, [wave], [Truth(times, ("wood",) * len(times))], [None])
+    (heard,) = score_waves(listener, [wave], [Contacts(times, ("wood",) * len(times))], [None])
     assert heard.wide.found > BATCH
     assert heard.wide.f1 > 0.99
 
@@ -79,7 +79,7 @@ def test_two_materials_are_both_asked_for(clips):
     bias = np.zeros(len(NAMES), np.float32)
     bias[[NAMES.index("wood"), NAMES.index("glass")]] = 5, 4
     listener.out.bias[...] = jax.numpy.asarray(bias)
-    strikes = Truth(np.array([0.5, 1.0]), ("wood", "drum"))
+    strikes = Contacts(np.array([0.5, 1.0]), ("wood", "drum"))
     wave = np.zeros(2 * RATE, np.float32)
     wave[[RATE // 2, RATE]] = 0.9
     (heard,) = score_waves(listener, [wave], [strikes], [None])

@@ -1,6 +1,7 @@
 """CAVP on the Foley world: moments of video and of sound that belong together look alike."""
 
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import jax
@@ -29,11 +30,15 @@ class CAVPRecipe(MediaRecipe):
     quiet: float = 0.15  # weight of a silent moment; that of the loudest of a clip is 1 more
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.objective not in ("moments", "clips"):
             raise SettingError(f"recipe.objective is moments or clips, not {self.objective!r}")
 
     def read(self, element: Element) -> Element:
         mel = cavp_mel(to_float(element["wave"]), self.network.hop)
+        # A window need not be a whole number of frames long.
+        columns = prod(pool[0] for pool in self.network.audio.pools)
+        mel = mel[:, : len(element["cavp"]) * columns]
         return {"frames": element["cavp"], "mel": mel.astype(np.float16)}
 
     def transform(self, element: Element, rng: np.random.Generator) -> Element:

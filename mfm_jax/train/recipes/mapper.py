@@ -107,6 +107,7 @@ class MapperRecipe(LOARecipe):
     blank: float = 0.0  # share of fed tokens that are zeros in the units of `standardise`
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.error not in ERRORS:
             raise SettingError(f"recipe.error is mse or l1, not {self.error!r}")
         if self.start not in ("", "gpt2", "sequence"):

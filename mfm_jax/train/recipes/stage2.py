@@ -80,6 +80,7 @@ class Stage2Recipe(LOARecipe):
     anchor: float = 1.0  # weight of the squared error of LOA, which keeps it what it was
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_shares(self, "true", "dropped")
 
     @cached_property

@@ -1,0 +1,28 @@
+"""TimeChat's visual branch, on the hard grade of the Foley world.
+
+python train.py --config configs/hard_timechat.py --workdir runs/hard/timechat
+"""
+
+from dataclasses import replace
+
+from mfm_jax.train.foley import SPEC
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.timechat import TimeChatRecipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=TimeChatRecipe(
+            bundle="runs/hard/bundle",
+            clips="runs/hard/clips",
+            media="runs/hard/media",
+            grade="hard",
+            train=1400,
+            heldout=64,
+            spec=replace(SPEC, cavp_fps=4.0),
+        ),
+        optimizer=OptimizerConfig(rate=2e-3),
+        steps=1500,
+        batch=16,
+    )

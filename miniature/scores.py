@@ -1,0 +1,92 @@
+"""The table of scores: what is heard of held-out clips, between the floor and the ceilings."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import numpy as jnp
+from tqdm import tqdm
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.data.foley_world import KINDS
+from mfm_jax.metrics.foley import Heard, score_waves
+from mfm_jax.models.listener import Listener
+from mfm_jax.paths import write_text
+from mfm_jax.typing import Float
+from miniature.sounds import WAYS, Clip, Studio, read_clip
+
+Waves = Sequence[Float[np.ndarray, " A"]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was heard of each clip, in one way of making sound."""
+
+    way: str
+    heard: list[Heard]
+    kinds: list[str]
+
+    def scores(self) -> dict[str, Any]:
+        """Over all clips, and apart by what the first body does."""
+        parts: dict[str, Any] = sum(self.heard, Heard()).scores()
+        for kind in KINDS:
+            of_kind = [h for h, k in zip(self.heard, self.kinds, strict=True) if k == kind]
+            if of_kind:
+                parts[kind] = sum(of_kind, Heard()).scores()
+        return parts
+
+
+def open_clips(folder: Path, count: int | None = None) -> list[Clip]:
+    """The first `count` clips of a folder of the Foley world, by seed."""
+    records = [json.loads(p.read_text()) for p in folder.glob("[0-9]*.json")]
+    records.sort(key=lambda record: record["seed"])
+    return [read_clip(folder / r["file"], r["kind"]) for r in records[:count]]
+
+
+def hear(listener: Listener, clips: Sequence[Clip], waves: Waves) -> list[Heard]:
+    """Score one sound for each clip."""
+    truths, real = [clip.truth for clip in clips], [clip.wave for clip in clips]
+    return score_waves(listener, waves, truths, real)
+
+
+def score(
+    bundle: Path, clips: Sequence[Clip], *, ways: Iterable[str] = WAYS, seed: int = 0
+) -> list[Row]:
+    """The rows of the table; the last is the floor, the video's sound given to another clip."""
+    studio = Studio.open(bundle)
+    listener = Bundle.open(bundle).load("listener", jnp.float32)
+    kinds = [clip.kind for clip in clips]
+    rows = []
+    for way in ways:
+        made = studio.sounds(clips, way, seed=seed)
+        waves = list(tqdm(made, desc=way, total=len(clips), disable=None))
+        rows.append(Row(way, hear(listener, clips, waves), kinds))
+        if way == "video":
+            rows.append(Row("shuffled", hear(listener, clips, waves[1:] + waves[:1]), kinds))
+    return rows
+
+
+def normalised(value: float, floor: float, ceiling: float) -> float:
+    """The share of the way from the floor to the ceiling."""
+    return (value - floor) / (ceiling - floor) if ceiling != floor else float("nan")
+
+
+def table(rows: Sequence[Row]) -> dict[str, Any]:
+    """The scores of each row, and the video's between shuffled and true LOA."""
+    scores = {row.way: row.scores() for row in rows}
+    if {"video", "shuffled", "loa"} <= scores.keys():
+        video, floor, ceiling = (scores[way] for way in ("video", "shuffled", "loa"))
+        scores["normalised"] = {
+            name: normalised(value, floor[name], ceiling[name])
+            for name, value in video.items()
+            if isinstance(value, float) and name != "onsets_per_second"
+        }
+    return scores
+
+
+def write_scores(target: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """Write the table and what it was made from as JSON."""
+    write_text(target, json.dumps({**about, "scores": table(rows)}, indent=1) + "\n")

@@ -1,0 +1,166 @@
+"""Sound for clips, from their video alone or, as ceilings, from their true sound."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from mfm_jax.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
+from mfm_jax.bundle import Bundle
+from mfm_jax.data.foley_world import read_events
+from mfm_jax.encoders import encode_video
+from mfm_jax.metrics.foley import Contacts
+from mfm_jax.models.audiomae import AudioMAE, pool_loa
+from mfm_jax.models.vae import VAE
+from mfm_jax.models.vocoder import Vocoder
+from mfm_jax.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa, stitch
+from mfm_jax.typing import Array, Float
+from mfm_jax.video import probe, read_audio, windows
+from mfm_jax.windows import Window, WindowSpec
+
+WAYS = ("video", "loa", "vae", "vocoder", "real")
+"""From the video alone; then ceilings: from true LOA, true latents, the true mel, and no loss."""
+
+BATCH = 16  # windows at once
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file, what it shows and how it truly sounds."""
+
+    path: Path
+    truth: Contacts
+    wave: Float[np.ndarray, " A"]  # with the peak at 0.5, as the networks are trained on
+    kind: str  # what the first body does
+
+
+def read_clip(path: Path, kind: str = "") -> Clip:
+    """The truth about a written Foley clip.
+
+    Raises:
+        MediaError, WorldError: a file of it is missing or broken.
+    """
+    events = read_events(path)
+    times = np.array([event.time for event in events])
+    wave = read_audio(path)
+    assert wave is not None, f"{path} has no sound"
+    truth = Contacts(times, tuple(event.material for event in events))
+    return Clip(path, truth, prepare_for_audiomae(wave, len(wave)), kind)
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The networks of a bundle that make sound, and those that the ceilings need as well."""
+
+    model: VideoToAudio
+    audiomae: AudioMAE
+    sampling: Sampling
+
+    @classmethod
+    def open(cls, path: Path, sampling: Sampling | None = None) -> "Studio":
+        """Open a bundle; `sampling` is the bundle's own by default.
+
+        Raises:
+            BundleError: a component is missing or does not fit.
+        """
+        bundle, model = Bundle.open(path), VideoToAudio.open(path)
+        s = model.settings
+        own = Sampling(s.sampler, s.steps, s.guidance)
+        return cls(model, bundle.load("audiomae", jnp.float32), sampling or own)
+
+    @property
+    def spec(self) -> WindowSpec:
+        """What the encoders see of a window."""
+        return self.model.spec
+
+    def sounds(
+        self, clips: Sequence[Clip], way: str, *, seed: int = 0
+    ) -> Iterator[Float[np.ndarray, " A"]]:
+        """A sound for each of `clips`, as long as its own, made in one of `WAYS`.
+
+        The noise of a window depends on `seed`, on the number of the clip among `clips` and on the
+        number of the window, so that two bundles are given the same.
+        """
+        if way == "real":
+            yield from (clip.wave for clip in clips)
+            return
+        keys = jax.random.split(jax.random.key(seed), len(clips))
+        counts = [len(self.spec.starts(self._seconds(clip))) for clip in clips]
+        jobs = (
+            (clip, window, jax.random.fold_in(key, i))
+            for clip, key in zip(clips, keys, strict=True)
+            for i, window in enumerate(self._windows(clip, way))
+        )
+        made = self._in_batches(jobs, way)
+        for clip, count in zip(clips, counts, strict=True):
+            yield stitch(list(islice(made, count)), self.spec, len(clip.wave))
+
+    def _seconds(self, clip: Clip) -> float:
+        return probe(clip.path).seconds
+
+    def _windows(self, clip: Clip, way: str) -> Iterator[Window | Float[np.ndarray, " A"]]:
+        """What a way reads of each window: its frames, or its true sound."""
+        if way == "video":
+            yield from windows(clip.path, self.spec)
+            return
+        length = round(self.spec.seconds * RATE)
+        for start in self.spec.starts(self._seconds(clip)):
+            first = round(start * RATE)
+            yield prepare_for_audiomae(clip.wave[first : first + length], length)
+
+    def _in_batches(self, jobs: Iterator, way: str) -> Iterator[Float[np.ndarray, " A"]]:
+        while group := list(islice(jobs, BATCH)):
+            # A last batch that is not full gets copies: another shape would be compiled anew.
+            full = group + [group[-1]] * (BATCH - len(group))
+            pieces, keys = [piece for _, piece, _ in full], jnp.stack([key for *_, key in full])
+            yield from np.asarray(self._make(pieces, keys, way))[: len(group)]
+
+    def _make(self, pieces: list, keys: Array, way: str) -> Array:
+        """The sounds of one batch of windows."""
+        networks = self.model.networks
+        if way in ("vae", "vocoder"):
+            mels = jnp.asarray(np.stack([log_mel(piece) for piece in pieces]))
+            if way == "vae":
+                mels = _through_vae(networks.vae, mels)
+            return _vocode(networks.vocoder, mels)
+        if way == "video":
+            streams = encode_video(
+                networks.cavp,
+                networks.timechat,
+                self.model.frames(pieces),
+                fps=float(self.spec.cavp_fps),
+                tensor=networks.mapper.config.timechat,
+            )
+            loa = predict_loa(networks.mapper, streams)
+        else:
+            frames = self.audiomae.config.frames
+            fbanks = jnp.asarray(np.stack([kaldi_fbank(piece, frames) for piece in pieces]))
+            grid = networks.mapper.config.loa
+            loa = pool_loa(_listen(self.audiomae, fbanks), grid.grid, grid.pool)
+        return self.sound(loa, keys)
+
+    def sound(self, loa: Float[Array, "B K D"], keys: Array) -> Float[Array, "B A"]:
+        """The sound that diffusion, VAE and vocoder make of LOA."""
+        return sound_from_loa(
+            self.model.networks, loa, keys, None, None,
+            settings=self.model.settings, sampling=self.sampling,
+        )  # fmt: skip
+
+
+@jax.jit
+def _listen(audiomae: AudioMAE, fbanks: Float[Array, "B T M"]) -> Float[Array, "B L D"]:
+    return audiomae(fbanks)
+
+
+@jax.jit
+def _through_vae(vae: VAE, mels: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+    return vae.decode(vae.encode(mels[..., None])[0])[..., 0]
+
+
+@jax.jit
+def _vocode(vocoder: Vocoder, mels: Float[Array, "B T M"]) -> Float[Array, "B A"]:
+    return vocoder(mels)[:, : mels.shape[1] * vocoder.config.hop]

@@ -1,0 +1,174 @@
+"""Train every network of the miniature, in an order that each finds what it learns from."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax import numpy as jnp
+
+from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.paths import new_folder, write_text
+
+ROOT = Path(__file__).parents[1]
+
+
+class StageError(ValueError):
+    """A stage did not end well; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of `train.py`, after the stages that it needs."""
+
+    name: str
+    config: str  # file of configs/
+    needs: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ("media",)  # folders of the recipe that other stages use as well
+
+
+BASE = (
+    Stage("audiomae", "tiny_audiomae"),
+    Stage("vae", "tiny_vae"),
+    Stage("unet", "tiny_unet", ("audiomae", "vae"), ()),
+    Stage("timechat", "tiny_timechat"),
+    Stage("cavp", "tiny_cavp"),
+    Stage("vocoder", "tiny_vocoder"),
+    Stage("listener", "tiny_listener"),
+    Stage(
+        "mapper", "tiny", ("audiomae", "vae", "unet", "timechat", "cavp", "vocoder", "listener"), ()
+    ),
+)
+"""The longest first among those that are free to begin."""
+
+HARD = (
+    Stage("cavp", "hard_cavp"),
+    Stage("timechat", "hard_timechat"),
+    Stage("mapper", "hard", ("cavp", "timechat"), ()),
+)
+"""On the hard grade of the world; the networks that make sound are those of a base bundle."""
+
+
+def run_stages(workdir: Path, stages: Sequence[Stage], *, jobs: int) -> None:
+    """Run what is not done yet, `jobs` at a time, each on a share of the cores.
+
+    A stage that was stopped goes on from its checkpoint. What each reported and how long it took
+    is in `STAGE/done.json`; its output in `STAGE.log`.
+
+    Raises:
+        StageError: a stage failed; those that do not need it are finished first.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    waiting = [stage for stage in stages if not _done(workdir, stage).exists()]
+    finished = {stage.name for stage in stages} - {stage.name for stage in waiting}
+    running: dict[Future, Stage] = {}
+    failed: list[str] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            ready = [s for s in waiting if finished >= set(s.needs)]
+            for stage in ready[: jobs - len(running)]:
+                waiting.remove(stage)
+                print(f"{stage.name}: begins, see {workdir / stage.name}.log", flush=True)
+                running[pool.submit(_run, workdir, stage, jobs)] = stage
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                stage = running.pop(future)
+                print(f"{stage.name}: {future.result()}", flush=True)
+                (finished.add if _done(workdir, stage).exists() else failed.append)(stage.name)
+    if failed:
+        logs = ", ".join(str(workdir / f"{name}.log") for name in failed)
+        raise StageError(f"{', '.join(failed)} failed, see the end of {logs}")
+
+
+def _done(workdir: Path, stage: Stage) -> Path:
+    return workdir / stage.name / "done.json"
+
+
+def command(workdir: Path, stage: Stage) -> list[str]:
+    """What trains a stage; its networks, clips and caches lie in folders of `workdir`."""
+    # What is written into the bundle about its making names no folder of this machine.
+    top = Path(os.path.relpath(workdir, ROOT))
+    places = [f"--config.recipe.{n}={top / n}" for n in ("bundle", "clips", *stage.shares)]
+    config = f"configs/{stage.config}.py"
+    return ["train.py", "--config", config, "--workdir", str(top / stage.name), *places]
+
+
+def _run(workdir: Path, stage: Stage, jobs: int) -> str:
+    """Train one stage to its end; what to say about it."""
+    cores = max(1, (os.cpu_count() or 1) // jobs)
+    environment = dict(os.environ, OMP_NUM_THREADS=str(cores))
+    if cores == 1:
+        one = "--xla_cpu_multi_thread_eigen=false"
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {one}"
+    with (workdir / f"{stage.name}.log").open("a") as log:
+        code = subprocess.run(
+            [sys.executable, *command(workdir, stage)],
+            cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+        ).returncode  # fmt: skip
+    if code:
+        return f"failed with exit code {code}"
+    done = summary(workdir, stage)
+    write_text(_done(workdir, stage), json.dumps(done) + "\n")
+    values = (f"{name} {value:.4g}" for name, value in done["heldout"].items())
+    return f"{done['steps']} steps in {done['minutes']:.1f} min, {', '.join(values)}"
+
+
+def summary(workdir: Path, stage: Stage) -> dict[str, Any]:
+    """What trained a finished stage, for how long, and what its last evaluation said."""
+    folder = workdir / stage.name
+    every = json.loads((folder / "config.json").read_text())["log"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    # Counted by steps, since a run may have been stopped and gone on.
+    minutes = sum(line.get("seconds", 0) for line in lines) * every / 60
+    prefix = "heldout_"
+    last = lines[-1]
+    return {
+        "command": " ".join(["python", *command(workdir, stage)]),
+        "steps": last["step"],
+        "minutes": minutes,
+        "heldout": {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)},
+    }
+
+
+def write_report(
+    workdir: Path, stages: Sequence[Stage], results: Path, prefix: str, *, command: str
+) -> None:
+    """Put `training.json`, and the config and all metrics of each stage, into `results`."""
+    logs = results / f"{prefix}training"
+    logs.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for stage in stages:
+        done = json.loads(_done(workdir, stage).read_text())
+        for kept, name in (
+            ("config.json", f"{stage.name}.json"),
+            ("metrics.jsonl", f"{stage.name}.jsonl"),
+        ):
+            shutil.copyfile(workdir / stage.name / kept, logs / name)
+        shown = (f"{name.replace('_', ' ')} {value:.3g}" for name, value in done["heldout"].items())
+        rows.append([stage.name, done["steps"], round(done["minutes"], 1), ", ".join(shown)])
+    columns = ["network", "steps", "minutes", "held-out clips"]
+    table = {"title": "Training", "columns": columns, "rows": rows}
+    write_text(
+        results / f"{prefix}training.json",
+        json.dumps({"command": command, "tables": [table]}, indent=1) + "\n",
+    )
+
+
+def pack(trained: Path, target: Path) -> None:
+    """Write the float16 copy of a trained bundle to `target`, in place of what is there."""
+    bundle = Bundle.open(trained)
+    components = {
+        name: (entry.config, bundle.load(name), entry.source)
+        for name, entry in bundle.entries.items()
+    }
+    with new_folder(target.with_name(f"{target.name}.new")) as folder:
+        write_bundle(folder, components, settings=bundle.settings, dtype=jnp.float16)
+    shutil.rmtree(target, ignore_errors=True)
+    target.with_name(f"{target.name}.new").rename(target)

@@ -1,0 +1,106 @@
+"""The runner of the stages; the training itself is tested where it is written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.paths import TINY_BUNDLE
+from miniature.stages import (
+    BASE,
+    HARD,
+    ROOT,
+    Stage,
+    StageError,
+    command,
+    pack,
+    run_stages,
+    summary,
+    write_report,
+)
+
+CONFIG = {"log": 20}
+LINES = (
+    {"step": 0, "heldout_loss": 3.0},
+    {"step": 20, "loss": 2.0, "seconds": 0.5},
+    {"step": 40, "loss": 1.0, "seconds": 1.0},
+    {"step": 40, "heldout_loss": 1.25, "heldout_loa_error": 0.5},
+)
+
+
+def trained(folder: Path) -> None:
+    """What a finished run leaves."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+
+
+@pytest.mark.parametrize("stages", [BASE, HARD], ids=["base", "hard"])
+def test_every_stage_has_a_config_and_comes_after_what_it_needs(stages):
+    names = [stage.name for stage in stages]
+    for stage in stages:
+        assert (ROOT / "configs" / f"{stage.config}.py").is_file()
+        assert set(stage.needs) <= set(names[: names.index(stage.name)])
+
+
+def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = command(ROOT / "runs" / "tiny", BASE[0])
+    assert words[:5] == [
+        "train.py", "--config", "configs/tiny_audiomae.py", "--workdir", "runs/tiny/audiomae",
+    ]  # fmt: skip
+    assert "--config.recipe.media=runs/tiny/media" in words
+    assert str(ROOT) not in " ".join(words)
+
+
+def test_a_summary_counts_the_time_of_steps_and_takes_the_last_evaluation(tmp_path):
+    trained(tmp_path / "vae")
+    made = summary(tmp_path, Stage("vae", "tiny_vae"))
+    assert made["steps"] == 40
+    assert made["minutes"] == pytest.approx((20 * 0.5 + 20 * 1.0) / 60)
+    assert made["heldout"] == {"loss": 1.25, "loa_error": 0.5}
+
+
+def test_what_is_done_is_not_done_again_and_a_failure_names_its_log(tmp_path, capsys):
+    """Also: a stage whose need failed never begins."""
+    first, broken = Stage("first", "absent"), Stage("broken", "absent")
+    after = Stage("after", "absent", ("broken",))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "done.json").write_text("{}")
+    with pytest.raises(StageError, match=r"broken failed, see the end of .*broken\.log"):
+        run_stages(tmp_path, (first, broken, after), jobs=2)
+    out = capsys.readouterr().out
+    assert "first" not in out
+    assert "after" not in out
+    assert "there is no config" in (tmp_path / "broken.log").read_text()
+    assert not (tmp_path / "after").exists()
+
+
+def test_the_report_holds_the_figures_and_the_logs(tmp_path):
+    stage = Stage("vae", "tiny_vae")
+    trained(tmp_path / "runs" / "vae")
+    done = tmp_path / "runs" / "vae" / "done.json"
+    done.write_text(json.dumps(summary(tmp_path / "runs", stage)))
+    write_report(tmp_path / "runs", (stage,), tmp_path / "docs", "hard_", command="make bundle")
+    report = json.loads((tmp_path / "docs" / "hard_training.json").read_text())
+    assert report["command"] == "make bundle"
+    (table,) = report["tables"]
+    assert table["rows"] == [["vae", 40, 0.5, "loss 1.25, loa error 0.5"]]
+    kept = tmp_path / "docs" / "hard_training"
+    assert len((kept / "vae.jsonl").read_text().splitlines()) == len(LINES)
+    assert json.loads((kept / "vae.json").read_text()) == CONFIG
+
+
+def test_packing_replaces_the_target_and_keeps_every_component(tmp_path):
+    target = tmp_path / "packed"
+    target.mkdir()
+    (target / "old").touch()
+    pack(TINY_BUNDLE, target)
+    assert not (target / "old").exists()
+    packed, shipped = Bundle.open(target), Bundle.open(TINY_BUNDLE)
+    assert packed.entries.keys() == shipped.entries.keys()
+    assert packed.settings == shipped.settings
+    assert {str(a.dtype) for a in packed.store("vae").arrays.values()} == {"float16"}
+    assert os.listdir(tmp_path) == ["packed"]
