@@ -14,12 +14,20 @@ from mfm_jax.bundle import BundleError
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import SPLITS, World, WorldError, write_world
 from mfm_jax.paths import TINY_BUNDLE, MediaError, new_folder
+from mfm_jax.settings import SettingError
+from mfm_jax.train.log import NonFinite
 from miniature.claims import add_claims
+from miniature.document import add_report
+from miniature.real import add_real
+from miniature.robust import add_robust
 from miniature.scores import WAYS, open_clips, score, write_scores
 from miniature.stages import BASE, HARD, Stage, StageError, pack, run_stages, write_report
+from miniature.still import add_still
 from miniature.unknowns import add_unknowns
 
-KNOWN = (BundleError, DataError, MediaError, StageError, WorldError)
+KNOWN = (
+    BundleError, DataError, MediaError, NonFinite, SettingError, StageError, WorldError
+)  # fmt: skip
 RESULTS = Path("docs/miniature")
 
 
@@ -101,6 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_scores(commands)
     add_claims(commands)
     add_unknowns(commands)
+    add_robust(commands)
+    add_still(commands)
+    add_real(commands)
+    add_report(commands)
     args = parser.parse_args(arguments)
     args.command = shlex.join(["python", "-m", "miniature", *arguments])
     try:

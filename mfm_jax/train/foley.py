@@ -17,6 +17,7 @@ from mfm_jax.data.features import FeatureSource, check, extract
 from mfm_jax.data.foley_world import SPLITS, World, stage, write_world
 from mfm_jax.data.loader import Element
 from mfm_jax.data.media import MediaSource, to_float, write_media
+from mfm_jax.data.records import check_same
 from mfm_jax.diffusion import Schedule
 from mfm_jax.paths import locked
 from mfm_jax.settings import SettingError
@@ -120,6 +121,11 @@ class FeatureRecipe(FoleyRecipe):
 
     features: str = ""  # folder of the features; empty: in the workdir
 
+    @property
+    def expects(self) -> dict[str, Any]:
+        """What the description of the features must say, where it says anything about it."""
+        return {}
+
     def prepare(self, workdir: Path) -> tuple[Any, Any]:
         bundle, top = Bundle.open(Path(self.bundle)), Path(self.features or workdir / "features")
         folders = top / "train", top / "heldout"
@@ -127,9 +133,12 @@ class FeatureRecipe(FoleyRecipe):
             clips = self.make_clips(workdir)
             with only_one(top):
                 for group, folder in zip(clips, folders, strict=True):
-                    extract(bundle, group, folder, batch=16)
+                    tensor = self.expects.get("timechat", "video")
+                    extract(bundle, group, folder, batch=16, timechat=tensor)
         for folder in folders:
             check(folder, bundle)
+            found = FeatureSource(folder).about
+            check_same(folder, found, {k: v for k, v in self.expects.items() if k in found})
         return self.remembered(*(FeatureSource(folder) for folder in folders))
 
 

@@ -19,9 +19,9 @@ from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.settings import SettingError, override
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.mapper import MapperRecipe
+from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
 from mfm_jax.weights import abstract, named_weights
-from tests.bundles import filled
+from tests.bundles import filled, untrained_bundle
 from tests.feature_folder import write_features
 from train import train
 
@@ -273,6 +273,25 @@ def test_the_first_clips_of_a_larger_folder_are_used(tmp_path):
                 np.testing.assert_array_equal(source[i][name], array)
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "features").rglob("*")} == before
     assert not (tmp_path / "clips").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timechat": "frame"}, r'timechat is "video", not "frame"'),
+        ({"loa": LOA(grid=(8, 8), pool=(1, 8))}, r"grid is \[16, 8\], not \[8, 8\]"),
+    ],
+    ids=["tensor", "grid"],
+)
+def test_features_of_other_tokens_are_refused(tmp_path, change, message):
+    bundle = untrained_bundle(tmp_path / "bundle")
+    for part in ("train", "heldout"):
+        write_features(bundle, tmp_path / "features" / part, 2)
+    folders = {name: str(tmp_path / name) for name in ("bundle", "features", "clips")}
+    recipe = MapperRecipe(network=tiny_mapper(), train=2, heldout=2, **folders)
+    recipe.prepare(tmp_path)
+    with pytest.raises(DataError, match=message):
+        replace(recipe, network=replace(tiny_mapper(), **change)).prepare(tmp_path)
 
 
 def test_features_that_lack_a_stream_are_refused():

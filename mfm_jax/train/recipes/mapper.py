@@ -48,6 +48,11 @@ class LOARecipe(FeatureRecipe):
         """Of the mapper that is trained."""
         raise NotImplementedError
 
+    @property
+    def expects(self) -> dict[str, Any]:
+        """Of the tokens: which of TimeChat's, and how AudioMAE's lie."""
+        return {"timechat": self.mapper.timechat, "grid": list(self.mapper.loa.grid)}
+
     def read(self, element: Element) -> Element:
         """The streams that the mapper reads, and the true LOA.
 

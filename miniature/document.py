@@ -1,0 +1,157 @@
+"""The document of the miniature: its tables are made from the results, by one command."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mfm_jax.data.clips import DataError
+from mfm_jax.data.foley_world import KINDS
+from mfm_jax.paths import write_text
+
+RESULTS = Path("docs/miniature")
+"""Folder of the results; the document that shows them lies beside it."""
+NOT_RUN = "not run yet"
+LABELS = {
+    "onset_f1_50": "onset F1 50 ms",
+    "onset_f1_100": "onset F1 100 ms",
+    "material": "material",
+    "event_f1": "event F1",
+    "log_mel": "log-mel",
+    "onsets_per_second": "onsets/s",
+}
+"""Columns, by the names that `Heard.scores` gives."""
+POINTS = ("onset_f1_50", "onset_f1_100", "material", "event_f1")
+"""The scores that are shares; the best is 1."""
+WAYS = {
+    "real": "real",
+    "vocoder": "vocoder",
+    "vae": "vae",
+    "loa": "true LOA",
+    "video": "video",
+    "shuffled": "shuffled",
+    "normalised": "normalised",
+}
+"""Rows, from nothing lost to everything."""
+BY_KIND = ("event_f1", "onset_f1_100")
+
+Table = dict[str, Any]
+"""A title, names of columns, and rows of as many cells."""
+
+_MARK = re.compile(r"^<!-- (begin|end) (\w+) -->$", re.MULTILINE)
+
+
+def fill(text: str, results: Path) -> str:
+    """`text` with the inside of every block made anew from `results/NAME.json`.
+
+    A block lies between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`.
+
+    Raises:
+        DataError: a block has no end or a result cannot be read.
+    """
+    pieces, after = [], 0
+    marks = list(_MARK.finditer(text))
+    for begin, end in zip(marks[::2], marks[1::2], strict=False):
+        if (begin[1], end[1], begin[2]) != ("begin", "end", end[2]):
+            raise DataError(f"block {begin[2]} meets {end[0]}: let each block end before the next")
+        pieces += [text[after : begin.end()], "\n", block(results, begin[2])]
+        after = end.start()
+    if len(marks) % 2:
+        raise DataError(f"{marks[-1][0]} stands alone: give the block its other line")
+    return "".join([*pieces, text[after:]])
+
+
+def block(results: Path, name: str) -> str:
+    """The inside of one block: Markdown that ends with a line break.
+
+    Raises:
+        DataError: the result is there and cannot be read.
+    """
+    path = results / f"{name}.json"
+    if not path.exists():
+        return f"{NOT_RUN}\n"
+    try:
+        found = json.loads(path.read_text())
+        tables = found["tables"] if "tables" in found else score_tables(found["scores"])
+        parts = [markdown(table) for table in tables]
+        if "figure" in found:
+            parts.append(f"![{name}]({results.name}/{found['figure']})\n")
+        if "command" in found:
+            parts.append(made_by(found))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"{path} is no result: remove it or run its command again") from None
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def made_by(found: Mapping[str, Any]) -> str:
+    """Which command a result comes from and, if that was measured, how long it took."""
+    spent = f", {found['seconds']:.0f} s" if "seconds" in found else ""
+    return f"Made by `{found['command']}`{spent}\n"
+
+
+def score_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """The scores of `scores.json` over all clips, and by what the first body does."""
+    there = [(way, label) for way, label in WAYS.items() if way in scores]
+    rows = [[label, *(number(scores[way].get(name)) for name in LABELS)] for way, label in there]
+    kinds = [kind for kind in KINDS if any(kind in scores[way] for way, _ in there)]
+    parts = [(kind, name) for kind in kinds for name in BY_KIND]
+    by_kind = [
+        [label, *(number(scores[way][kind][name]) for kind, name in parts)]
+        for way, label in there
+        if kinds and kinds[0] in scores[way]
+    ]
+    columns = ["sound", *(f"{kind}: {LABELS[name]}" for kind, name in parts)]
+    return [
+        {"title": "All clips", "columns": ["sound", *LABELS.values()], "rows": rows},
+        {"title": "By what the first body does", "columns": columns, "rows": by_kind},
+    ]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A cell; empty where there is no number."""
+    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, below its title.
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are columns.
+    """
+    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    lines = [_line(row, len(table["columns"])) for row in rows]
+    return "\n".join([f"**{table['title']}**", "", *lines, ""])
+
+
+def _line(cells: Sequence[Any], columns: int) -> str:
+    if len(cells) != columns:
+        raise ValueError(f"{len(cells)} cells in a table of {columns} columns")
+    shown = ("" if cell is None else str(cell).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(shown)} |"
+
+
+def add_report(commands) -> None:
+    """`report`: results into the document."""
+    parser = commands.add_parser("report", help="put all results into docs/miniature.md")
+    parser.add_argument("--document", type=Path, default=RESULTS.with_suffix(".md"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if something would change"
+    )
+    parser.set_defaults(run=run_report)
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Write the document, or say that it is out of date."""
+    if not args.document.is_file():
+        raise DataError(f"{args.document} does not exist: run this where the repository lies")
+    text = args.document.read_text()
+    filled = fill(text, args.results)
+    if not args.check:
+        write_text(args.document, filled)
+    elif filled != text:
+        sys.exit(f"{args.document} is not what its results say: run python -m miniature report")

@@ -1,0 +1,155 @@
+"""Sound for real clips, which the miniature was not made for: how often something is heard."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from mfm_jax.audio import log_mel, prepare_for_audiomae
+from mfm_jax.paths import TINY_BUNDLE, MediaError, write_text, written_whole
+from mfm_jax.typing import Float
+from mfm_jax.video import CONTAINERS, VideoInfo, probe, read_audio
+from miniature.document import RESULTS, Table, number
+from miniature.report import print_tables
+from miniature.sounds import Studio
+from miniature.still import Sounding, bare_clip, sounding
+
+FIGURE = "real.png"
+COLOURS = 48  # of the figure: a log-mel is noise to a PNG, and every bit of a colour costs
+
+
+@dataclass(frozen=True)
+class Result:
+    """A real clip, and what is heard of the sound that it was given and of its own."""
+
+    path: Path
+    info: VideoInfo
+    wave: Float[np.ndarray, " A"]
+    made: Sounding
+    true: Sounding | None  # None where the file has no sound
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """The videos that lie in a folder, by name.
+
+    Raises:
+        MediaError: there is no such folder, or no video in it.
+    """
+    if not folder.is_dir():
+        raise MediaError(f"{folder} is no folder: give one that holds videos")
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in CONTAINERS)
+    if not found:
+        raise MediaError(f"{folder} holds no video ({', '.join(CONTAINERS)}): put some there")
+    return found
+
+
+def real(bundle: Path, videos: Sequence[Path]) -> list[Result]:
+    """Make sound for each video and listen.
+
+    A true sound is listened to with its peak at 0.5, as the sounds of training had it.
+
+    Raises:
+        BundleError, MediaError: the bundle or a video cannot be used.
+    """
+    studio = Studio.open(bundle)
+    clips = [bare_clip(path) for path in videos]
+    made = studio.sounds(clips, "video")
+    found = []
+    for path, wave in tqdm(zip(videos, made, strict=True), total=len(videos), disable=None):
+        own = read_audio(path)
+        true = None if own is None else sounding(prepare_for_audiomae(own, len(own)))
+        found.append(Result(path, probe(path), wave, sounding(wave), true))
+    return found
+
+
+def report(found: Sequence[Result]) -> dict[str, Any]:
+    """All of `real.json` but what it was made from; no folder is named in it."""
+    rows = [
+        {
+            "video": r.path.name, "seconds": r.info.seconds, "fps": r.info.fps,
+            "onsets_per_second": r.made.rate, "level": r.made.level,
+            "true_onsets_per_second": None if r.true is None else r.true.rate,
+            "true_level": None if r.true is None else r.true.level,
+        }
+        for r in found
+    ]  # fmt: skip
+    return {"rows": rows, "tables": [table(rows)], "figure": FIGURE}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A row for each video."""
+    columns = [
+        "video", "seconds", "fps", "onsets/s", "true onsets/s", "dBFS RMS", "true dBFS RMS",
+    ]  # fmt: skip
+    cells = [
+        [
+            row["video"], number(row["seconds"], 1), number(row["fps"], 2),
+            number(row["onsets_per_second"], 2), number(row["true_onsets_per_second"], 2),
+            number(row["level"], 1), number(row["true_level"], 1),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return {"title": "Real clips", "columns": columns, "rows": cells}
+
+
+def draw(target: Path, found: Sequence[Result]) -> None:
+    """The log-mel of each generated sound, with its onsets as lines and the true ones on top."""
+    rows = -(-len(found) // 2)
+    figure = Figure(figsize=(10, 0.5 + 1.25 * rows), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axis in axes[len(found) :]:
+        axis.set_axis_off()
+    for axis, result in zip(axes, found, strict=False):
+        mel = np.asarray(log_mel(result.wave))
+        axis.imshow(
+            mel.T, origin="lower", aspect="auto", vmin=-11.5, vmax=2,
+            extent=(0, result.made.seconds, 0, mel.shape[1]),
+        )  # fmt: skip
+        for onset in result.made.onsets:
+            axis.axvline(onset, color="white", linestyle="--", linewidth=0.8)
+        if result.true is not None:
+            there = result.true.onsets
+            (marks,) = axis.plot(
+                there, np.full(len(there), mel.shape[1]), "rv", ms=4, clip_on=False
+            )
+            marks.set_in_layout(False)  # without a mark in it its place would be undefined
+        axis.set_xlim(0, result.made.seconds)
+        axis.set_title(result.path.name, fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.set_yticks([])
+    figure.supxlabel("s; dashed: onsets; red, on top: those of the true sound", fontsize=8)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(COLOURS)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(target) as part:
+        picture.save(part, optimize=True)
+
+
+def add_real(commands) -> None:
+    """`real`: sound for real clips."""
+    parser = commands.add_parser("real", help="real clips, which it was not made for")
+    parser.add_argument("--videos", type=Path, required=True, help="folder")
+    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder")
+    parser.set_defaults(run=run_real)
+
+
+def run_real(args: argparse.Namespace) -> None:
+    """Write the table and the figure; the videos stay where they are."""
+    began = time.monotonic()
+    results = real(args.bundle, find_videos(args.videos))
+    about = {"command": args.command, "seconds": time.monotonic() - began}
+    found = {**about, **report(results)}
+    draw(args.output / FIGURE, results)
+    write_text(args.output / "real.json", json.dumps(found, indent=1) + "\n")
+    print_tables(found["tables"])

@@ -1,0 +1,160 @@
+"""Videos in which nothing happens: how much is heard of them, beside clips in which things do."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mfm_jax.audio import RATE, log_mel
+from mfm_jax.data.foley_world import SPLITS, World, write_world
+from mfm_jax.metrics.contacts import detect_contacts
+from mfm_jax.metrics.foley import Contacts
+from mfm_jax.paths import write_text
+from mfm_jax.typing import Float, UInt8
+from mfm_jax.video import encode_video, probe
+from miniature.document import Table, number
+from miniature.report import print_tables
+from miniature.robust import add_common, first_clips, read_frames
+from miniature.scores import open_clips
+from miniature.sounds import Clip, Studio
+
+STILL = ("black", "static", "noise")
+SECONDS = (World().seconds, 8.0)
+SILENCE = 1e-5  # RMS; what is below counts as this, -100 dBFS
+
+
+@dataclass(frozen=True)
+class Sounding:
+    """What is heard of a sound of which only that is known."""
+
+    onsets: Float[np.ndarray, " N"]  # s
+    seconds: float
+    level: float  # dBFS RMS; a full-scale square wave has 0
+
+    @property
+    def rate(self) -> float:
+        """Onsets per second."""
+        return len(self.onsets) / self.seconds
+
+
+def sounding(wave: Float[np.ndarray, " A"]) -> Sounding:
+    """The onsets and the level of a sound at 16 kHz."""
+    onsets = detect_contacts(np.asarray(log_mel(np.asarray(wave, np.float32))))
+    rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+    return Sounding(onsets, len(wave) / RATE, 20 * float(np.log10(max(rms, SILENCE))))
+
+
+def bare_clip(path: Path) -> Clip:
+    """A clip of a video of which nothing is known but its length.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    silence = np.zeros(round(probe(path).seconds * RATE), np.float32)
+    return Clip(path, Contacts(np.zeros(0), ()), silence, "")
+
+
+def still_frames(
+    kind: str, frame: UInt8[np.ndarray, "H W 3"], count: int, seed: int
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """`count` frames of the size of `frame`: black, that frame again and again, or noise."""
+    shape = (count, *frame.shape)
+    if kind == "noise":
+        return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return np.zeros(shape, np.uint8) if kind == "black" else np.broadcast_to(frame, shape)
+
+
+def still_clips(kind: str, clips: Sequence[Clip], seconds: float, folder: Path) -> list[Clip]:
+    """A video for each of `clips`, written where it is missing; static ones show its middle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for i, clip in enumerate(clips):
+        target = folder / f"{clip.path.stem}.mp4"
+        if not target.exists():
+            frames = read_frames(clip.path)
+            frame, count = frames[len(frames) // 2], round(seconds * World().fps)
+            encode_video(still_frames(kind, frame, count, i), target, fps=World().fps)
+        made.append(bare_clip(target))
+    return made
+
+
+def moving_clips(clips: Sequence[Clip], seconds: float, folder: Path) -> list[Clip]:
+    """Ordinary clips of that length: `clips` themselves, or as many that are longer."""
+    if seconds == World().seconds:
+        return list(clips)
+    start = SPLITS["test"].start
+    write_world(replace(World(), seconds=seconds), range(start, start + len(clips)), folder)
+    return open_clips(folder, len(clips))
+
+
+def still(
+    bundle: Path, clips: Sequence[Clip], folder: Path, lengths: Sequence[float] = SECONDS
+) -> dict[str, Any]:
+    """What is heard of as many videos of each kind and length as there are `clips`.
+
+    Raises:
+        BundleError, MediaError: the bundle or a file cannot be used.
+    """
+    studio = Studio.open(bundle)
+    rows = []
+    for seconds in lengths:
+        place = {name: folder / f"{name}_{seconds:g}s" for name in (*STILL, "moving")}
+        ordinary = moving_clips(clips, seconds, place["moving"])
+        videos = {name: still_clips(name, clips, seconds, place[name]) for name in STILL}
+        for name, its in {**videos, "moving": ordinary}.items():
+            made = studio.sounds(its, "video")
+            waves = tqdm(made, desc=f"{name} {seconds:g} s", total=len(its), disable=None)
+            rows.append(summary(name, seconds, [sounding(wave) for wave in waves]))
+        truth = [sounding(clip.wave) for clip in ordinary]
+        rows.append(summary("moving, true sound", seconds, truth))
+    return {"rows": rows, "tables": [table(rows)]}
+
+
+def summary(name: str, seconds: float, heard: Sequence[Sounding]) -> dict[str, Any]:
+    """Means over the videos, and the most that was heard of one of them."""
+    rates, levels = [h.rate for h in heard], [h.level for h in heard]
+    return {
+        "video": name, "seconds": seconds, "videos": len(heard),
+        "onsets_per_second": float(np.mean(rates)), "most_onsets_per_second": max(rates),
+        "level": float(np.mean(levels)), "loudest": max(levels),
+    }  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A row for each kind and length."""
+    columns = [
+        "video", "seconds", "videos", "onsets/s", "most onsets/s", "dBFS RMS", "loudest",
+    ]  # fmt: skip
+    cells = [
+        [
+            row["video"], f"{row['seconds']:g}", row["videos"],
+            number(row["onsets_per_second"]), number(row["most_onsets_per_second"]),
+            number(row["level"], 1), number(row["loudest"], 1),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return {"title": "Heard where nothing happens", "columns": columns, "rows": cells}
+
+
+def add_still(commands) -> None:
+    """`still`: videos in which nothing happens."""
+    parser = commands.add_parser("still", help="black, static and noise videos")
+    add_common(parser)
+    parser.add_argument("--count", type=int, default=16, help="videos of each kind and length")
+    parser.set_defaults(run=run_still)
+
+
+def run_still(args: argparse.Namespace) -> None:
+    """Write the videos and the table of what is heard."""
+    clips = first_clips(args.workdir, args.count)
+    began = time.monotonic()
+    found = still(args.bundle, clips, args.workdir / "still")
+    about = {"command": args.command, "seconds": time.monotonic() - began}
+    write_text(args.output / "still.json", json.dumps({**about, **found}, indent=1) + "\n")
+    print_tables(found["tables"])

@@ -1,0 +1,63 @@
+"""The clips that recipes learn from, in both grades of the world."""
+
+from pathlib import Path
+
+import pytest
+
+from mfm_jax.data.foley_world import World, read_events, stage
+from mfm_jax.settings import SettingError
+from mfm_jax.train.foley import SPEC, FoleyRecipe, Remembered
+from mfm_jax.train.recipes.cavp import CAVPRecipe
+from mfm_jax.train.recipes.mapper import MapperRecipe
+
+
+def made(folder: Path, **fields) -> tuple[list, list]:
+    recipe = FoleyRecipe(clips=str(folder), train=2, heldout=1, **fields)
+    return recipe.make_clips(folder)
+
+
+def test_base_videos_are_one_clip_each(tmp_path):
+    train, heldout = made(tmp_path)
+    assert [clip.id for clip in train] == ["0", "1"]
+    assert [clip.id for clip in heldout] == ["10000000"]
+    assert all(clip.start == 0 and clip.path.is_file() for clip in train + heldout)
+
+
+def test_hard_videos_are_clips_one_after_the_other(tmp_path):
+    train, heldout = made(tmp_path, grade="hard")
+    for seed in (0, 1):
+        its = [clip for clip in train if clip.id.startswith(f"{seed}-")]
+        seconds = stage(World.hard(), seed).seconds
+        assert len(its) == int(seconds / 2.56) >= 1
+        assert [clip.start for clip in its] == [i * 2.56 for i in range(len(its))]
+        assert its[-1].start + SPEC.seconds <= seconds
+        assert len({event.material for event in read_events(its[0].path)}) == 2
+    assert len(heldout) >= 1
+
+
+@pytest.mark.parametrize("recipe", [FoleyRecipe, CAVPRecipe, MapperRecipe])
+def test_a_grade_that_there_is_not(recipe):
+    with pytest.raises(SettingError, match="grade is base or hard, not 'easy'"):
+        recipe(grade="easy")
+
+
+def test_all_clips_of_a_hard_folder_are_used():
+    """The number of videos says nothing about the number of clips."""
+    source = [{"x": i} for i in range(7)]
+    for grade, lengths in (("base", (3, 2)), ("hard", (7, 7))):
+        recipe = Echo(grade=grade, train=3, heldout=2)
+        assert tuple(map(len, recipe.remembered(source, source))) == lengths
+
+
+class Echo(FoleyRecipe):
+    """Reads elements as they are."""
+
+    def read(self, element):
+        return element
+
+
+def test_an_element_is_read_once():
+    calls = []
+    source = Remembered([{"x": 1}, {"x": 2}], lambda e: calls.append(e) or e, 1)
+    assert [source[0], source[0]] == [{"x": 1}] * 2
+    assert len(calls) == len(source) == 1
