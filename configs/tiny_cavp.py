@@ -12,6 +12,6 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=CAVPRecipe(),
         optimizer=OptimizerConfig(rate=2e-3),
-        steps=700,
+        steps=1400,
         batch=24,
     )

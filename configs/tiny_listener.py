@@ -1,4 +1,4 @@
-"""The listener, which scores the material of contacts,, on Foley clips.
+"""The listener, which names the material of contacts, on Foley clips.
 
 python train.py --config configs/tiny_listener.py --workdir runs/tiny/listener
 """

@@ -12,6 +12,6 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=VocoderRecipe(),
         optimizer=OptimizerConfig(rate=3e-3, decay=0.0, b1=0.8, b2=0.99),
-        steps=1800,
+        steps=4500,
         batch=4,
     )

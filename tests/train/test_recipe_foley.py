@@ -129,7 +129,7 @@ def test_clips_without_a_contact_teach_the_listener_nothing():
 
 
 def test_the_listener_is_given_a_louder_or_quieter_crop_in_training():
-    recipe, source = ListenerRecipe(jitter=0.0, noise=0.0), element()
+    recipe, source = ListenerRecipe(jitter=0.0, tilt=0.0, noise=0.0), element()
     read = recipe.read(source)
     still = recipe.still(read, np.random.default_rng(0))["crop"]
     moved = [recipe.transform(read, np.random.default_rng(seed))["crop"] for seed in range(4)]

@@ -18,6 +18,8 @@ from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array
 
 SILENCE = float(np.log(1e-5))
+BANDS = 8
+"""Bands of the random equaliser."""
 
 
 def foley_listener() -> ListenerConfig:
@@ -32,7 +34,10 @@ class ListenerRecipe(MediaRecipe):
     network: ListenerConfig = field(default_factory=foley_listener)
     jitter: float = 0.03  # s; a detected contact lies this far from the true one at most
     gain: float = 1.5  # nats; largest change of loudness
-    noise: float = 0.5  # nats; largest deviation of noise on the log-mel
+    tilt: float = (
+        1.0  # nats; deviation of the gains of `BANDS`, between which they are interpolated
+    )
+    noise: float = 1.0  # nats; largest deviation of noise on the log-mel
 
     def read(self, element: Element) -> Element:
         """Crops are cut anew in each epoch; a clip without contacts has label -1."""
@@ -46,10 +51,15 @@ class ListenerRecipe(MediaRecipe):
         }
 
     def transform(self, element: Element, rng: np.random.Generator) -> Element:
-        """One contact of the clip, heard a little early or late, louder or less clearly."""
+        """One contact of the clip, early or late, louder, of another colour or less clear.
+
+        What a material is must be heard through all that a chain of networks does to a sound.
+        """
         made = self._crop(element, rng, self.jitter)
         gain, level = self.gain * rng.uniform(-1, 1), self.noise * rng.uniform()
-        noised = made["crop"] + gain + level * rng.standard_normal(made["crop"].shape)
+        bins = np.linspace(0, BANDS - 1, made["crop"].shape[1])
+        tilt = np.interp(bins, np.arange(BANDS), self.tilt * rng.standard_normal(BANDS))
+        noised = made["crop"] + gain + tilt + level * rng.standard_normal(made["crop"].shape)
         return {**made, "crop": np.maximum(noised, SILENCE).astype(np.float32)}
 
     def still(self, element: Element, rng: np.random.Generator) -> Element:
