@@ -51,8 +51,9 @@ def run(args: argparse.Namespace) -> int:
     write_wav(args.output / "sound.wav", wave)
     write_video(silent, args.output / "sound.mp4", wave)
     draw(args.output / "spectrogram.png", wave, clip)
-    if "listener" in Bundle.open(args.bundle).entries:
-        print(scores(Bundle.open(args.bundle).load("listener"), wave, clip))
+    bundle = Bundle.open(args.bundle)
+    if "listener" in bundle.entries:
+        print(scores(bundle.load("listener", np.float32), wave, clip))
     spent = time.monotonic() - started
     print(f"{args.output}/sound.mp4, sound.wav, spectrogram.png: {spent:.0f} s")
     return 0
