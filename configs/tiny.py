@@ -12,8 +12,8 @@ from mfm_jax.train.recipes.mapper import MapperRecipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=MapperRecipe(),
+        recipe=MapperRecipe(train=8192, rates=(25.0, 24.0, 30.0, 25.0, 15.0, 60.0, 25.0, 29.97)),
         optimizer=OptimizerConfig(rate=1.5e-3, warmup=30),
-        steps=1500,
+        steps=3000,
         batch=32,
     )

@@ -12,6 +12,6 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=ListenerRecipe(),
         optimizer=OptimizerConfig(rate=2e-3),
-        steps=1200,
+        steps=2400,
         batch=32,
     )

@@ -11,7 +11,8 @@ from mfm_jax.train.recipes.vocoder import VocoderRecipe
 def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=VocoderRecipe(),
-        optimizer=OptimizerConfig(rate=3e-3, decay=0.0, b1=0.8, b2=0.99),
-        steps=4500,
-        batch=4,
+        # Small steps: large ones undo the oscillators before they teach anything better.
+        optimizer=OptimizerConfig(rate=5e-5, decay=0.0, warmup=100),
+        steps=3000,
+        batch=8,
     )

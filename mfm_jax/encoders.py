@@ -27,28 +27,27 @@ class Frames(NamedTuple):
     """What the video encoders read of a batch of windows."""
 
     cavp: UInt8[Array, "B T H W 3"]
+    cavp_seconds: Float[Array, "B T"]  # since the window's start
     timechat: UInt8[Array, "B T2 H2 W2 3"]
-    seconds: Float[Array, "B T2"]  # of TimeChat's frames, since the window's start
+    timechat_seconds: Float[Array, "B T2"]
     ids: Int[Array, "B T2 L"]  # of the sentence that tells TimeChat each frame's time
     mask: Bool[Array, "B T2 L"]
 
 
-def encode_video(
-    cavp: CAVPVideo, timechat: TimeChat, frames: Frames, *, fps: float, tensor: str
-) -> Streams:
+def encode_video(cavp: CAVPVideo, timechat: TimeChat, frames: Frames, *, tensor: str) -> Streams:
     """The tokens of both encoders; `tensor` is the TimeChat output that the mapper reads."""
     return {
-        "cavp": encode_cavp(cavp, frames.cavp, fps=fps),
+        "cavp": encode_cavp(cavp, frames.cavp, frames.cavp_seconds),
         "timechat": encode_timechat(timechat, frames, tensor=tensor),
     }
 
 
-@partial(jax.jit, static_argnames="fps")
-def encode_cavp(cavp: CAVPVideo, frames: UInt8[Array, "B T H W 3"], *, fps: float) -> Stream:
-    """What sounds: a token for each frame."""
-    batch, length = frames.shape[:2]
-    times = repeat(jnp.arange(length, dtype=jnp.float32) / fps, "t -> b t", b=batch)
-    return Stream(cavp(frames.astype(jnp.float32) / 255.0), times)
+@jax.jit
+def encode_cavp(
+    cavp: CAVPVideo, frames: UInt8[Array, "B T H W 3"], seconds: Float[Array, "B T"]
+) -> Stream:
+    """What sounds: a token for each frame, at the frame's own time."""
+    return Stream(cavp(frames.astype(jnp.float32) / 255.0), seconds)
 
 
 @partial(jax.jit, static_argnames="tensor")
@@ -59,13 +58,14 @@ def encode_timechat(timechat: TimeChat, frames: Frames, *, tensor: str) -> Strea
         ValueError: "llama" of a branch without that projection.
     """
     tokens = timechat.encode(normalise(frames.timechat), frames.ids, frames.mask)
+    seconds = frames.timechat_seconds
     if tensor == "frame":
         seen = rearrange(tokens.frames, "b t k d -> b (t k) d")
-        return Stream(seen, repeat(frames.seconds, "b t -> b (t k)", k=tokens.frames.shape[2]))
+        return Stream(seen, repeat(seconds, "b t -> b (t k)", k=tokens.frames.shape[2]))
     tokens_of_all = tokens.video if tensor == "video" else tokens.llama
     if tokens_of_all is None:
         raise ValueError("this TimeChat has no llama tokens: use video or frame")
-    return Stream(tokens_of_all, timechat.config.token_seconds(frames.seconds))
+    return Stream(tokens_of_all, timechat.config.token_seconds(seconds))
 
 
 def window_spec(bundle: Bundle) -> WindowSpec:
@@ -95,8 +95,9 @@ def stack_frames(windows: Sequence[Window], vocabulary: Vocabulary, sentence: in
     ]
     return Frames(
         cavp=jnp.asarray(np.stack([w.cavp_THWC for w in windows])),
+        cavp_seconds=jnp.asarray(np.stack([w.cavp_seconds for w in windows]), jnp.float32),
         timechat=jnp.asarray(np.stack([w.timechat_THWC for w in windows])),
-        seconds=jnp.asarray(np.stack([w.timechat_seconds for w in windows]), jnp.float32),
+        timechat_seconds=jnp.asarray(np.stack([w.timechat_seconds for w in windows]), jnp.float32),
         ids=jnp.asarray(np.stack([ids for ids, _ in encoded]), jnp.int32),
         mask=jnp.asarray(np.stack([mask for _, mask in encoded])),
     )

@@ -160,7 +160,6 @@ class VideoToAudio:
             n.cavp,
             n.timechat,
             self.frames(windows),
-            fps=float(self.spec.cavp_fps),
             tensor=n.mapper.config.timechat,
         )
         loa = predict_loa(n.mapper, streams)
@@ -201,12 +200,14 @@ def stitch(
 ) -> Float[np.ndarray, " {samples}"]:
     """One waveform of `samples` from the windows of a video, cross-faded where they overlap.
 
-    The fade keeps power constant: neighbours were sampled apart and do not correlate.
+    The fade keeps power constant: neighbours were sampled apart and do not correlate. What the
+    windows leave of the video's end is silent.
     """
     step = round((spec.seconds - spec.overlap) * RATE)
     overlap = round(spec.overlap * RATE)
     rise = np.sin(np.linspace(0, np.pi / 2, overlap, dtype=np.float32))
-    total = np.zeros(step * (len(waves) - 1) + max(map(len, waves)), np.float32)
+    covered = step * (len(waves) - 1) + max(map(len, waves))
+    total = np.zeros(max(covered, samples), np.float32)
     for i, wave in enumerate(waves):
         wave = wave.copy()
         if i > 0:

@@ -24,7 +24,13 @@ from PIL import Image
 from mfm_jax.audio import RATE
 from mfm_jax.paths import MediaError, written_whole
 from mfm_jax.typing import Float, Int, UInt8
-from mfm_jax.windows import Window, WindowSpec, cavp_frame_indices, timechat_frame_indices
+from mfm_jax.windows import (
+    Window,
+    WindowSpec,
+    cavp_frame_indices,
+    cavp_frame_seconds,
+    timechat_frame_indices,
+)
 
 BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """TimeChat's scaler. Without the flags it is a level too dark and halves the width of colours."""
@@ -216,6 +222,7 @@ class _Plan:
     start: float
     seconds: float
     cavp: np.ndarray
+    cavp_seconds: np.ndarray
     timechat: np.ndarray
     timechat_seconds: np.ndarray
 
@@ -236,7 +243,15 @@ class _Plan:
                 (self.timechat, spec.timechat_size),
             )
         )
-        return Window(self.index, self.start, self.seconds, cavp, timechat, self.timechat_seconds)
+        return Window(
+            self.index,
+            self.start,
+            self.seconds,
+            cavp,
+            self.cavp_seconds,
+            timechat,
+            self.timechat_seconds,
+        )
 
     def paint(self, window: Window, number: int, picture: "_Picture") -> None:
         """Put frame `number` of the video wherever the window shows it."""
@@ -256,11 +271,13 @@ def _plans(line: _Timeline, spec: WindowSpec, begin_at: float) -> Iterator[_Plan
             begin = end - 1
         picked = begin + timechat_frame_indices(int(end - begin), spec.timechat_frames)
         picked = picked[np.arange(spec.timechat_frames) * len(picked) // spec.timechat_frames]
+        slots = cavp_frame_indices(times, spec.cavp_fps, spec.cavp_frames)
         yield _Plan(
             index,
             start,
             seconds=min(float(spec.seconds), line.seconds - start),
-            cavp=cavp_frame_indices(times, spec.cavp_fps, spec.cavp_frames),
+            cavp=slots,
+            cavp_seconds=cavp_frame_seconds(times, slots, spec.cavp_fps),
             timechat=picked,
             timechat_seconds=np.maximum(times[picked], 0.0),
         )

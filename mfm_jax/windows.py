@@ -10,6 +10,10 @@ import numpy as np
 
 from mfm_jax.typing import Float, Int, UInt8
 
+SLACK = 0.05
+"""Seconds at the end of a video that get no window of their own. At another frame rate the same
+clip is up to half a frame longer, and a window for that would be one of a picture held still."""
+
 
 def cavp_frame_indices(
     times: Float[np.ndarray, " frames"], fps: float | int, count: int
@@ -22,6 +26,20 @@ def cavp_frame_indices(
     # The small term makes a half of a time that is not a binary fraction still count as a half.
     slots = np.floor(times * fps + 0.5 + 1e-9)
     return np.maximum(np.searchsorted(slots, np.arange(count), side="right") - 1, 0)
+
+
+def cavp_frame_seconds(
+    times: Float[np.ndarray, " frames"], picked: Int[np.ndarray, " T"], fps: float | int
+) -> Float[np.ndarray, " T"]:
+    """The moment that each slot of CAVP shows, given the frames picked for the slots.
+
+    The filter gives a slot the last of several frames, which may be of up to half a slot later, and
+    more often so the more frames the video has a second: 30 ms late at 60 of them, for 12.5 slots.
+    A token of it says the time of its frame, and no more than half a slot from its slot, so that
+    those of a frame that is shown again and again stay apart.
+    """
+    slots = np.arange(len(picked)) / fps
+    return np.clip(times[picked], np.maximum(slots - 0.5 / fps, 0.0), slots + 0.5 / fps)
 
 
 def timechat_frame_indices(frames: int, count: int) -> Int[np.ndarray, " picked"]:
@@ -66,9 +84,9 @@ class WindowSpec:
         return int(self.seconds * self.cavp_fps + 1e-9)
 
     def starts(self, seconds: float) -> list[float]:
-        """Where the windows of a video of `seconds` begin; together they cover all of it."""
+        """Where the windows of a video of `seconds` begin: they cover all but `SLACK` of it."""
         step = self.seconds - self.overlap
-        more = int(np.ceil((seconds - self.seconds) / step - 1e-6))
+        more = int(np.ceil((seconds - SLACK - self.seconds) / step - 1e-6))
         return [index * step for index in range(1 + max(0, more))]
 
 
@@ -80,5 +98,6 @@ class Window:
     start: float  # seconds since the video's first frame
     seconds: float  # the part of the window that the video covers
     cavp_THWC: UInt8[np.ndarray, "T H W 3"]
+    cavp_seconds: Float[np.ndarray, " T"]  # of what they show, since the window's start, float64
     timechat_THWC: UInt8[np.ndarray, "N S S 3"]
     timechat_seconds: Float[np.ndarray, " N"]  # since the window's start, float64

@@ -20,11 +20,11 @@ from mfm_jax.data.foley_world import SPLITS, World, write_world
 from mfm_jax.data.records import read_about
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.paths import write_text
+from mfm_jax.paths import TINY_BUNDLE, write_text
 from mfm_jax.train.foley import only_one
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.mapper import tiny_mapper
+from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
 from miniature.curves import draw, write_csv
 from miniature.measures import Asked, Line
 from miniature.report import OURS, claims_report, print_tables
@@ -209,6 +209,20 @@ def run_experiment(
     return runs, perform_all(runs, place, jobs=jobs)
 
 
+def prepare_features(place: Place) -> None:
+    """The features of training and held-out clips, all at the world's own frame rate.
+
+    The bundle's mapper is trained on videos of several rates. A linear mapper does not read when
+    a token was, so the comparison would be about that.
+
+    Raises:
+        DataError: a folder holds the features of other clips or encoders.
+    """
+    clips, features = place.workdir / "clips", place.features
+    recipe = MapperRecipe(bundle=str(place.bundle), clips=str(clips), features=str(features))
+    recipe.prepare(place.workdir)
+
+
 def prepare_test(place: Place, clips: int) -> Path:
     """The features of the first `clips` test clips; both are made where they are missing.
 
@@ -236,7 +250,8 @@ def add_claims(commands) -> None:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """What both experiments are told."""
-    parser.add_argument("--workdir", type=Path, default=Path("runs/tiny"), help="of `train`")
+    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE, help="of all other networks")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/tiny"), help="of what is made")
     parser.add_argument("--steps", type=int, default=500, help="of a full training")
     parser.add_argument("--batch", type=int, default=32, help="clips in a step")
     parser.add_argument("--count", type=int, default=96, help="clips whose sound is scored")
@@ -246,9 +261,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def run_claims(args: argparse.Namespace) -> None:
     """Run what is missing, and write the report and the curves."""
-    place = Place(args.workdir, args.output / "claims.jsonl", "claims")
+    place = Place(args.workdir, args.output / "claims.jsonl", "claims", args.bundle)
     remember_programs(str(args.workdir.absolute() / "cache"))
     budget = Budget(args.steps, args.seeds, args.batch, args.count)
+    prepare_features(place)
     test = Asked(prepare_test(place, args.test), args.workdir / "test_clips", args.count)
     runs, lines = run_experiment(place, budget, test, jobs=args.jobs)
     about: dict[str, Any] = {"command": args.command, "clips": args.test, "heard": args.count}

@@ -29,7 +29,7 @@ from mfm_jax.data.loader import batches
 from mfm_jax.data.records import digest, read_about
 from mfm_jax.mapper import Mapper
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.paths import locked, written_whole
+from mfm_jax.paths import TINY_BUNDLE, locked, written_whole
 from mfm_jax.settings import to_json
 from mfm_jax.train.foley import Remembered
 from mfm_jax.train.recipe import TrainConfig
@@ -131,19 +131,15 @@ def checksums(path: Path, names: Sequence[str]) -> dict[str, str]:
 class Place:
     """Where an experiment finds what it needs and leaves what it found."""
 
-    workdir: Path  # of the miniature's training
+    workdir: Path  # of clips, features and runs, which are made where they are missing
     results: Path  # the lines, in JSON
     name: str  # of the experiment: its folder in `workdir`
-
-    @property
-    def bundle(self) -> Path:
-        """That the training of the mapper left: all networks."""
-        return self.workdir / "mapper"
+    bundle: Path = TINY_BUNDLE  # all networks but the mappers that are trained
 
     @property
     def features(self) -> Path:
         """Of the training and the held-out clips, in two folders."""
-        return self.bundle / "features"
+        return self.workdir / "features"
 
     @property
     def runs(self) -> Path:

@@ -132,7 +132,6 @@ class Studio:
                 networks.cavp,
                 networks.timechat,
                 self.model.frames(pieces),
-                fps=float(self.spec.cavp_fps),
                 tensor=networks.mapper.config.timechat,
             )
             loa = predict_loa(networks.mapper, streams)

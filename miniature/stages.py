@@ -114,7 +114,17 @@ def _run(workdir: Path, stage: Stage, jobs: int) -> str:
         ).returncode  # fmt: skip
     if code:
         return f"failed with exit code {code}"
+    return settle(workdir, stage)
+
+
+def settle(workdir: Path, stage: Stage) -> str:
+    """Write `STAGE/done.json` if a run that ended well is at its end; what to say about it.
+
+    A run that a signal stopped ends well, too, but goes on when the stages are run again.
+    """
     done = summary(workdir, stage)
+    if done["steps"] < json.loads((workdir / stage.name / "config.json").read_text())["steps"]:
+        return f"was stopped at step {done['steps']}"
     write_text(_done(workdir, stage), json.dumps(done) + "\n")
     values = (f"{name} {value:.4g}" for name, value in done["heldout"].items())
     return f"{done['steps']} steps in {done['minutes']:.1f} min, {', '.join(values)}"

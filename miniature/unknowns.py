@@ -17,7 +17,7 @@ from mfm_jax.train.foley import only_one
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER
-from miniature.claims import Budget, Plan, add_common, sizes
+from miniature.claims import Budget, Plan, add_common, prepare_features, sizes
 from miniature.measures import SCORES, Asked, Line
 from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
 from miniature.runs import Place, Run, Stage2, by_place, perform_all, remember_programs
@@ -225,8 +225,9 @@ def add_unknowns(commands) -> None:
 
 def run_unknowns(args: argparse.Namespace) -> None:
     """Run what is missing, and write the report."""
-    place = Place(args.workdir, args.output / "unknowns.jsonl", "unknowns")
+    place = Place(args.workdir, args.output / "unknowns.jsonl", "unknowns", args.bundle)
     remember_programs(str(args.workdir.absolute() / "cache"))
+    prepare_features(place)
     if args.frame:
         extract_frames(place)
     clips = read_about(place.features / "train" / DESCRIPTION)["clips"]

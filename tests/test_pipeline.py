@@ -36,6 +36,7 @@ def window(index: int, seed: int) -> Window:
         start=2.24 * index,
         seconds=2.56,
         cavp_THWC=rng.integers(0, 256, (32, 32, 32, 3), np.uint8),
+        cavp_seconds=np.arange(32) / 12.5,
         timechat_THWC=rng.integers(0, 256, (8, 64, 64, 3), np.uint8),
         timechat_seconds=np.arange(8) * 0.32,
     )
@@ -86,6 +87,8 @@ def test_stitched_windows_cover_the_video_at_constant_power():
     np.testing.assert_allclose(power, 1.0, atol=0.04)
     one = stitch(waves[:1], spec, 12_345)
     np.testing.assert_array_equal(one, waves[0][:12_345])
+    longer = stitch(waves[:1], spec, 41_000)
+    np.testing.assert_array_equal(longer, np.pad(waves[0], (0, 40)))
 
 
 @pytest.mark.parity

@@ -179,10 +179,11 @@ def test_a_short_video_gives_one_window_that_holds_its_end(tmp_path):
     np.testing.assert_allclose(window.timechat_seconds, [0, 0, 0.125, 0.25, 0.25, 0.375])
 
 
-def test_a_video_of_exactly_one_window_gives_one(tmp_path):
-    video.encode_video(numbered(25), tmp_path / "a.mp4", fps=25)
-    assert len(list(video.windows(tmp_path / "a.mp4", SMALL))) == 1
-    video.encode_video(numbered(26), tmp_path / "a.mp4", fps=25)
+def test_a_video_of_one_window_and_a_frame_gives_one(tmp_path):
+    for frames in (25, 26):
+        video.encode_video(numbered(frames), tmp_path / "a.mp4", fps=25)
+        assert len(list(video.windows(tmp_path / "a.mp4", SMALL))) == 1
+    video.encode_video(numbered(27), tmp_path / "a.mp4", fps=25)
     assert len(list(video.windows(tmp_path / "a.mp4", SMALL))) == 2
 
 

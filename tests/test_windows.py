@@ -28,6 +28,23 @@ def test_before_the_first_frame_the_first_is_shown():
     assert windows.cavp_frame_indices(np.array([0.9, 1.1]), 4, 6).tolist() == [0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("rate", [10, 15, 24, 25, 29.97, 60, 240])
+def test_cavp_slots_say_when_their_frames_were(rate):
+    """A thing that is `x` seconds along at `x` seconds is seen where the slot says that it is."""
+    times = np.arange(round(4 * rate)) / rate
+    picked = windows.cavp_frame_indices(times, 12.5, 48)
+    seconds = windows.cavp_frame_seconds(times, picked, 12.5)
+    if rate >= 12.5:
+        np.testing.assert_allclose(seconds, times[picked])
+    assert np.abs(seconds - np.arange(48) / 12.5).max() <= 0.04 + 1e-9
+    assert (np.diff(seconds) >= 0).all()
+
+
+def test_a_frame_that_stays_on_is_told_apart_by_its_slots():
+    picked = windows.cavp_frame_indices(np.array([0.0]), 4, 3)
+    assert windows.cavp_frame_seconds(np.array([0.0]), picked, 4).tolist() == [0.0, 0.125, 0.375]
+
+
 def test_timechat_frames_and_sentences(reference):
     golden = json.loads((reference / "timechat" / "golden" / "frame_sampling.json").read_text())
     for case in golden["cases"]:
@@ -51,12 +68,12 @@ def test_timechat_frames_lie_in_the_file_and_do_not_repeat(frames, count):
     window=st.floats(0.5, 12),
     share=st.floats(0, 0.5),
 )
-def test_windows_cover_the_video_and_none_is_for_nothing(seconds, window, share):
+def test_windows_cover_the_video_and_none_is_for_next_to_nothing(seconds, window, share):
     spec = WindowSpec(window, window * share)
     starts = spec.starts(seconds)
     assert starts[0] == 0
-    assert starts[-1] + window >= seconds - 1e-4
-    assert all(start + window < seconds for start in starts[:-1])
+    assert starts[-1] + window >= seconds - windows.SLACK - 1e-4
+    assert all(start + window < seconds - windows.SLACK for start in starts[:-1])
     np.testing.assert_allclose(np.diff(starts), window * (1 - share))
 
 

@@ -111,7 +111,15 @@ class Preparation:
                 (spec.timechat_frames, spec.timechat_size),
             )
         )
-        window = Window(0, 0.0, float(spec.seconds), cavp, timechat, np.zeros(len(timechat)))
+        window = Window(
+            index=0,
+            start=0.0,
+            seconds=float(spec.seconds),
+            cavp_THWC=cavp,
+            cavp_seconds=np.zeros(len(cavp)),
+            timechat_THWC=timechat,
+            timechat_seconds=np.zeros(len(timechat)),
+        )
         return self.spectrograms(window, np.zeros(samples_of(spec), np.float32))
 
     def batch(self, clips: Sequence[Prepared]) -> dict[str, Any]:
@@ -119,6 +127,9 @@ class Preparation:
         inputs: dict[str, Any] = {}
         if "cavp" in self.bundle.entries:
             inputs["cavp"] = np.stack([c.window.cavp_THWC for c in clips])
+            inputs["cavp_seconds"] = np.stack(
+                [c.window.cavp_seconds.astype(np.float32) for c in clips]
+            )
         if "timechat" in self.bundle.entries:
             vocabulary = self.bundle.config("timechat").vocabulary
             inputs["timechat"] = stack_frames([c.window for c in clips], vocabulary, self.sentence)
@@ -129,16 +140,14 @@ class Preparation:
         return inputs
 
 
-def encode(
-    networks: Networks, inputs: Mapping[str, Any], *, fps: float, timechat: str
-) -> dict[str, Array]:
+def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> dict[str, Array]:
     """The features of a batch: float16, and times in float32 seconds.
 
-    `fps` is of the CAVP frames, `timechat` names the TimeChat tokens as in `MapperConfig`.
+    `timechat` names the TimeChat tokens as in `MapperConfig`.
     """
     streams = {}
     if "cavp" in inputs:
-        streams["cavp"] = encode_cavp(networks["cavp"], inputs["cavp"], fps=fps)
+        streams["cavp"] = encode_cavp(networks["cavp"], inputs["cavp"], inputs["cavp_seconds"])
     if "timechat" in inputs:
         streams["timechat"] = encode_timechat(
             networks["timechat"], inputs["timechat"], tensor=timechat
@@ -213,8 +222,7 @@ def extract(
     if timechat == "llama" and "timechat" in names and bundle.config("timechat").d_llama is None:
         raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
     preparation = Preparation(bundle)
-    how = {"fps": float(preparation.spec.cavp_fps), "timechat": timechat}
-    fields = _fields(preparation, names, how)
+    fields = _fields(preparation, names, timechat)
     writing = Writing.begin(folder, DESCRIPTION, describe(bundle, timechat), fields, clips)
     missing = writing.missing()
     progress(sum(len(clips) for i, clips in enumerate(writing.shards) if i not in missing))
@@ -223,21 +231,19 @@ def extract(
         with ThreadPoolExecutor(THREADS) as pool:
             for shard in missing:
                 prepared = _ahead(pool, preparation.clip, writing.shards[shard], 2 * batch)
-                examples = _examples(preparation, networks, prepared, batch, how, progress)
+                examples = _examples(preparation, networks, prepared, batch, timechat, progress)
                 writing.write(shard, examples)
     return writing.finish()
 
 
-def _fields(
-    preparation: Preparation, names: Sequence[str], how: Mapping[str, Any]
-) -> dict[str, Field]:
+def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> dict[str, Field]:
     """The arrays of an element, from shapes alone."""
     bundle = preparation.bundle
     networks = {
         n: abstract(lambda rngs, n=n: KINDS[n].build(bundle.config(n), rngs=rngs)) for n in names
     }
     inputs = preparation.batch([preparation.blank()])
-    features = jax.eval_shape(lambda n, x: encode(n, x, **how), networks, inputs)
+    features = jax.eval_shape(lambda n, x: encode(n, x, timechat=timechat), networks, inputs)
     return {name: Field(tuple(f.shape[1:]), str(f.dtype)) for name, f in features.items()}
 
 
@@ -259,7 +265,7 @@ def _examples(
     networks: Networks,
     prepared: Iterator[Prepared | Failure],
     batch: int,
-    how: Mapping[str, Any],
+    timechat: str,
     progress: Callable[[int], None],
 ) -> Iterator[dict[str, np.ndarray] | Failure]:
     """The features of each clip, in order; always computed `batch` at a time, for one shape."""
@@ -268,7 +274,7 @@ def _examples(
         rows = iter(range(len(good)))
         if good:
             full = good + [good[-1]] * (batch - len(good))
-            features = jax.device_get(encode(networks, preparation.batch(full), **how))
+            features = jax.device_get(encode(networks, preparation.batch(full), timechat=timechat))
         for clip in group:
             if isinstance(clip, Failure):
                 yield clip

@@ -43,12 +43,16 @@ class VocoderConfig:
 
     @classmethod
     def tiny(cls) -> "VocoderConfig":
-        """The same rates with few channels, shorter kernels and two small blocks a stage."""
+        """As many samples a frame, in fewer stages with small blocks.
+
+        The first stage stays at the rate of the frames, where channels cost little.
+        """
         return cls(
-            channels=192,
-            kernels=(10, 8, 4, 4, 4),
-            block_kernels=(3, 7),
-            dilations=((1,), (3,)),
+            channels=256,
+            rates=(1, 16, 10),
+            kernels=(3, 32, 30),
+            block_kernels=(3,),
+            dilations=((1,),),
         )
 
     @property

@@ -1,9 +1,9 @@
 """The clips that the miniature is trained on, made on first use, and the bundle it becomes."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,13 @@ LICENCE = "Apache-2.0"
 GRADES = {"base": World(), "hard": World.hard()}
 
 
-def _pieces(world: World, seeds: Iterable[int], folder: Path) -> list[Clip]:
-    """The clips in the videos of `seeds`: one after the other, each as long as a window."""
+def _made(world: World, seeds: Sequence[int], folder: Path) -> list[Clip]:
+    """The clips in the videos of `seeds`: one after the other, each as long as a window.
+
+    Videos that `folder` lacks are made.
+    """
+    with only_one(folder):
+        write_world(world, seeds, folder, processes=os.cpu_count() or 1)
     clips = []
     for seed in seeds:
         video = folder / f"{seed}.mp4"
@@ -63,6 +68,9 @@ class FoleyRecipe(Recipe):
     grade: str = "base"  # of the Foley world, or "hard"
     train: int = 4096  # videos
     heldout: int = 256  # videos of other seeds
+    # Frames a second of the training videos, in turn; the world's own if empty. What learns from
+    # one rate alone is worse at others.
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.grade not in GRADES:
@@ -73,9 +81,12 @@ class FoleyRecipe(Recipe):
         world, folder = GRADES[self.grade], Path(self.clips or workdir / "clips")
         first = SPLITS["validation"].start
         train, heldout = range(self.train), range(first, first + self.heldout)
-        with only_one(folder):
-            write_world(world, [*train, *heldout], folder, processes=os.cpu_count() or 1)
-        return _pieces(world, train, folder), _pieces(world, heldout, folder)
+        rates = self.rates or (world.fps,)
+        clips: list[Clip] = []
+        for i, rate in enumerate(rates):
+            place = folder if rate == world.fps else folder / f"{rate:g}fps"
+            clips += _made(replace(world, fps=rate), train[i :: len(rates)], place)
+        return clips, _made(world, heldout, folder)
 
     @property
     def most(self) -> tuple[int | None, int | None]:

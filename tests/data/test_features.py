@@ -90,7 +90,6 @@ def test_video_features_are_what_generation_reads(extracted, bundle, clips):
         networks.cavp,
         networks.timechat,
         frames,
-        fps=model.spec.cavp_fps,
         tensor=networks.mapper.config.timechat,
     )
     for row in range(2):

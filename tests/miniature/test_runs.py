@@ -34,12 +34,12 @@ CLIPS, HEARD = 8, 2
 def workdir(tmp_path_factory):
     """What the miniature's training leaves, as far as the experiments need it."""
     folder = tmp_path_factory.mktemp("miniature")
-    bundle = untrained_bundle(folder / "mapper")
+    bundle = untrained_bundle(folder / "bundle")
     config = foley_listener()
     listener = filled(abstract(lambda rngs: KINDS["listener"].build(config, rngs=rngs)), 9)
     bundle = write_bundle(bundle.path, {"listener": (config, listener, Source("tests", "none"))})
     for part in ("train", "heldout"):
-        write_features(bundle, folder / "mapper" / "features" / part, CLIPS)
+        write_features(bundle, folder / "features" / part, CLIPS)
     start = SPLITS["validation"].start
     write_world(World(), range(start, start + HEARD), folder / "made")
     (folder / "clips").mkdir()
@@ -53,7 +53,8 @@ def workdir(tmp_path_factory):
 @pytest.fixture
 def place(workdir, tmp_path):
     """With no results yet, and no runs: their folder is that of the test."""
-    return Place(workdir, tmp_path / "results.jsonl", os.path.relpath(tmp_path, workdir))
+    name = os.path.relpath(tmp_path, workdir)
+    return Place(workdir, tmp_path / "results.jsonl", name, workdir / "bundle")
 
 
 def plan_of(place, **budget):
@@ -122,8 +123,8 @@ def test_a_key_tells_what_a_line_depends_on_and_nothing_else(place, workdir, tmp
     assert others[5].key(place) == run.key(place)
 
     # Another vocoder changes what is heard, but not what is trained.
-    moved = replace(place, workdir=tmp_path / "moved")
-    shutil.copytree(workdir / "mapper", moved.bundle)
+    moved = replace(place, bundle=tmp_path / "moved")
+    shutil.copytree(place.bundle, moved.bundle)
     heard = replace(run, asked=asked_of(place, 1))
     assert (run.key(moved), heard.key(moved)) == (run.key(place), heard.key(place))
     vocoder = (CONFIGS["vocoder"], Bundle.open(moved.bundle).load("vocoder"), Source("x", "none"))

@@ -17,11 +17,12 @@ from miniature.stages import (
     command,
     pack,
     run_stages,
+    settle,
     summary,
     write_report,
 )
 
-CONFIG = {"log": 20}
+CONFIG = {"log": 20, "steps": 40}
 LINES = (
     {"step": 0, "heldout_loss": 3.0},
     {"step": 20, "loss": 2.0, "seconds": 0.5},
@@ -76,6 +77,17 @@ def test_what_is_done_is_not_done_again_and_a_failure_names_its_log(tmp_path, ca
     assert "after" not in out
     assert "there is no config" in (tmp_path / "broken.log").read_text()
     assert not (tmp_path / "after").exists()
+
+
+def test_a_stage_that_was_stopped_is_not_done(tmp_path):
+    stage = Stage("vae", "tiny_vae")
+    trained(tmp_path / "vae")
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({**CONFIG, "steps": 41}))
+    assert settle(tmp_path, stage) == "was stopped at step 40"
+    assert not (tmp_path / "vae" / "done.json").exists()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(CONFIG))
+    assert settle(tmp_path, stage).startswith("40 steps in 0.5 min")
+    assert json.loads((tmp_path / "vae" / "done.json").read_text()) == summary(tmp_path, stage)
 
 
 def test_the_report_holds_the_figures_and_the_logs(tmp_path):

@@ -15,8 +15,8 @@ from mfm_jax.weights import abstract, cast, count, with_weights
 LIVE = VocoderConfig(
     channels=24,
     mels=11,
-    rates=(5, 3, 2),
-    kernels=(16, 9, 4),
+    rates=(1, 5, 3),
+    kernels=(3, 16, 9),
     block_kernels=(3, 7),
     dilations=((1, 3), (1, 5)),
 )
@@ -135,9 +135,9 @@ def test_length_of_the_real_size():
 def test_tiny_is_tiny_and_as_long():
     config = VocoderConfig.tiny()
     vocoder = abstract(lambda rngs: Vocoder(config, rngs=rngs))
-    assert 0.12e6 < count(vocoder) < 0.2e6
+    assert count(vocoder) < 0.7e6
     mel = jax.ShapeDtypeStruct((3, 256, 64), jnp.float32)
-    assert jax.eval_shape(Vocoder.__call__, vocoder, mel).shape == (3, 160 * 256 + 32)
+    assert jax.eval_shape(Vocoder.__call__, vocoder, mel).shape == (3, 160 * 256)
 
 
 def test_bfloat16_weights_compute_in_bfloat16(their_vocoder):

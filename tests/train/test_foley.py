@@ -9,6 +9,7 @@ from mfm_jax.settings import SettingError
 from mfm_jax.train.foley import SPEC, FoleyRecipe, Remembered
 from mfm_jax.train.recipes.cavp import CAVPRecipe
 from mfm_jax.train.recipes.mapper import MapperRecipe
+from mfm_jax.video import probe
 
 
 def made(folder: Path, **fields) -> tuple[list, list]:
@@ -21,6 +22,14 @@ def test_base_videos_are_one_clip_each(tmp_path):
     assert [clip.id for clip in train] == ["0", "1"]
     assert [clip.id for clip in heldout] == ["10000000"]
     assert all(clip.start == 0 and clip.path.is_file() for clip in train + heldout)
+
+
+def test_training_videos_have_the_frame_rates_in_turn(tmp_path):
+    train, heldout = made(tmp_path, rates=(25.0, 30.0))
+    assert [clip.id for clip in train] == ["0", "1"]
+    assert [probe(clip.path).fps for clip in train + heldout] == pytest.approx([25, 30, 25])
+    same = [read_events(clip.path) for clip in made(tmp_path)[0]]
+    assert [read_events(clip.path) for clip in train] == same
 
 
 def test_hard_videos_are_clips_one_after_the_other(tmp_path):

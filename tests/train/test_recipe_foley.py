@@ -11,9 +11,9 @@ from mfm_jax.data.foley_world import KINDS, MATERIALS, World, clip
 from mfm_jax.data.media import ONSETS, samples_of
 from mfm_jax.metrics.contacts import BEFORE
 from mfm_jax.train.foley import SPEC, prepared_wave
-from mfm_jax.train.recipes.listener import ListenerRecipe
+from mfm_jax.train.recipes.listener import ListenerRecipe, shifted
 from mfm_jax.train.recipes.timechat import TimeChatRecipe, classify
-from mfm_jax.train.recipes.vocoder import VocoderRecipe, spectral_distance
+from mfm_jax.train.recipes.vocoder import RESOLUTIONS, VocoderRecipe, mel_distance
 
 RNG = np.random.default_rng(0)
 
@@ -75,10 +75,12 @@ def test_timechat_is_asked_where_the_contacts_are():
 # The vocoder --------------------------------------------------------------------------------------
 
 
-def test_the_spectral_distance_is_zero_for_the_same_sound_only():
+@pytest.mark.parametrize("sizes", RESOLUTIONS)
+def test_the_mel_distance_is_zero_for_the_same_sound_only(sizes):
     wave = jax.random.normal(jax.random.key(0), (1, 2048)) * 0.1
-    assert spectral_distance(wave, wave, 256, 64) == 0
-    assert spectral_distance(wave * 0.5, wave, 256, 64) > 0.5
+    assert mel_distance(wave, wave, *sizes) == 0
+    # All is heard, so half as loud is log 2 away wherever no bin is empty.
+    assert mel_distance(wave * 0.5, wave, *sizes) == pytest.approx(np.log(2), rel=0.05)
 
 
 def test_a_silent_vocoder_still_has_a_gradient():
@@ -86,12 +88,12 @@ def test_a_silent_vocoder_still_has_a_gradient():
     t = jnp.arange(2048) / RATE
     tone = 0.3 * jnp.sin(2 * jnp.pi * 880 * t)[None]
     almost = 1e-6 * jax.random.normal(jax.random.key(0), tone.shape)
-    gradient = jax.grad(lambda made: spectral_distance(made, tone, 256, 64))(almost)
+    gradient = jax.grad(lambda made: mel_distance(made, tone, 256, 64, 32))(almost)
     assert jnp.linalg.norm(gradient) > 1e-3
 
 
 def test_the_vocoder_begins_as_loud_as_the_clips():
-    recipe = VocoderRecipe()
+    recipe = VocoderRecipe(start="random")
     source = [recipe.read(element(seed)) for seed in range(3)]
     mels = jnp.asarray(np.stack([s["mel"] for s in source]), jnp.float32)
     true = np.stack([s["wave"] for s in source]).std()
@@ -113,6 +115,14 @@ def test_the_listener_hears_a_contact_where_its_crop_says():
     start = {0: 50 - BEFORE, 1: 150 - BEFORE}
     parts = [read["mel"][s : s + len(made["crop"])] for s in start.values()]
     assert any(np.array_equal(made["crop"], part.astype(np.float32)) for part in parts)
+
+
+def test_a_mel_is_shifted_by_bins_and_parts_of_them():
+    mel = np.random.default_rng(0).normal(size=(3, 6))
+    np.testing.assert_array_equal(shifted(mel, 0.0), mel)
+    np.testing.assert_array_equal(shifted(mel, 1.0)[:, 1:], mel[:, :-1])
+    np.testing.assert_array_equal(shifted(mel, 1.0)[:, 0], mel[:, 0])
+    np.testing.assert_allclose(shifted(mel, -0.5)[:, :-1], (mel[:, 1:] + mel[:, :-1]) / 2)
 
 
 def test_clips_without_a_contact_teach_the_listener_nothing():

@@ -15,7 +15,7 @@ from mfm_jax.metrics.contacts import crops
 from mfm_jax.models.listener import Listener, ListenerConfig
 from mfm_jax.train.foley import MediaRecipe, prepared_wave
 from mfm_jax.train.step import Batch
-from mfm_jax.typing import Array
+from mfm_jax.typing import Array, Float
 
 SILENCE = float(np.log(1e-5))
 BANDS = 8
@@ -34,9 +34,9 @@ class ListenerRecipe(MediaRecipe):
     network: ListenerConfig = field(default_factory=foley_listener)
     jitter: float = 0.03  # s; a detected contact lies this far from the true one at most
     gain: float = 1.5  # nats; largest change of loudness
-    tilt: float = (
-        1.0  # nats; deviation of the gains of `BANDS`, between which they are interpolated
-    )
+    # nats; deviation of the gains of `BANDS`, between which they are interpolated
+    tilt: float = 1.0
+    pitch: float = 2.0  # bins; largest shift along the mel
     noise: float = 1.0  # nats; largest deviation of noise on the log-mel
 
     def read(self, element: Element) -> Element:
@@ -51,15 +51,17 @@ class ListenerRecipe(MediaRecipe):
         }
 
     def transform(self, element: Element, rng: np.random.Generator) -> Element:
-        """One contact of the clip, early or late, louder, of another colour or less clear.
+        """One contact of the clip: early, louder, of another colour, out of tune, less clear.
 
-        What a material is must be heard through all that a chain of networks does to a sound.
+        What a material is must be heard through all that a chain of networks does to a sound. A
+        vocoder that knows a mel alone cannot keep the pitch within a bin of it.
         """
         made = self._crop(element, rng, self.jitter)
         gain, level = self.gain * rng.uniform(-1, 1), self.noise * rng.uniform()
         bins = np.linspace(0, BANDS - 1, made["crop"].shape[1])
         tilt = np.interp(bins, np.arange(BANDS), self.tilt * rng.standard_normal(BANDS))
-        noised = made["crop"] + gain + tilt + level * rng.standard_normal(made["crop"].shape)
+        crop = shifted(made["crop"], self.pitch * rng.uniform(-1, 1))
+        noised = crop + gain + tilt + level * rng.standard_normal(crop.shape)
         return {**made, "crop": np.maximum(noised, SILENCE).astype(np.float32)}
 
     def still(self, element: Element, rng: np.random.Generator) -> Element:
@@ -84,3 +86,11 @@ class ListenerRecipe(MediaRecipe):
 
     def finish(self, module: Listener, workdir: Path, command: str) -> None:
         self.put("listener", self.network, module, command)
+
+
+def shifted(mel: Float[np.ndarray, "T M"], bins: float) -> Float[np.ndarray, "T M"]:
+    """A mel whose bin `i` is what lies at `i - bins`; the ends repeat."""
+    at = np.clip(np.arange(mel.shape[1]) - bins, 0, mel.shape[1] - 1)
+    below = np.minimum(at.astype(int), mel.shape[1] - 2)
+    share = at - below
+    return (1 - share) * mel[:, below] + share * mel[:, below + 1]
