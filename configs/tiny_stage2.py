@@ -3,7 +3,7 @@
     python train.py --config configs/tiny_stage2.py --workdir runs/tiny/stage2
 
 It starts from the bundle that stage 1 left in runs/tiny/mapper; DIR then is that bundle with the
-mapper of this stage. Features are made on first use.
+mapper of this stage. The features are those of stage 1.
 """
 
 from mfm_jax.train.optimizer import OptimizerConfig
@@ -13,9 +13,9 @@ from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=Stage2Recipe(train=2048, features="runs/tiny/features_all"),
-        # The mapper is trained already: a fifth of the rate of stage 1.
-        optimizer=OptimizerConfig(rate=3e-4, warmup=30, rates=ONLY_MAPPER),
-        steps=400,
+        recipe=Stage2Recipe(train=8192, features="runs/tiny/mapper/features"),
+        # The mapper is trained already: a third of the rate of stage 1.
+        optimizer=OptimizerConfig(rate=5e-4, warmup=30, rates=ONLY_MAPPER),
+        steps=1200,
         batch=16,
     )

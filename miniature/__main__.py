@@ -69,7 +69,7 @@ def run_train(args: argparse.Namespace) -> None:
         with new_folder(bundle) as folder:
             shutil.copytree(TINY_BUNDLE, folder, dirs_exist_ok=True)
     run_stages(workdir, grade.stages, jobs=args.jobs)
-    pack(workdir / "mapper", args.target or grade.bundle)
+    pack(workdir / grade.stages[-1].name, args.target or grade.bundle)
     write_report(workdir, grade.stages, RESULTS, grade.prefix, command=args.command)
 
 

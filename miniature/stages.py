@@ -30,27 +30,40 @@ class Stage:
     name: str
     config: str  # file of configs/
     needs: tuple[str, ...] = ()
-    shares: tuple[str, ...] = ("media",)  # folders of the recipe that other stages use as well
+    # Fields of the recipe and the folders of the stages' workdir that they name.
+    places: tuple[tuple[str, str], ...] = (
+        ("bundle", "bundle"), ("clips", "clips"), ("media", "media")
+    )  # fmt: skip
 
+
+FEATURES = (("bundle", "bundle"), ("clips", "clips"))
+"""Of a stage that learns from features, which lie in its own workdir."""
+SECOND = (("bundle", "mapper"), ("clips", "clips"), ("features", "mapper/features"))
+"""Of the second stage of the mapper, which goes on from what the first one left."""
 
 BASE = (
     Stage("audiomae", "tiny_audiomae"),
     Stage("vae", "tiny_vae"),
-    Stage("unet", "tiny_unet", ("audiomae", "vae"), ()),
+    Stage("unet", "tiny_unet", ("audiomae", "vae"), FEATURES),
     Stage("timechat", "tiny_timechat"),
     Stage("cavp", "tiny_cavp"),
     Stage("vocoder", "tiny_vocoder"),
     Stage("listener", "tiny_listener"),
     Stage(
-        "mapper", "tiny", ("audiomae", "vae", "unet", "timechat", "cavp", "vocoder", "listener"), ()
+        "mapper",
+        "tiny",
+        ("audiomae", "vae", "unet", "timechat", "cavp", "vocoder", "listener"),
+        FEATURES,
     ),
+    Stage("stage2", "tiny_stage2", ("mapper",), SECOND),
 )
 """The longest first among those that are free to begin."""
 
 HARD = (
     Stage("cavp", "hard_cavp"),
     Stage("timechat", "hard_timechat"),
-    Stage("mapper", "hard", ("cavp", "timechat"), ()),
+    Stage("mapper", "hard", ("cavp", "timechat"), FEATURES),
+    Stage("stage2", "hard_stage2", ("mapper",), SECOND),
 )
 """On the hard grade of the world; the networks that make sound are those of a base bundle."""
 
@@ -95,7 +108,7 @@ def command(workdir: Path, stage: Stage) -> list[str]:
     """What trains a stage; its networks, clips and caches lie in folders of `workdir`."""
     # What is written into the bundle about its making names no folder of this machine.
     top = Path(os.path.relpath(workdir, ROOT))
-    places = [f"--config.recipe.{n}={top / n}" for n in ("bundle", "clips", *stage.shares)]
+    places = [f"--config.recipe.{field}={top / folder}" for field, folder in stage.places]
     config = f"configs/{stage.config}.py"
     return ["train.py", "--config", config, "--workdir", str(top / stage.name), *places]
 

@@ -22,13 +22,14 @@ from miniature.measures import SCORES, Asked, Line
 from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
 from miniature.runs import Place, Run, Stage2, by_place, perform_all, remember_programs
 
-DEFAULT, STAGE_1 = "default", "stage 1 of the bundle"
+DEFAULT, STAGE_1 = "default", "stage 1 of `train`"
 RATE, STAGE_2_RATE = 1.5e-3, 3e-4
 STAGE_2_STEPS = 0.8
 """Of the second stage, as a share of those of a full training."""
 POOLS = ((8, 8), (4, 4), (2, 2))
 """Besides the default, (1, 8)."""
 NO_FRAMES = "TimeChat frame tokens, which no features have: add --frame to extract them"
+NO_MAPPER = "stage 2, which begins with what stage 1 left: run python -m miniature train first"
 RECIPES: dict[str, dict[str, Any]] = {
     "error l1": {"error": "l1"},
     "contrast 0": {"contrast": 0.0},
@@ -92,6 +93,8 @@ def changes(plan: Plan) -> list[Change]:
         )
         seen = replace(asked, features=frames / "heldout")
         found.append(Change("TimeChat frame tokens", config, seen))
+    if not has_mapper(plan.place):
+        return found
     steps = round(STAGE_2_STEPS * plan.budget.steps)
     return [
         *found,
@@ -101,9 +104,9 @@ def changes(plan: Plan) -> list[Change]:
 
 
 def second_stage(plan: Plan, asked: Asked, steps: int) -> TrainConfig:
-    """From the mapper of the bundle on; with 0 steps it stays what it is."""
+    """From the mapper on that the first stage left; with 0 steps it stays what it is."""
     recipe = Stage2(
-        bundle=str(plan.place.bundle),
+        bundle=str(stage_1(plan.place)),
         clips=str(plan.place.workdir / "clips"),
         features=str(plan.place.features),
         train=plan.clips,
@@ -118,6 +121,16 @@ def second_stage(plan: Plan, asked: Asked, steps: int) -> TrainConfig:
         evaluate=max(steps, 1),
         keep=1,
     )
+
+
+def stage_1(place: Place) -> Path:
+    """The bundle that the first stage of `train` leaves; the shipped mapper has the second, too."""
+    return place.workdir / "mapper"
+
+
+def has_mapper(place: Place) -> bool:
+    """Whether it is there."""
+    return (stage_1(place) / "bundle.json").exists()
 
 
 def ceilings(tried: Sequence[Change]) -> list[Run]:
@@ -236,7 +249,11 @@ def run_unknowns(args: argparse.Namespace) -> None:
     runs = [run for change in tried for run in change.runs(args.seeds)] + ceilings(tried)
     lines = perform_all(runs, place, jobs=args.jobs)
     about: dict[str, Any] = {"command": args.command, "heard": args.count}
-    about["skipped"] = [] if has_frames(place) else [NO_FRAMES]
+    about["skipped"] = [
+        note
+        for there, note in ((has_frames(place), NO_FRAMES), (has_mapper(place), NO_MAPPER))
+        if not there
+    ]
     found = {**about, **report(tried, runs, lines)}
     write_text(args.output / "unknowns.json", json.dumps(found, indent=1) + "\n")
     print_tables(found["tables"])

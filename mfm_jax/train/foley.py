@@ -30,7 +30,7 @@ SPEC = WindowSpec(
 """What the tiny encoders see of a clip."""
 
 SETTINGS = Settings(
-    schedule=Schedule(prediction="v"), frames=256, overlap=0.32, steps=12, guidance=2.0
+    schedule=Schedule(prediction="v"), frames=256, overlap=0.32, steps=20, guidance=4.0
 )
 """Of the tiny bundle."""
 

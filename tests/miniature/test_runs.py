@@ -38,6 +38,7 @@ def workdir(tmp_path_factory):
     config = foley_listener()
     listener = filled(abstract(lambda rngs: KINDS["listener"].build(config, rngs=rngs)), 9)
     bundle = write_bundle(bundle.path, {"listener": (config, listener, Source("tests", "none"))})
+    (folder / "mapper").symlink_to("bundle")  # here stage 1 left what all are given
     for part in ("train", "heldout"):
         write_features(bundle, folder / "features" / part, CLIPS)
     start = SPLITS["validation"].start
@@ -268,7 +269,8 @@ def test_a_command_says_what_it_takes(command, capsys):
     assert "--workdir" in capsys.readouterr().out
 
 
-def test_a_workdir_without_training_is_one_line(tmp_path, capsys):
-    arguments = ["unknowns", "--workdir", str(tmp_path), "-o", str(tmp_path / "out")]
+def test_a_bundle_that_is_not_there_is_one_line(tmp_path, capsys):
+    arguments = ["unknowns", "--workdir", str(tmp_path), "--bundle", str(tmp_path / "none")]
     assert main(arguments) == 2
-    assert "is no finished dataset" in capsys.readouterr().err
+    assert "is not a bundle" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

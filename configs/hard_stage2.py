@@ -1,0 +1,24 @@
+"""The second stage of the hard grade's mapper: the diffusion loss through the frozen UNet.
+
+python train.py --config configs/hard_stage2.py --workdir runs/hard/stage2
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Stage2Recipe(
+            bundle="runs/hard/mapper",
+            clips="runs/hard/clips",
+            grade="hard",
+            train=1400,
+            heldout=64,
+            features="runs/hard/mapper/features",
+        ),
+        optimizer=OptimizerConfig(rate=5e-4, warmup=30, rates=ONLY_MAPPER),
+        steps=1200,
+        batch=16,
+    )
