@@ -87,6 +87,21 @@ def _magnitudes(wave, n_fft: int, hop: int, padding: int):
     return xp.abs(xp.fft.rfft(frames * window))
 
 
+def mel_magnitudes(
+    wave: Float[Array | np.ndarray, " A"],
+    *,
+    mels: int,
+    n_fft: int,
+    hop: int,
+    fmin: float | int = 0,
+    fmax: float | int = 8000,
+) -> Float[Array | np.ndarray, "T {mels}"]:
+    """Magnitudes of the spectrum through mel filters, in `A // hop` frames; as `log_mel`."""
+    xp = wave.__array_namespace__()
+    bank = xp.asarray(mel_filters(mels, n_fft, fmin, fmax).T, dtype=wave.dtype)
+    return _magnitudes(wave, n_fft, hop, (n_fft - hop) // 2) @ bank
+
+
 def log_mel(
     wave: Float[Array | np.ndarray, " A"],
     *,
@@ -103,9 +118,8 @@ def log_mel(
     Takes and gives numpy or jax arrays; on jax arrays it can be compiled and differentiated.
     """
     xp = wave.__array_namespace__()
-    bank = xp.asarray(mel_filters(mels, n_fft, fmin, fmax).T, dtype=wave.dtype)
-    magnitudes = _magnitudes(wave, n_fft, hop, (n_fft - hop) // 2)
-    return xp.log(xp.maximum(magnitudes @ bank, 1e-5))
+    magnitudes = mel_magnitudes(wave, mels=mels, n_fft=n_fft, hop=hop, fmin=fmin, fmax=fmax)
+    return xp.log(xp.maximum(magnitudes, 1e-5))
 
 
 def cavp_mel(wave: Float[np.ndarray, " A"], hop: int = 250) -> Float[np.ndarray, "128 T"]:

@@ -85,7 +85,8 @@ class FoleyRecipe(Recipe):
         clips: list[Clip] = []
         for i, rate in enumerate(rates):
             place = folder if rate == world.fps else folder / f"{rate:g}fps"
-            clips += _made(replace(world, fps=rate), train[i :: len(rates)], place)
+            if its := train[i :: len(rates)]:
+                clips += _made(replace(world, fps=rate), its, place)
         return clips, _made(world, heldout, folder)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.audio import log_mel
+from mfm_jax.audio import log_mel, mel_magnitudes
 from mfm_jax.data.loader import Element
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.settings import SettingError
@@ -95,7 +95,7 @@ def mel_distance(
     """Mean absolute difference of log-mels, in nats."""
 
     def loud(wave: Array) -> Array:
-        magnitudes = jnp.exp(log_mel(wave, mels=mels, n_fft=window, hop=hop))
+        magnitudes = mel_magnitudes(wave, mels=mels, n_fft=window, hop=hop)
         return jnp.log(magnitudes + QUIET * window / 1024)
 
     return jnp.abs(jax.vmap(loud)(made) - jax.vmap(loud)(true)).mean()
