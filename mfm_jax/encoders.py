@@ -23,49 +23,58 @@ from mfm_jax.wordpiece import Vocabulary
 from mfm_jax.wordpiece import encode as encode_sentences
 
 
-class Frames(NamedTuple):
-    """What the video encoders read of a batch of windows."""
+class CAVPFrames(NamedTuple):
+    """What CAVP reads of a batch of windows."""
 
-    cavp: UInt8[Array, "B T H W 3"]
-    cavp_seconds: Float[Array, "B T"]  # since the window's start
-    timechat: UInt8[Array, "B T2 H2 W2 3"]
-    timechat_seconds: Float[Array, "B T2"]
-    ids: Int[Array, "B T2 L"]  # of the sentence that tells TimeChat each frame's time
-    mask: Bool[Array, "B T2 L"]
+    pixels: UInt8[Array, "B T H W 3"]
+    seconds: Float[Array, "B T"]  # since the window's start
+
+
+class TimeChatFrames(NamedTuple):
+    """What TimeChat reads of a batch of windows."""
+
+    pixels: UInt8[Array, "B T H W 3"]
+    seconds: Float[Array, "B T"]  # since the window's start
+    ids: Int[Array, "B T L"]  # of the sentence that tells each frame's time
+    mask: Bool[Array, "B T L"]
+
+
+class Frames(NamedTuple):
+    """What both video encoders read of a batch of windows."""
+
+    cavp: CAVPFrames
+    timechat: TimeChatFrames
 
 
 def encode_video(cavp: CAVPVideo, timechat: TimeChat, frames: Frames, *, tensor: str) -> Streams:
     """The tokens of both encoders; `tensor` is the TimeChat output that the mapper reads."""
     return {
-        "cavp": encode_cavp(cavp, frames.cavp, frames.cavp_seconds),
-        "timechat": encode_timechat(timechat, frames, tensor=tensor),
+        "cavp": encode_cavp(cavp, frames.cavp),
+        "timechat": encode_timechat(timechat, frames.timechat, tensor=tensor),
     }
 
 
 @jax.jit
-def encode_cavp(
-    cavp: CAVPVideo, frames: UInt8[Array, "B T H W 3"], seconds: Float[Array, "B T"]
-) -> Stream:
+def encode_cavp(cavp: CAVPVideo, frames: CAVPFrames) -> Stream:
     """What sounds: a token for each frame, at the frame's own time."""
-    return Stream(cavp(frames.astype(jnp.float32) / 255.0), seconds)
+    return Stream(cavp(frames.pixels.astype(jnp.float32) / 255.0), frames.seconds)
 
 
 @partial(jax.jit, static_argnames="tensor")
-def encode_timechat(timechat: TimeChat, frames: Frames, *, tensor: str) -> Stream:
+def encode_timechat(timechat: TimeChat, frames: TimeChatFrames, *, tensor: str) -> Stream:
     """What happens: the tokens of each frame ("frame"), or of all ("video", "llama").
 
     Raises:
         ValueError: "llama" of a branch without that projection.
     """
-    tokens = timechat.encode(normalise(frames.timechat), frames.ids, frames.mask)
-    seconds = frames.timechat_seconds
+    tokens = timechat.encode(normalise(frames.pixels), frames.ids, frames.mask)
     if tensor == "frame":
         seen = rearrange(tokens.frames, "b t k d -> b (t k) d")
-        return Stream(seen, repeat(seconds, "b t -> b (t k)", k=tokens.frames.shape[2]))
+        return Stream(seen, repeat(frames.seconds, "b t -> b (t k)", k=tokens.frames.shape[2]))
     tokens_of_all = tokens.video if tensor == "video" else tokens.llama
     if tokens_of_all is None:
         raise ValueError("this TimeChat has no llama tokens: use video or frame")
-    return Stream(tokens_of_all, timechat.config.token_seconds(seconds))
+    return Stream(tokens_of_all, timechat.config.token_seconds(frames.seconds))
 
 
 def window_spec(bundle: Bundle) -> WindowSpec:
@@ -87,17 +96,25 @@ def sentence_length(bundle: Bundle) -> int:
     return ids.shape[1]
 
 
-def stack_frames(windows: Sequence[Window], vocabulary: Vocabulary, sentence: int) -> Frames:
-    """The frames of `windows` as one batch, with the timestamps that TimeChat reads."""
+def stack_cavp(windows: Sequence[Window]) -> CAVPFrames:
+    """CAVP's frames of `windows` as one batch."""
+    return CAVPFrames(
+        pixels=jnp.asarray(np.stack([w.cavp_THWC for w in windows])),
+        seconds=jnp.asarray(np.stack([w.cavp_seconds for w in windows]), jnp.float32),
+    )
+
+
+def stack_timechat(
+    windows: Sequence[Window], vocabulary: Vocabulary, sentence: int
+) -> TimeChatFrames:
+    """TimeChat's frames of `windows` as one batch, with the timestamps that it reads."""
     encoded = [
         encode_sentences(timestamp_sentences(w.timechat_seconds), vocabulary, length=sentence)
         for w in windows
     ]
-    return Frames(
-        cavp=jnp.asarray(np.stack([w.cavp_THWC for w in windows])),
-        cavp_seconds=jnp.asarray(np.stack([w.cavp_seconds for w in windows]), jnp.float32),
-        timechat=jnp.asarray(np.stack([w.timechat_THWC for w in windows])),
-        timechat_seconds=jnp.asarray(np.stack([w.timechat_seconds for w in windows]), jnp.float32),
+    return TimeChatFrames(
+        pixels=jnp.asarray(np.stack([w.timechat_THWC for w in windows])),
+        seconds=jnp.asarray(np.stack([w.timechat_seconds for w in windows]), jnp.float32),
         ids=jnp.asarray(np.stack([ids for ids, _ in encoded]), jnp.int32),
         mask=jnp.asarray(np.stack([mask for _, mask in encoded])),
     )

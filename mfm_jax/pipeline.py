@@ -19,7 +19,14 @@ from jax.typing import DTypeLike
 from mfm_jax.audio import RATE
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.diffusion import guide, sample
-from mfm_jax.encoders import Frames, encode_video, sentence_length, stack_frames, window_spec
+from mfm_jax.encoders import (
+    Frames,
+    encode_video,
+    sentence_length,
+    stack_cavp,
+    stack_timechat,
+    window_spec,
+)
 from mfm_jax.mapper import Mapper, Streams
 from mfm_jax.models.cavp import CAVPVideo
 from mfm_jax.models.text import EmptyText
@@ -137,7 +144,8 @@ class VideoToAudio:
 
     def frames(self, windows: Sequence[Window]) -> Frames:
         """Stack the windows' frames and write their timestamps."""
-        return stack_frames(windows, self.networks.timechat.config.vocabulary, self.sentence)
+        vocabulary = self.networks.timechat.config.vocabulary
+        return Frames(stack_cavp(windows), stack_timechat(windows, vocabulary, self.sentence))
 
     def __call__(
         self,

@@ -35,7 +35,8 @@ from mfm_jax.encoders import (
     encode_cavp,
     encode_timechat,
     sentence_length,
-    stack_frames,
+    stack_cavp,
+    stack_timechat,
     window_spec,
 )
 from mfm_jax.models.audiomae import AudioMAE
@@ -125,14 +126,12 @@ class Preparation:
     def batch(self, clips: Sequence[Prepared]) -> dict[str, Any]:
         """What each encoder of the bundle reads."""
         inputs: dict[str, Any] = {}
+        windows = [clip.window for clip in clips]
         if "cavp" in self.bundle.entries:
-            inputs["cavp"] = np.stack([c.window.cavp_THWC for c in clips])
-            inputs["cavp_seconds"] = np.stack(
-                [c.window.cavp_seconds.astype(np.float32) for c in clips]
-            )
+            inputs["cavp"] = stack_cavp(windows)
         if "timechat" in self.bundle.entries:
             vocabulary = self.bundle.config("timechat").vocabulary
-            inputs["timechat"] = stack_frames([c.window for c in clips], vocabulary, self.sentence)
+            inputs["timechat"] = stack_timechat(windows, vocabulary, self.sentence)
         if "audiomae" in self.bundle.entries:
             inputs["audiomae"] = np.stack([c.fbank for c in clips if c.fbank is not None])
         if "vae" in self.bundle.entries:
@@ -147,7 +146,7 @@ def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> d
     """
     streams = {}
     if "cavp" in inputs:
-        streams["cavp"] = encode_cavp(networks["cavp"], inputs["cavp"], inputs["cavp_seconds"])
+        streams["cavp"] = encode_cavp(networks["cavp"], inputs["cavp"])
     if "timechat" in inputs:
         streams["timechat"] = encode_timechat(
             networks["timechat"], inputs["timechat"], tensor=timechat
