@@ -73,9 +73,8 @@ def _write(weight: nnx.Param | None, values: Float[np.ndarray, "..."]) -> None:
 def _hinges(vocoder: Vocoder) -> None:
     """Each bin of the mel less each of `HINGES`, and once so high that it never bends."""
     mels, kernel = vocoder.config.mels, np.zeros(vocoder.conv_in.kernel.shape)
-    bias = np.zeros(kernel.shape[-1])
+    bias, rows = np.zeros(kernel.shape[-1]), np.arange(mels)
     for i, below in enumerate((*HINGES, -DEEP)):
-        rows = np.arange(mels)
         kernel[kernel.shape[0] // 2, rows, i * mels + rows] = 1
         bias[i * mels + rows] = -below
     _write(vocoder.conv_in.kernel, kernel)

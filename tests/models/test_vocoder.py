@@ -135,7 +135,7 @@ def test_length_of_the_real_size():
 def test_tiny_is_tiny_and_as_long():
     config = VocoderConfig.tiny()
     vocoder = abstract(lambda rngs: Vocoder(config, rngs=rngs))
-    assert count(vocoder) < 0.7e6
+    assert 0.6e6 < count(vocoder) < 0.7e6
     mel = jax.ShapeDtypeStruct((3, 256, 64), jnp.float32)
     assert jax.eval_shape(Vocoder.__call__, vocoder, mel).shape == (3, 160 * 256)
 

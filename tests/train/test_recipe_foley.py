@@ -13,7 +13,7 @@ from mfm_jax.metrics.contacts import BEFORE
 from mfm_jax.train.foley import SPEC, prepared_wave
 from mfm_jax.train.recipes.listener import ListenerRecipe, shifted
 from mfm_jax.train.recipes.timechat import TimeChatRecipe, classify
-from mfm_jax.train.recipes.vocoder import RESOLUTIONS, VocoderRecipe, mel_distance
+from mfm_jax.train.recipes.vocoder import RESOLUTIONS, VocoderRecipe, mel_loss
 
 RNG = np.random.default_rng(0)
 
@@ -76,11 +76,11 @@ def test_timechat_is_asked_where_the_contacts_are():
 
 
 @pytest.mark.parametrize("sizes", RESOLUTIONS)
-def test_the_mel_distance_is_zero_for_the_same_sound_only(sizes):
+def test_the_mel_loss_is_zero_for_the_same_sound_only(sizes):
     wave = jax.random.normal(jax.random.key(0), (1, 2048)) * 0.4
-    assert mel_distance(wave, wave, *sizes) == 0
+    assert mel_loss(wave, wave, *sizes) == 0
     # All of it is far above what is not heard, so half as loud is log 2 away.
-    assert mel_distance(wave * 0.5, wave, *sizes) == pytest.approx(np.log(2), rel=0.05)
+    assert mel_loss(wave * 0.5, wave, *sizes) == pytest.approx(np.log(2), rel=0.05)
 
 
 def test_a_silent_vocoder_still_has_a_gradient():
@@ -88,7 +88,7 @@ def test_a_silent_vocoder_still_has_a_gradient():
     t = jnp.arange(2048) / RATE
     tone = 0.3 * jnp.sin(2 * jnp.pi * 880 * t)[None]
     almost = 1e-6 * jax.random.normal(jax.random.key(0), tone.shape)
-    gradient = jax.grad(lambda made: mel_distance(made, tone, 256, 64, 32))(almost)
+    gradient = jax.grad(lambda made: mel_loss(made, tone, 256, 64, 32))(almost)
     assert jnp.linalg.norm(gradient) > 1e-3
 
 

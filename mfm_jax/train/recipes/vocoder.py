@@ -82,14 +82,14 @@ class VocoderRecipe(MediaRecipe):
     def loss(self, module: Vocoder, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         true = batch["wave"]
         made = module(batch["mel"].astype(jnp.float32))[:, : true.shape[1]]
-        distances = [mel_distance(made, true, *sizes) for sizes in RESOLUTIONS]
+        distances = [mel_loss(made, true, *sizes) for sizes in RESOLUTIONS]
         return jnp.stack(distances).mean(), {"mel": distances[0]}
 
     def finish(self, module: Vocoder, workdir: Path, command: str) -> None:
         self.put("vocoder", self.network, module, command)
 
 
-def mel_distance(
+def mel_loss(
     made: Float[Array, "B A"], true: Float[Array, "B A"], window: int, hop: int, mels: int
 ) -> Float[Array, ""]:
     """Mean absolute difference of log-mels, in nats."""
