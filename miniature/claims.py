@@ -69,6 +69,7 @@ class Budget:
     seeds: int = 5
     batch: int = 32  # clips in a step
     count: int = 96  # clips whose sound is made
+    sampler_steps: int = 10  # of it: half of the time of the bundle's 20
 
 
 def sizes(features: Path) -> MapperConfig:
@@ -255,6 +256,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=500, help="of a full training")
     parser.add_argument("--batch", type=int, default=32, help="clips in a step")
     parser.add_argument("--count", type=int, default=96, help="clips whose sound is scored")
+    parser.add_argument("--sampler-steps", type=int, default=10, help="of that sound")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a process each")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/miniature"), help="folder")
 
@@ -263,9 +265,10 @@ def run_claims(args: argparse.Namespace) -> None:
     """Run what is missing, and write the report and the curves."""
     place = Place(args.workdir, args.output / "claims.jsonl", "claims", args.bundle)
     remember_programs(str(args.workdir.absolute() / "cache"))
-    budget = Budget(args.steps, args.seeds, args.batch, args.count)
+    budget = Budget(args.steps, args.seeds, args.batch, args.count, args.sampler_steps)
     prepare_features(place)
-    test = Asked(prepare_test(place, args.test), args.workdir / "test_clips", args.count)
+    videos = args.workdir / "test_clips"
+    test = Asked(prepare_test(place, args.test), videos, args.count, args.sampler_steps)
     runs, lines = run_experiment(place, budget, test, jobs=args.jobs)
     about: dict[str, Any] = {"command": args.command, "clips": args.test, "heard": args.count}
     report = {**about, **claims_report(runs, lines)}

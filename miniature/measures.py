@@ -75,6 +75,7 @@ class Asked:
     features: Path  # a folder of features
     videos: Path  # the folder of their files, `ID.mp4`
     count: int  # of them, the first by id, whose sound is made and heard; 0: none
+    steps: int = 20  # of the sampler
 
 
 @lru_cache(maxsize=1)
@@ -131,9 +132,9 @@ class Judge:
         source = FeatureSource(asked.features)
         names = [source.id_of(i) for i in range(min(asked.count, len(source)))]
         clips = [read_clip(asked.videos / f"{name}.mp4") for name in names]
-        known = true_loa(train, loa)
+        known, studio = true_loa(train, loa), studio_of(bundle, loa)
         return cls(
-            studio_of(bundle, loa),
+            replace(studio, sampling=studio.sampling._replace(steps=asked.steps)),
             Bundle.open(bundle).load("listener", jnp.float32),
             clips,
             true_loa(asked.features, loa),

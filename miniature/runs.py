@@ -117,7 +117,7 @@ class Run:
 
     def key(self, place: "Place") -> str:
         """Digest of all that the line depends on; the same key is the same line."""
-        heard = place.heard_by() if self.asked.count else {}
+        heard = {**place.heard_by(), "steps": self.asked.steps} if self.asked.count else {}
         return digest([self.training(), self.asked.count, self.floor, heard])[:16]
 
 

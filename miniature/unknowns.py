@@ -72,7 +72,9 @@ class Change:
 def changes(plan: Plan) -> list[Change]:
     """The default first, then all that can be tried with the features that are there."""
     features = plan.place.features
-    asked = Asked(features / "heldout", plan.place.workdir / "clips", plan.budget.count)
+    budget = plan.budget
+    videos = plan.place.workdir / "clips"
+    asked = Asked(features / "heldout", videos, budget.count, budget.sampler_steps)
     network = sizes(features / "train")
 
     def trained(network, **fields: Any) -> TrainConfig:
@@ -244,7 +246,7 @@ def run_unknowns(args: argparse.Namespace) -> None:
     if args.frame:
         extract_frames(place)
     clips = read_about(place.features / "train" / DESCRIPTION)["clips"]
-    budget = Budget(args.steps, args.seeds, args.batch, args.count)
+    budget = Budget(args.steps, args.seeds, args.batch, args.count, args.sampler_steps)
     tried = changes(Plan(place, budget, clips))
     runs = [run for change in tried for run in change.runs(args.seeds)] + ceilings(tried)
     lines = perform_all(runs, place, jobs=args.jobs)
