@@ -16,14 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
+from mfm_jax import distributed
 from mfm_jax.bundle import BundleError
 from mfm_jax.checkpoints import CheckpointError, Checkpoints
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import WorldError
-from mfm_jax.data.loader import batches
+from mfm_jax.data.loader import batches, clips_of
 from mfm_jax.paths import MediaError, write_text
 from mfm_jax.settings import SettingError, override, to_json
+from mfm_jax.sharding import Layout, fetch, make_mesh
 from mfm_jax.train.log import Metrics, NonFinite
 from mfm_jax.train.optimizer import build_optimizer, factors
 from mfm_jax.train.recipe import TrainConfig
@@ -37,64 +40,117 @@ KNOWN = (
 
 
 def train(config: TrainConfig, workdir: Path, command: str) -> int:
-    """Train to the end and put the network into its bundle; returns the exit code."""
-    recipe = config.recipe
+    """Train to the end and put the network into its bundle; returns the exit code.
+
+    All processes of a run call this together, with a `workdir` that all of them see.
+    """
+    recipe, first = config.recipe, jax.process_index() == 0
+    layout = Layout(make_mesh(config.mesh))
+    share = layout.share(config.batch)
+    check_parts(layout, config)
     skeleton = abstract(recipe.build)
     factor = factors(config.optimizer.rates, trainable(skeleton))
-    write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
+    if first:
+        write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 
     source, heldout = recipe.prepare(workdir)
-    data = batches(
-        source, batch=config.batch, seed=config.seed, train=True, transform=recipe.transform
-    )
     tx = build_optimizer(config.optimizer, config.steps, factor)
-    step = make_step(skeleton, recipe.loss, tx, ema=config.ema)
-
-    def fresh() -> TrainState:
-        module = recipe.begin(initialise(recipe.build, config.seed), source)
-        return begin(module, tx, factor, ema=config.ema, seed=config.seed)
+    step = make_step(
+        skeleton, recipe.loss, tx, ema=config.ema, layout=layout, compute=config.compute
+    )
+    module = recipe.begin(initialise(recipe.build, config.seed), source)
+    state = begin(module, tx, factor, ema=config.ema, seed=config.seed, layout=layout)
+    del module
 
     # The newest checkpoint that can be read, else the one before, else a fresh start.
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
-    state = fresh()
-    restored = checkpoints.restore(state.items(), data)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config.keep, say=print if first else mute
+    )
+    restored = checkpoints.restore(state.items())
     state = state if restored is None else TrainState.of(restored)
     start = int(state.step)
+    data = batches(
+        source,
+        batch=config.batch, seed=config.seed, train=True,
+        transform=recipe.transform, first=start, share=share,
+    )  # fmt: skip
+
+    def clips(step: int) -> list[str]:
+        numbers = clips_of(len(source), batch=config.batch, seed=config.seed, number=step - 1)
+        return [recipe.name_of(source, number) for number in numbers]
 
     stop = Stop()
-    metrics = Metrics(workdir / "metrics.jsonl", every=config.log)
-    for done in range(start, max(start, config.steps) + 1):
-        last = done >= config.steps
-        if last or done % config.evaluate == 0:
-            metrics.settle()
-            module = with_weights(skeleton, state.weights(averaged=True))
-            scores = recipe.evaluate(module, heldout, config.batch)
-            metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
-        if last or stop.signal or (done % config.save == 0 and done > start):
-            metrics.settle()
-            checkpoints.save(done, state.items(), data)
-        if last or stop.signal:
-            break
-        batch = jax.device_put(next(data))
-        with jax.transfer_guard("disallow"):
-            state, measured = step(state, batch)
-        metrics.add(done + 1, measured)
-    checkpoints.close()
+    metrics = Metrics(workdir / "metrics.jsonl", every=config.log, clips=clips)
+    with jax.set_mesh(layout.mesh):
+        for done in range(start, max(start, config.steps) + 1):
+            last = done >= config.steps
+            if last or done % config.evaluate == 0:
+                metrics.settle()
+                module = with_weights(skeleton, state.weights(averaged=True))
+                scores = recipe.evaluate(module, heldout, config.batch)
+                metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
+            stopped = stop.at(done)
+            if last or stopped or (done % config.save == 0 and done > start):
+                metrics.settle()
+                checkpoints.save(done, state.items())
+            if last or stopped:
+                break
+            batch = layout.put_batch(next(data), config.batch)
+            with (
+                jax.transfer_guard_host_to_device("disallow"),
+                jax.transfer_guard_device_to_host("disallow"),
+            ):
+                state, measured = step(state, batch)
+            metrics.add(done + 1, measured)
+        checkpoints.close()
 
-    if stop.signal:
-        print(f"stopped at step {done}: the same command goes on from there", flush=True)
+    if stopped:
+        if first:
+            print(f"stopped at step {done}: the same command goes on from there", flush=True)
         return 130 if stop.signal == signal.SIGINT else 0
-    recipe.finish(with_weights(skeleton, state.weights(averaged=True)), workdir, command)
+    weights = fetch(state.weights(averaged=True))
+    if first:
+        module = with_weights(skeleton, jax.tree.map(jax.numpy.asarray, weights))
+        recipe.finish(module, workdir, command)
+    multihost_utils.sync_global_devices("finished")
     return 0
 
 
+def check_parts(layout: Layout, config: TrainConfig) -> None:
+    """Whether a batch can be cut into `compute.accumulate` parts, and each over the devices.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    count = config.compute.accumulate
+    if config.batch % count:
+        raise SettingError(
+            f"compute.accumulate: a batch of {config.batch} cannot be cut into {count} equal parts"
+        )
+    layout.batch(config.batch // count)
+
+
+def mute(text: str) -> None:
+    """Say nothing: one process speaks for all."""
+
+
 class Stop:
-    """Turns the first SIGTERM or SIGINT into a wish to stop after the current step."""
+    """Turns the first SIGTERM or SIGINT into a wish to stop after the current step.
+
+    Of several processes SIGTERM to any one stops all, at the same step.
+    """
 
     def __init__(self) -> None:
-        self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self.signal, self._together = 0, jax.process_count() > 1
+        # JAX waits for the SIGTERM of several processes itself.
+        for number in () if self._together else (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
+
+    def at(self, step: int) -> bool:
+        """Whether to stop before the next step, of which `step` are done."""
+        if self._together:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return bool(self.signal)
 
     def _remember(self, number: int, _) -> None:
         self.signal = number
@@ -113,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="a file of configs/")
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints and metrics")
+    distributed.add_arguments(parser)
     args, others = parser.parse_known_args(arguments)
     for other in others:
         if not other.startswith("--config.") or "=" not in other:
@@ -121,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no config {args.config}")
     command = shlex.join(["python", "train.py", *arguments])
     try:
+        distributed.start(args)
         config = runpy.run_path(str(args.config))["get_config"]()
         config = override(config, (other.removeprefix("--config.") for other in others))
         return train(config, args.workdir, command)

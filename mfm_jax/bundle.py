@@ -186,7 +186,7 @@ class Bundle:
         Args:
             dtype: of the floating-point weights; as stored if not given.
             sharding: of each weight, by name and shape; a process then reads the shards of its own
-                devices only. All on the first device if not given.
+                devices only. All on this process's first device if not given.
             check: read all files first and compare them with their checksums.
 
         Raises:
@@ -198,7 +198,7 @@ class Bundle:
         if check and (problems := self._unsealed(name) or store.damaged_files()):
             raise BundleError(f"{where} is damaged: {'; '.join(problems)}: make it again")
         network = abstract(lambda rngs: KINDS[name].build(entry.config, rngs=rngs))
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def target(weight: str, stored: Listed) -> jax.ShapeDtypeStruct:
             kind = np.dtype(stored.dtype) if dtype is None else dtype
@@ -209,9 +209,11 @@ class Bundle:
             check_weights(
                 named_weights(network), {n: a.shape for n, a in store.arrays.items()}, where=where
             )
+            places = (target(n, a).sharding for n, a in store.arrays.items())
+            together = any(not place.is_fully_addressable for place in places)
             weights: dict[str, Any] = {}
             for part in store.parts():
-                weights |= store.restore(target, part)
+                weights |= store.restore(target, part, together=together)
             return with_weights(network, weights)
         except WeightError as error:
             raise BundleError(str(error)) from None

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
@@ -29,38 +28,35 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, items: Mapping[str, Any], data: grain.DatasetIterator) -> None:
-        """Store `items` (trees of arrays; empty ones are left out) and the position in `data`."""
+    def save(self, step: int, items: Mapping[str, Any]) -> None:
+        """Store `items`: trees of arrays; empty ones are left out. All processes must call this."""
         if step in self._manager.all_steps():
             return
         trees = {
             n: ocp.args.StandardSave(tree) for n, tree in items.items() if jax.tree.leaves(tree)
         }
-        position = grain.checkpoint.CheckpointSave(data)
-        self._manager.save(step, args=ocp.args.Composite(**trees, data=position), force=True)
+        self._manager.save(step, args=ocp.args.Composite(**trees), force=True)
 
-    def restore(
-        self, like: Mapping[str, Any], data: grain.DatasetIterator
-    ) -> dict[str, Any] | None:
+    def restore(self, like: Mapping[str, Any]) -> dict[str, Any] | None:
         """The items of the newest checkpoint that can be read, or None where there is none.
 
+        They may have been saved by other processes on another mesh.
+
         Args:
-            like: items of the same structure, shapes and types, arrays or not.
-            data: is set to where it was.
+            like: items of the same structure, shapes and types, as arrays or `ShapeDtypeStruct`s
+                on the devices that the restored ones shall lie on.
 
         Raises:
             CheckpointError: there are checkpoints, but none can be read.
         """
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), dict(like)
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
         )
         trees = {n: ocp.args.StandardRestore(t) for n, t in like.items() if jax.tree.leaves(t)}
         unreadable, reason = [], ""
         for step in sorted(self._manager.all_steps(), reverse=True):
-            position = grain.checkpoint.CheckpointRestore(data)
             try:
-                found = self._manager.restore(step, args=ocp.args.Composite(**trees, data=position))
+                found = self._manager.restore(step, args=ocp.args.Composite(**trees))
             except Exception as error:
                 # Orbax and tensorstore raise many kinds for missing, damaged or unlike files.
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -82,11 +82,16 @@ class Store:
         return names
 
     def restore(
-        self, target: Callable[[str, Listed], jax.ShapeDtypeStruct | np.ndarray], part: int
+        self,
+        target: Callable[[str, Listed], jax.ShapeDtypeStruct | np.ndarray],
+        part: int,
+        *,
+        together: bool = False,
     ) -> dict[str, Any]:
         """The arrays of one part, each with the precision and the sharding of its target.
 
-        A process reads the chunks of its own shards only.
+        A process reads the chunks of its own shards only. Where these are on devices of several
+        processes these read `together`.
 
         Raises:
             StoreError: the part is missing or cannot be read.
@@ -94,7 +99,8 @@ class Store:
         names = self.parts()[part]
         targets = {name: target(name, self.arrays[name]) for name in names}
         folder = (self.folder / f"part-{part}").resolve()
-        with ocp.StandardCheckpointer() as checkpointer:
+        options = ocp.options.MultiprocessingOptions() if together else _alone()
+        with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
             try:
                 return checkpointer.restore(folder, targets)
             except Exception as error:
@@ -211,9 +217,11 @@ def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str
     # Nobody changes the arrays while they are written, and weights hardly compress.
     numpy = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy))
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_compression=False, type_handler_registry=registry, multiprocessing_options=_alone()
+    )
     chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
-    with ocp.Checkpointer(handler) as checkpointer:
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
         try:
             args = ocp.args.PyTreeSave(dict(arrays), save_args=chunks)
             checkpointer.save((folder / part).resolve(), args=args)
@@ -221,6 +229,16 @@ def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str
             # As many kinds as in reading, for a full disk among others.
             raise StoreError(_first_line(error)) from None
     return _sums(folder, folder / part)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for no other process of a run."""
+    index = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"alone{index}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -23,6 +23,17 @@ def named_weights(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStr
     return {_dotted(path): leaf.get_value() for path, leaf in flat}
 
 
+def named_axes(module: nnx.Module) -> dict[str, tuple[str | None, ...]]:
+    """The logical axes of every weight of `module`, which may hold shapes instead of weights."""
+    flat = nnx.to_flat_state(nnx.state(module, WEIGHT))
+    whole = {_dotted(path): (None,) * leaf.get_value().ndim for path, leaf in flat}
+    return whole | {
+        _dotted(path): tuple(leaf.get_metadata("axes"))
+        for path, leaf in flat
+        if "axes" in leaf.get_metadata()
+    }
+
+
 def _dotted(path: tuple) -> str:
     return ".".join(map(str, path))
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import grain
-import jax
 import numpy as np
+
+from mfm_jax.data.clips import DataError
 
 Element = dict[str, Any]
 Transform = Callable[[Element, np.random.Generator], Element]
@@ -32,32 +33,45 @@ def batches(
     train: bool,
     transform: Transform | None = None,
     first: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator:
-    """Batches of `source`, stacked; every process gets its own share of the elements.
+    """Batches of `source`, stacked.
 
     In training they never end: each epoch has an order of its own, drawn from `seed`. Otherwise
     they are one pass in the order of `source`, and the last batch may be shorter.
     `transform` is given each element with a generator that depends on `seed` and on how many
-    elements came before, so a resumed run repeats nothing. The iterator's state goes into a
-    checkpoint (`grain.checkpoint.CheckpointSave`); where the number of processes has changed,
-    start a new one at batch `first` instead.
+    elements came before. So batch `n` is always the same, and a run that starts at `first` goes on
+    as if it had never been stopped.
+
+    Args:
+        share: (i, n): only the part `i` of each training batch cut into `n` equal ones. With any
+            number of processes the parts make up the same batches.
 
     Raises:
-        ValueError: this process's share of `source` does not fill one batch of training.
+        DataError: `source` does not fill one batch of training.
     """
-    dataset = grain.MapDataset.source(source).seed(seed)
-    if train:
-        dataset = dataset.shuffle()
-    dataset = dataset[jax.process_index() :: jax.process_count()]
-    if train and len(dataset) < batch:
-        raise ValueError(f"{len(dataset)} clips do not fill a batch of {batch}: use more clips")
-    if train:
-        dataset = dataset.repeat(None)
+    index, parts = share
+    dataset = _ordered(grain.MapDataset.source(source), batch, seed, train)
     if transform is not None:
         dataset = dataset.random_map(_Random(transform))
-    dataset = dataset.batch(batch, drop_remainder=train)
+    dataset = dataset.batch(batch // parts, drop_remainder=train)[index::parts]
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
     iterator = iter(dataset.to_iter_dataset(options))
     if first:
         grain.experimental.set_next_index(iterator, first)
     return iterator
+
+
+def clips_of(length: int, *, batch: int, seed: int, number: int) -> list[int]:
+    """The indices in a source of `length` elements of those in training batch `number`."""
+    dataset = _ordered(grain.MapDataset.range(length), batch, seed, train=True)
+    return [int(dataset[i]) for i in range(number * batch, (number + 1) * batch)]
+
+
+def _ordered(dataset: grain.MapDataset, batch: int, seed: int, train: bool) -> grain.MapDataset:
+    dataset = dataset.seed(seed)
+    if not train:
+        return dataset
+    if len(dataset) < batch:
+        raise DataError(f"{len(dataset)} clips do not fill a batch of {batch}: use more clips")
+    return dataset.shuffle().repeat(None)

@@ -13,6 +13,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.layers.linear import linear
+from mfm_jax.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
 
 
@@ -98,7 +99,7 @@ class Attention(nnx.Module):
         return rearrange(x, "b l (n k) -> b l n k", n=self.heads)
 
     def _merge(self, x: Float[Array, "B L N K"]) -> Float[Array, "B L D"]:
-        return self.o(rearrange(x, "b l n k -> b l (n k)"))
+        return constrain(self.o(rearrange(x, "b l n k -> b l (n k)")), "batch")
 
     def __call__(
         self,

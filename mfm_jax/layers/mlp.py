@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from mfm_jax.layers.linear import linear
+from mfm_jax.sharding import constrain
 from mfm_jax.typing import Array, Float
 
 gelu_exact = partial(jax.nn.gelu, approximate=False)
@@ -24,4 +25,4 @@ class MLP(nnx.Module):
         self.down = linear(d_ff, d, ("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return self.down(self.activation(self.up(x)))
+        return constrain(self.down(self.activation(self.up(x))), "batch")

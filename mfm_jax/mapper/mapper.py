@@ -76,6 +76,7 @@ class _Mapper(nnx.Module):
         """The inverse of `standardise`."""
         if not self.standardised:
             return predicted
+        predicted = predicted.astype(self.loa_std[...].dtype)
         return predicted * self.loa_std[None, None] + self.loa_mean[None, None]
 
 
@@ -112,7 +113,9 @@ class GPT2Mapper(_Mapper):
         return clock(seconds, width).astype(dtype)[None]
 
     def _read(self, standard: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
-        return self.loa_in(standard) if self.config.head else standard
+        if not self.config.head:
+            return standard
+        return self.loa_in(standard.astype(self.loa_in.kernel.dtype))
 
     def _predict(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B L D"]:
         return self.loa_out(hidden) if self.config.head else hidden

@@ -18,6 +18,8 @@ from jax import numpy as jnp
 
 from mfm_jax.layers import Attention, clock, conv, group_norm, layer_norm, linear
 from mfm_jax.layers.mlp import gelu_exact
+from mfm_jax.layers.remat import run
+from mfm_jax.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
 
 # A masked key gets this added to its score. It is finite on purpose: where every key is masked, the
@@ -272,9 +274,9 @@ class Stage(nnx.Module):
         self, i: int, x: Float[Array, "B H W C"], given: Conditions
     ) -> Float[Array, "B H W C2"]:
         """Resnet `i` and the transformers behind it."""
-        x = self.resnets[i](x, given.step)
+        x = constrain(run(self.resnets[i], x, given.step), "batch")
         for attention in self.attentions[i * self.per_resnet : (i + 1) * self.per_resnet]:
-            x = attention(x, given)
+            x = constrain(run(attention, x, given), "batch")
         return x
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,14 +12,19 @@ from mfm_jax.typing import Array
 
 
 class NonFinite(ValueError):
-    """A run whose loss is no number any more; the message names the step."""
+    """A run whose loss is no number any more; the message names the step and its clips."""
 
 
 class Metrics:
-    """Reads the metrics of a step when the next one is under way, and reports their means."""
+    """Reads the metrics of a step when the next one is under way, and reports their means.
 
-    def __init__(self, file: Path, *, every: int) -> None:
-        self.file, self.every = file, every
+    Of several processes only the first reports. `clips` says which clips a step was given.
+    """
+
+    def __init__(
+        self, file: Path, *, every: int, clips: Callable[[int], Sequence[str]] = lambda step: ()
+    ) -> None:
+        self.file, self.every, self.clips = file, every, clips
         self._pending: tuple[int, Mapping[str, Array]] | None = None
         self._sums: dict[str, float] = {}
         self._count, self._since = 0, time.perf_counter()
@@ -44,6 +49,8 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Report `values` of `step`."""
+        if jax.process_index() > 0:
+            return
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         print(f"step {step}  {shown}", flush=True)
         with self.file.open("a") as file:
@@ -57,7 +64,7 @@ class Metrics:
         if not math.isfinite(values["loss"]):
             raise NonFinite(
                 f"the loss of step {step} is {values['loss']}: lower optimizer.rate, or look at "
-                "the data; the checkpoints before it are good"
+                f"its clips ({', '.join(self.clips(step))}); the checkpoints before it are good"
             )
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

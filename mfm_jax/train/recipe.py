@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 
 from mfm_jax.data.loader import Element, batches
+from mfm_jax.sharding import MeshConfig, fetch
 from mfm_jax.train.optimizer import OptimizerConfig
-from mfm_jax.train.step import Batch
+from mfm_jax.train.step import Batch, ComputeConfig
 from mfm_jax.typing import Array
 
 
@@ -27,6 +28,10 @@ class Recipe:
     def transform(self, element: Element, rng: np.random.Generator) -> Element:
         """An element of a source as it goes into a batch; `rng` may augment it."""
         return element
+
+    def name_of(self, source: Any, number: int) -> str:
+        """What an element of a source is called, for messages."""
+        return source.id_of(number) if hasattr(source, "id_of") else str(number)
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         """The network, with whatever only training needs."""
@@ -67,7 +72,7 @@ def mean_metrics(score, loader: Iterable[Any]) -> dict[str, float]:
     count = 0
     for batch in loader:
         size = len(next(iter(batch.values())))
-        for name, value in jax.device_get(score(batch)).items():
+        for name, value in fetch(score(batch)).items():
             totals[name] = totals.get(name, 0.0) + float(value) * size
         count += size
     return {name: total / count for name, total in totals.items()}
@@ -86,4 +91,6 @@ class TrainConfig:
     log: int = 20  # steps from one line of metrics to the next
     evaluate: int = 200  # steps between evaluations
     save: int = 200  # steps between checkpoints
-    keep: int = field(default=2)  # checkpoints that stay
+    keep: int = 2  # checkpoints that stay
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)  # the devices

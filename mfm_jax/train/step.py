@@ -1,20 +1,51 @@
 """One step of training: a pure function of a state and a batch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from einops import rearrange
 from flax import nnx
 from jax import numpy as jnp
+from jax.sharding import NamedSharding
 
+from mfm_jax.layers.remat import POLICIES, rematerialise
+from mfm_jax.settings import SettingError
+from mfm_jax.sharding import Layout, constrain, named_like
 from mfm_jax.train.optimizer import Weights
 from mfm_jax.typing import Array
-from mfm_jax.weights import named_weights, with_weights
+from mfm_jax.weights import named_axes, named_weights, with_weights
 
 Batch = dict[str, Array]
 Loss = Callable[[Any, Batch, Array], tuple[Array, dict[str, Array]]]
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the gradients of a batch are computed; what comes out is the same within rounding."""
+
+    # Of the networks' arithmetic: "float32" or "bfloat16". Weights, their moments and the sums of
+    # gradients are float32 with either, and running statistics too, so that behind a BatchNorm a
+    # network goes on in float32.
+    precision: str = "float32"
+    # Parts that a batch is computed in, one after the other. What a loss says of a whole batch, as
+    # a contrast does, it says of each part instead.
+    accumulate: int = 1
+    remat: str = "none"  # what is computed anew to save memory: "none", "products" or "blocks"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise SettingError(
+                f"compute.precision is {' or '.join(PRECISIONS)}, not {self.precision!r}"
+            )
+        if self.remat not in POLICIES:
+            raise SettingError(f"compute.remat is {' or '.join(POLICIES)}, not {self.remat!r}")
+        if self.accumulate < 1:
+            raise SettingError(f"compute.accumulate is at least 1, not {self.accumulate}")
 
 
 class TrainState(NamedTuple):
@@ -54,16 +85,32 @@ def begin(
     *,
     ema: float | None,
     seed: int,
+    layout: Layout,
 ) -> TrainState:
-    """The state before the first step; `factor` is None for frozen weights."""
-    weights: dict[str, Any] = named_weights(module)
-    stats = named_stats(module)
+    """The state before the first step, on the devices; `factor` is None for frozen weights."""
+    places = weight_places(module, layout)
+    weights: dict[str, Any] = layout.put(named_weights(module), places)
+    stats = {n: weights[n] for n in named_stats(module)}
     params = {n: weights[n] for n in trainable(module) if factor[n] is not None}
     frozen = {n: weights[n] for n in trainable(module) if factor[n] is None}
     # A copy: the state is donated to the step, which cannot take one array twice.
     mean = None if ema is None else jax.tree.map(jnp.copy, params)
-    return TrainState(
-        params, frozen, stats, tx.init(params), mean, jax.random.key(seed), jnp.array(0)
+    opt = jax.eval_shape(tx.init, params)
+    opt = jax.jit(tx.init, out_shardings=_placed(opt, places, layout))(params)
+    key, step = layout.put((jax.random.key(seed), jnp.array(0)), (layout.whole, layout.whole))
+    return TrainState(params, frozen, stats, opt, mean, key, step)
+
+
+def weight_places(module: nnx.Module, layout: Layout) -> dict[str, NamedSharding]:
+    """Where each weight of `module`, which may hold shapes, lies."""
+    axes = named_axes(module)
+    return {n: layout.weight(axes[n], leaf.shape) for n, leaf in named_weights(module).items()}
+
+
+def _placed(tree: Any, places: Mapping[str, NamedSharding], layout: Layout) -> Any:
+    """Where a tree lies that holds arrays for weights by name, and others that are whole."""
+    return named_like(
+        tree, lambda name, leaf: places[name] if name in places and leaf.ndim > 1 else layout.whole
     )
 
 
@@ -80,26 +127,69 @@ def trainable(module: nnx.Module) -> list[str]:
 
 
 def make_step(
-    skeleton: nnx.Module, loss: Loss, tx: optax.GradientTransformation, *, ema: float | None
+    skeleton: nnx.Module,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    ema: float | None,
+    layout: Layout,
+    compute: ComputeConfig = ComputeConfig(),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The step of `loss(module, batch, key) -> (loss, metrics)`; the state given to it is used up.
 
     Args:
         skeleton: the network with shapes instead of weights.
         ema: how much of the mean of the weights is kept at each step.
+        layout: where the state lies, before and after.
+        compute: how the gradients are computed.
     """
+    places = weight_places(skeleton, layout)
 
-    def objective(params: Weights, state: TrainState, batch: Batch):
-        module = with_weights(skeleton, {**params, **state.frozen, **state.stats})
+    def objective(params: Weights, stats: Weights, frozen: Weights, batch: Batch, key: Array):
+        weights = in_precision({**params, **frozen}, compute.precision)
+        module = with_weights(skeleton, {**weights, **stats})
         module.train()
-        value, metrics = loss(module, batch, jax.random.fold_in(state.key, state.step))
-        return value, (metrics, named_stats(module))
+        with rematerialise(compute.remat):
+            value, metrics = loss(module, batch, key)
+        metrics = {"loss": value, **metrics}
+        return value.astype(jnp.float32), (metrics, named_stats(module))
+
+    def gradients_of(state: TrainState, batch: Batch, key: Array):
+        """Of a batch or a part of one, with the metrics and the running statistics after it."""
+        gradients, (metrics, stats) = jax.grad(objective, has_aux=True)(
+            state.params, state.stats, state.frozen, batch, key
+        )
+        # In pieces like the weights, so that no device ever holds or sums all of them.
+        gradients = jax.lax.with_sharding_constraint(gradients, _placed(gradients, places, layout))
+        return gradients, metrics, stats
+
+    def accumulated(state: TrainState, batch: Batch, key: Array):
+        """Means over the parts of a batch, one after the other."""
+        count = compute.accumulate
+        # Every device takes its part of each part from its own clips.
+        parts = jax.tree.map(lambda x: rearrange(x, "(b n) ... -> n b ...", n=count), batch)
+        parts = jax.tree.map(lambda x: constrain(x, None, "batch"), parts)
+
+        def add(carry, part):
+            sums, stats = carry
+            number, clips = part
+            found, metrics, stats = gradients_of(
+                state._replace(stats=stats), clips, jax.random.fold_in(key, number)
+            )
+            return (jax.tree.map(jnp.add, sums, found), stats), metrics
+
+        nothing = jax.tree.map(jnp.zeros_like, state.params)
+        (sums, stats), metrics = jax.lax.scan(
+            add, (nothing, state.stats), (jnp.arange(count), parts)
+        )
+        gradients = jax.tree.map(lambda x: x / count, sums)
+        return gradients, jax.tree.map(lambda x: x.mean(axis=0), metrics), stats
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        (value, (metrics, stats)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state, batch
-        )
+        key = jax.random.fold_in(state.key, state.step)
+        grade = gradients_of if compute.accumulate == 1 else accumulated
+        gradients, metrics, stats = grade(state, batch, key)
         updates, opt = tx.update(gradients, state.opt, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         mean = state.ema
@@ -107,8 +197,18 @@ def make_step(
             # Early on the mean follows faster, or it would remember the random start.
             keep = jnp.minimum(ema, (state.step + 1) / (state.step + 10)).astype(jnp.float32)
             mean = jax.tree.map(lambda m, p: m + (1 - keep) * (p - m), state.ema, params)
-        metrics = {"loss": value, "gradient": optax.tree.norm(gradients), **metrics}
+        metrics = {"loss": metrics["loss"], "gradient": optax.tree.norm(gradients), **metrics}
         done = state._replace(params=params, stats=stats, opt=opt, ema=mean, step=state.step + 1)
-        return done, metrics
+        # Left to itself the compiler may cut what a step returns in another way than it was.
+        done = jax.lax.with_sharding_constraint(done, _placed(done, places, layout))
+        return done, jax.lax.with_sharding_constraint(metrics, layout.whole)
 
     return step
+
+
+def in_precision(weights: Weights, precision: str) -> Weights:
+    """`weights` as a step computes with them; a network computes in the type of its weights."""
+    return {
+        n: w.astype(precision) if jnp.issubdtype(w.dtype, jnp.floating) else w
+        for n, w in weights.items()
+    }

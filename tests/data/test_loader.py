@@ -1,10 +1,7 @@
-import json
-
-import jax
 import numpy as np
 import pytest
 
-from mfm_jax.data.loader import batches
+from mfm_jax.data.loader import batches, clips_of
 
 SOURCE = [{"n": np.array(i, np.int32), "x": np.full(3, i, np.float32)} for i in range(13)]
 
@@ -58,26 +55,31 @@ def test_an_element_is_transformed_afresh_each_time_but_reproducibly():
     assert max(map(len, noise.values())) > 1, "a second epoch draws other noise"
 
 
-def test_an_iterator_goes_on_from_its_state():
+def test_a_run_goes_on_from_any_batch():
     straight = train(transform=noisy)
     for _ in range(5):
         next(straight)
-    state = json.dumps(straight.get_state())
     expected = [next(straight)["x"] for _ in range(4)]
-    resumed = train(transform=noisy)
-    resumed.set_state(json.loads(state))
-    np.testing.assert_array_equal([next(resumed)["x"] for _ in range(4)], expected)
     later = train(transform=noisy, first=5)
     np.testing.assert_array_equal([next(later)["x"] for _ in range(4)], expected)
 
 
-def test_processes_share_the_elements(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-    seen = []
-    for index in range(3):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        seen.append([n for batch in numbers(train(batch=2), 2) for n in batch])
-    assert len({n for share in seen for n in share}) == 12
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("first", [0, 3])
+def test_the_parts_of_a_batch_make_it_up_whatever_their_number(parts, first):
+    whole = train(transform=noisy, first=first)
+    shares = [train(transform=noisy, first=first, share=(i, parts)) for i in range(parts)]
+    for _ in range(6):
+        expected = next(whole)
+        found = [next(share) for share in shares]
+        for name, value in expected.items():
+            np.testing.assert_array_equal(np.concatenate([x[name] for x in found]), value)
+
+
+def test_the_clips_of_a_batch_can_be_told_without_reading_it():
+    drawn = numbers(train(), 8)
+    found = [clips_of(13, batch=4, seed=3, number=number) for number in range(8)]
+    assert found == drawn
 
 
 def test_too_few_clips_for_a_batch():

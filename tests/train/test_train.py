@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,18 +15,19 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.checkpoints import CheckpointError, Checkpoints
-from mfm_jax.data.loader import batches
 from mfm_jax.layers import batch_norm, linear
 from mfm_jax.settings import SettingError
+from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.recipe import Recipe, TrainConfig, mean_metrics
-from mfm_jax.train.step import TrainState, begin, make_step, trainable
+from mfm_jax.train.step import ComputeConfig, TrainState, begin, make_step, trainable
 from mfm_jax.weights import abstract, initialise
 from tests.bundles import untrained_bundle
 from train import main, train
 
 ROOT = Path(__file__).parents[2]
 RATES = (("first.*", None),)
+ONE = Layout(make_mesh(MeshConfig()))
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,8 @@ class Net(nnx.Module):
         self.last = linear(7, 3, rngs=rngs)
 
     def __call__(self, x):
-        return self.last(self.norm(self.first(x)))
+        x = self.first(x.astype(self.first.kernel.dtype))
+        return self.last(self.norm(x))
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Regression(Recipe):
         return Net(rngs=rngs)
 
     def loss(self, module, batch, key):
-        return jnp.mean((module(batch["x"]) - batch["y"]) ** 2), {}
+        made = module(batch["x"]).astype(jnp.float32)
+        return jnp.mean((made - batch["y"]) ** 2), {}
 
     def evaluate(self, module, source, batch):
         if sum(kind == "evaluate" for kind, _ in self.log) == self.stop_at:
@@ -120,7 +124,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, capsys):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
-    with pytest.raises(ValueError, match=r"the loss of step [1-6] is nan"):
+    with pytest.raises(
+        ValueError, match=r"the loss of step [1-6] is nan: .* its clips \([\d, ]*\b3\b[\d, ]*\)"
+    ):
         train(config(Regression(poison=3)), tmp_path, "test")
 
 
@@ -130,19 +136,79 @@ def test_frozen_weights_have_no_moments_and_stay():
     skeleton = abstract(recipe.build)
     factor = factors(RATES, trainable(skeleton))
     tx = build_optimizer(OptimizerConfig(rate=0.1), 10, factor)
-    state = begin(network, tx, factor, ema=None, seed=0)
+    state = begin(network, tx, factor, ema=None, seed=0, layout=ONE)
     assert set(state.frozen) == {"first.kernel", "first.bias"}
     assert set(state.stats) == {"norm.mean", "norm.var"}
     assert set(state.opt[1].mu) == set(state.params) == set(state.opt[1].nu)
     assert not set(state.params) & {*state.frozen, *state.stats}
     before = {n: np.array(w) for n, w in state.weights(averaged=False).items()}
-    step = make_step(skeleton, recipe.loss, tx, ema=None)
+    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=ONE)
     batch = {k: np.stack([e[k] for e in recipe.prepare(Path())[0]]) for k in ("x", "y")}
     for _ in range(2):
         state, _ = step(state, batch)
     after = state.weights(averaged=False)
     changed = {name for name, value in before.items() if (value != np.asarray(after[name])).any()}
     assert changed == {*state.params, *state.stats}
+
+
+def taken(steps, batch, **compute):
+    """The weights after `steps` on one batch, and the last metrics."""
+    recipe = Regression()
+    skeleton = abstract(recipe.build)
+    factor = dict.fromkeys(trainable(skeleton), 1.0)
+    tx = build_optimizer(OptimizerConfig(rate=0.01, warmup=0), 10, factor)
+    state = begin(initialise(recipe.build, 0), tx, factor, ema=None, seed=0, layout=ONE)
+    settings = ComputeConfig(**compute)
+    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=ONE, compute=settings)
+    source = recipe.prepare(Path())[0][:batch]
+    clips = {k: jnp.stack([e[k] for e in source]) for k in ("x", "y")}
+    for _ in range(steps):
+        state, metrics = step(state, clips)
+    return {n: np.asarray(w) for n, w in state.params.items()}, jax.device_get(metrics)
+
+
+@pytest.fixture
+def no_statistics(monkeypatch):
+    """Of a batch: those of its parts are others, and they stay in float32."""
+    monkeypatch.setattr(nnx.BatchNorm, "__call__", lambda self, x: jnp.tanh(x))
+
+
+@pytest.mark.usefixtures("no_statistics")
+def test_parts_of_a_batch_add_up_to_it():
+    whole, loss = taken(3, 12)
+    parts, same_loss = taken(3, 12, accumulate=3)
+    np.testing.assert_allclose(same_loss["loss"], loss["loss"], rtol=1e-6)
+    np.testing.assert_allclose(same_loss["gradient"], loss["gradient"], rtol=1e-5)
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.usefixtures("no_statistics")
+def test_bfloat16_keeps_float32_weights_and_learns_the_same():
+    exact, loss = taken(4, 12)
+    rough, near = taken(4, 12, precision="bfloat16")
+    assert {w.dtype for w in rough.values()} == {np.dtype("float32")}
+    assert 0 < abs(near["loss"] - loss["loss"]) < 0.02 * loss["loss"]
+    for name, value in exact.items():
+        np.testing.assert_allclose(rough[name], value, atol=0.02, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "float16"}, "compute.precision is float32 or bfloat16, not 'float16'"),
+        ({"remat": "all"}, "compute.remat is none or products or blocks, not 'all'"),
+        ({"accumulate": 0}, "compute.accumulate is at least 1, not 0"),
+    ],
+)
+def test_a_way_to_compute_that_is_none(settings, message):
+    with pytest.raises(SettingError, match=message):
+        ComputeConfig(**settings)
+
+
+def test_a_batch_that_cannot_be_cut_into_parts(tmp_path):
+    with pytest.raises(SettingError, match="a batch of 4 cannot be cut into 3 equal parts"):
+        train(config(Regression(), compute=ComputeConfig(accumulate=3)), tmp_path, "test")
 
 
 def test_patterns_are_tried_in_order_and_each_must_decide_something():
@@ -192,11 +258,11 @@ def test_checkpoints_of_another_network_are_an_error_and_stay(tmp_path):
     recipe = Regression()
     factor = factors((), trainable(abstract(recipe.build)))
     tx = build_optimizer(OptimizerConfig(rate=0.1), 12, factor)
-    state = begin(initialise(recipe.build, 0), tx, factor, ema=None, seed=0)  # nothing frozen
+    network = initialise(recipe.build, 0)
+    state = begin(network, tx, factor, ema=None, seed=0, layout=ONE)  # nothing frozen
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    data = batches(recipe.prepare(tmp_path)[0], batch=4, seed=0, train=True)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* use another --workdir"):
-        checkpoints.restore(state.items(), data)
+        checkpoints.restore(state.items())
     checkpoints.close()
     assert (tmp_path / "checkpoints" / "12").is_dir()
 
@@ -205,7 +271,7 @@ def test_a_state_survives_its_items():
     recipe = Regression()
     factor = dict.fromkeys(trainable(abstract(recipe.build)), 1.0)
     tx = build_optimizer(OptimizerConfig(rate=0.1), 12, factor)
-    state = begin(initialise(recipe.build, 0), tx, factor, ema=0.9, seed=3)
+    state = begin(initialise(recipe.build, 0), tx, factor, ema=0.9, seed=3, layout=ONE)
     again = TrainState.of(state.items())
     assert again._replace(key=state.key) == state
     assert (again.key == state.key).all()

@@ -19,6 +19,7 @@ from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.paths import TINY_BUNDLE
 from mfm_jax.settings import SettingError
+from mfm_jax.sharding import fetch
 from mfm_jax.train.foley import LICENCE, FeatureRecipe
 from mfm_jax.train.losses import ERRORS, clip_contrast, cosine_distance
 from mfm_jax.train.step import Batch
@@ -153,7 +154,7 @@ class MapperRecipe(LOARecipe):
 
     def loss(self, module: Mapper, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         streams, loa = self.streams(batch), batch["loa"]
-        predicted = module(streams, self.feed(module, streams, loa, key))
+        predicted = module(streams, self.feed(module, streams, loa, key)).astype(jnp.float32)
         target = module.standardise(loa)
         metrics = {self.error: ERRORS[self.error](predicted, target)}
         total = metrics[self.error]
@@ -182,7 +183,7 @@ class MapperRecipe(LOARecipe):
             spread = module.loa_std[...] if module.standardised else loa.std(axis=(0, 1))
             fed = loa + level * spread[None, None] * jax.random.normal(noise_key, loa.shape)
         if self.own:
-            first = jax.lax.stop_gradient(module.restore(module(streams, loa)))
+            first = jax.lax.stop_gradient(module.restore(module(streams, loa)).astype(loa.dtype))
             mine = jax.random.uniform(key, (*loa.shape[:2], 1)) < self.own
             # Position k reads vectors before k, so `first` at k is what the mapper would feed on.
             fed = jnp.where(mine, first, fed)
@@ -223,7 +224,7 @@ def predictions(
     recipe: LOARecipe, module: Mapper, loader: Iterable[Any]
 ) -> tuple[Float[np.ndarray, "N K D"], Float[np.ndarray, "N K D"]]:
     """LOA predicted from video alone and true LOA, both in the units of `standardise`."""
-    pairs = [jax.device_get(_predict(recipe, module, batch)) for batch in loader]
+    pairs = [fetch(_predict(recipe, module, batch)) for batch in loader]
     made, true = zip(*pairs, strict=True)
     return np.concatenate(made), np.concatenate(true)
 

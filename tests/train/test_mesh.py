@@ -1,0 +1,240 @@
+"""`train.py` itself on meshes of simulated devices and in several processes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.settings import SettingError
+from mfm_jax.sharding import AXES, RULES, MeshConfig, make_mesh, spec
+from mfm_jax.weights import abstract, named_axes, named_weights
+from tests.bundles import CONFIGS, KINDS, untrained_bundle
+from tests.feature_folder import write_features
+from tests.train.small_mapper import SHAPES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A bundle, and features of 20 clips: more than two batches, and not a whole number of them."""
+    folder = tmp_path_factory.mktemp("mesh")
+    bundle = untrained_bundle(folder / "bundle")
+    for part, clips in (("train", 20), ("heldout", 9)):
+        write_features(bundle, folder / "features" / part, clips, SHAPES)
+    return folder
+
+
+def begun(
+    made: Path, workdir: Path, devices: int, changes: Sequence[str], processes: int
+) -> list[subprocess.Popen]:
+    """The processes of a run, each with `devices` devices."""
+    overrides = [f"recipe.bundle={made / 'bundle'}", f"recipe.features={made / 'features'}"]
+    command = [sys.executable, "train.py", "--config", "tests/train/small_mapper.py"]
+    command += ["--workdir", str(workdir), *(f"--config.{c}" for c in (*overrides, *changes))]
+    # Unoptimised, as all of the suite.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(processes):
+        others = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes)]
+        others += ["--process", str(index)]
+        started.append(
+            subprocess.Popen(
+                [*command, *(others if processes > 1 else [])],
+                cwd=ROOT,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    return started
+
+
+def ended(started: Sequence[subprocess.Popen]) -> list[str]:
+    """What each process said, once all have ended well."""
+    said = [process.communicate(timeout=300) for process in started]
+    assert [p.returncode for p in started] == [0] * len(started), said
+    return [out for out, _ in said]
+
+
+def run(made, workdir, devices=1, changes=(), processes=1) -> list[str]:
+    return ended(begun(made, workdir, devices, changes, processes))
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def errors(workdir: Path) -> dict[str, float]:
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    return {name: value for name, value in last.items() if name.startswith("heldout")}
+
+
+def same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(made, tmp_path_factory):
+    """A run on one device, and the folder that it left."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run(made, workdir)
+    assert sorted(losses(workdir)) == list(range(1, 21))
+    assert losses(workdir)[20] < losses(workdir)[1]
+    return workdir
+
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_a_mesh_changes_nothing_but_the_place(sizes, made, alone, tmp_path):
+    run(made, tmp_path, 8, [f"mesh.{n}={k}" for n, k in zip(AXES, sizes, strict=True)])
+    same(losses(tmp_path), losses(alone))
+    same(errors(tmp_path), errors(alone))
+    weights = named_weights(Bundle.open(tmp_path).load("mapper"))
+    for name, expected in named_weights(Bundle.open(alone).load("mapper")).items():
+        if not name.endswith("attn.k.bias"):  # nothing depends on it: Adam makes rounding large
+            np.testing.assert_allclose(weights[name], expected, atol=1e-4, err_msg=name)
+
+
+def test_neither_do_parts_of_a_batch_and_activations_made_anew(made, tmp_path):
+    settings = ["compute.accumulate=2", "compute.remat=blocks", "batch=16"]
+    run(made, tmp_path / "one", 1, settings)
+    run(made, tmp_path / "eight", 8, [*settings, "mesh.fsdp=2", "mesh.tensor=2"])
+    same(losses(tmp_path / "eight"), losses(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"),
+    [(2, 2, "mesh.fsdp=2"), (4, 1, "mesh.data=4"), (2, 2, "mesh.tensor=4")],
+    ids=["2x2", "4x1", "clips undivided"],
+)
+def test_processes_share_the_work_and_change_nothing(
+    processes, devices, mesh, made, alone, tmp_path
+):
+    said = run(made, tmp_path, devices, [mesh], processes)
+    assert "step 20" in said[0]
+    assert not any("step" in text for text in said[1:]), "the first one speaks for all"
+    same(losses(tmp_path), losses(alone))
+    same(errors(tmp_path), errors(alone))
+    Bundle.open(tmp_path).load("mapper")
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (2, 1)])
+def test_a_run_goes_on_with_other_devices(processes, devices, made, alone, tmp_path):
+    run(made, tmp_path, 8, ["mesh.fsdp=4"])
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    (tmp_path / "metrics.jsonl").unlink()
+    run(made, tmp_path, devices, (), processes)
+    same(losses(tmp_path), {step: loss for step, loss in losses(alone).items() if step > 10})
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(made, tmp_path):
+    started = begun(made, tmp_path, 1, ["steps=1000000", "save=1000000"], 2)
+    metrics, patience = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() < patience
+        assert [p.poll() for p in started] == [None, None]
+        time.sleep(0.2)
+    started[1].send_signal(signal.SIGTERM)
+    said = ended(started)[0]
+    (step,) = (p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert f"stopped at step {step}: the same command goes on" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mesh.data=3", "mesh: data 3 x fsdp 1 x tensor 1 is 3 devices and there are 8: change"),
+        ("mesh.fsdp=0", "mesh: every axis needs at least one device"),
+        ("batch=12", "batch: 12 clips do not divide over the 8 devices"),
+        ("mesh.pipe=2", "MeshConfig has no field 'pipe'; it has data, fsdp, tensor"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_one_line(change, message, made, tmp_path):
+    (process,) = begun(made, tmp_path, 8, [change], 1)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_half_a_description_of_the_processes_is_one_line(made, tmp_path):
+    command = [sys.executable, "train.py", "--config", "tests/train/small_mapper.py"]
+    command += ["--workdir", str(tmp_path), "--processes", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--coordinator, --processes and --process go together" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+class TestTable:
+    MESH = jax.sharding.AbstractMesh((2, 2, 2), AXES)
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_every_weight_of_every_network_has_a_place(self, name):
+        network = abstract(lambda rngs: KINDS[name].build(CONFIGS[name], rngs=rngs))
+        axes, weights = named_axes(network), named_weights(network)
+        cut = {n: spec(axes[n], w.shape, self.MESH) for n, w in weights.items()}
+        large = {n for n, w in weights.items() if w.ndim > 1 and w.size > 4096}
+        whole = [n for n in large if all(part is None for part in cut[n])]
+        assert not whole, "no large weight is copied to all devices"
+
+    def test_a_layer_that_widens_and_one_that_narrows_are_cut_along_the_same_axis(self):
+        network = abstract(lambda rngs: GPT2(GPT2Config.tiny(), rngs=rngs))
+        axes = named_axes(network)
+        place = {n: spec(axes[n], w.shape, self.MESH) for n, w in named_weights(network).items()}
+        assert place["blocks.0.mlp.up.kernel"] == PartitionSpec(("fsdp",), ("tensor",))
+        assert place["blocks.0.mlp.down.kernel"] == PartitionSpec(("tensor",), ("fsdp",))
+        assert place["blocks.0.attn.q.kernel"] == PartitionSpec(("fsdp",), ("tensor",))
+        assert place["blocks.0.attn.o.kernel"] == PartitionSpec(("tensor",), ("fsdp",))
+
+    def test_what_does_not_divide_stays_whole(self):
+        assert spec(("embed", "mlp"), (6, 5), self.MESH) == PartitionSpec(("fsdp",), None)
+
+    def test_two_axes_along_the_same_one_are_refused(self):
+        with pytest.raises(ValueError, match="cut along the same axis of the mesh"):
+            spec(("heads", "mlp"), (8, 8), self.MESH)
+
+    def test_an_axis_without_a_rule_is_refused(self):
+        with pytest.raises(ValueError, match="no rule for the axis 'depth'"):
+            spec(("depth",), (8,), self.MESH)
+
+    def test_the_rules_name_axes_of_the_mesh(self):
+        assert {name for names in RULES.values() for name in names} <= set(AXES)
+
+    def test_all_devices_go_to_data_by_default(self):
+        assert dict(make_mesh(MeshConfig()).shape) == {
+            "data": jax.device_count(), "fsdp": 1, "tensor": 1,
+        }  # fmt: skip
+        with pytest.raises(SettingError, match="devices and there are"):
+            make_mesh(MeshConfig(data=jax.device_count() + 1))
+
+    def test_weights_without_declared_axes_are_whole(self):
+        class Net(nnx.Module):
+            def __init__(self, *, rngs):
+                self.weight = nnx.Param(jax.numpy.zeros((8, 8)))
+
+        assert named_axes(abstract(Net)) == {"weight": (None, None)}
