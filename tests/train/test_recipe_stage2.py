@@ -20,10 +20,11 @@ from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.models.text import EmptyTextConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.settings import SettingError
+from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
-from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
+from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, WITH_LORA, Stage2Recipe
 from mfm_jax.train.step import begin, make_step, trainable
-from mfm_jax.weights import abstract, named_weights, with_weights
+from mfm_jax.weights import abstract, initialise, named_weights, with_weights
 from tests.bundles import filled, untrained_bundle
 from tests.feature_folder import write_features
 from train import main
@@ -49,6 +50,7 @@ UNET = UNetConfig(
 TEXT = EmptyTextConfig(width=9, tokens=2)
 READS_TEXT = replace(UNET, attentions=((), (0, 1)), contexts=(7, 9))
 CLIPS = 6
+ONE = Layout(make_mesh(MeshConfig()))
 
 
 def made_bundle(path: Path, prediction: str = "v", **configs) -> str:
@@ -120,13 +122,13 @@ def test_the_mapper_learns_and_nothing_else_changes(recipe, batch, module):
     skeleton = abstract(recipe.build)
     factor = factors(ONLY_MAPPER, trainable(skeleton))
     tx = build_optimizer(OptimizerConfig(rate=0.1, warmup=0, decay=0.5), 10, factor)
-    state = begin(started(recipe), tx, factor, ema=None, seed=5)
+    state = begin(started(recipe), tx, factor, ema=None, seed=5, layout=ONE)
     assert {name.split(".")[0] for name in state.params} == {"mapper"}
     assert {name.split(".")[0] for name in state.frozen} == {"unet"}
     assert set(state.opt[1].mu) == set(state.opt[1].nu) == set(state.params)
     assert set(state.stats) == {"mapper.loa_mean", "mapper.loa_std"}
     before = copied(state.weights(averaged=False))
-    step = make_step(skeleton, recipe.loss, tx, ema=None)
+    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=ONE)
     state, metrics = step(state, batch)
     first, _ = loss_of(recipe, module, batch, jax.random.fold_in(jax.random.key(5), 0))
     assert float(metrics["loss"]) == pytest.approx(float(first), rel=1e-4)
@@ -266,6 +268,42 @@ def test_networks_that_do_not_fit_are_named(tmp_path):
     place = made_bundle(tmp_path, mapper=MAPPER, unet=replace(UNET, contexts=(8,)))
     with pytest.raises(SettingError, match="reads LOA of width 8, its mapper predicts 7"):
         abstract(Stage2Recipe(bundle=place).build)
+
+
+def test_with_lora_the_unet_changes_through_its_factors_alone(recipe, batch, module, tmp_path):
+    lora = replace(recipe, lora=2)
+    skeleton = abstract(lora.build)
+    network = lora.begin(initialise(lora.build, 0), [])
+    same, _ = loss_of(lora, network, batch, jax.random.key(5))
+    expected, _ = loss_of(recipe, module, batch, jax.random.key(5))
+    assert float(same) == pytest.approx(float(expected), rel=1e-6), "it begins as no change"
+    factor = factors(WITH_LORA, trainable(skeleton))
+    tx = build_optimizer(OptimizerConfig(rate=0.01, warmup=0), 10, factor)
+    state = begin(network, tx, factor, ema=None, seed=5, layout=ONE)
+    assert {name.split(".")[0] for name in state.params} == {"mapper", "lora"}
+    before = copied(state.weights(averaged=False))
+    step = make_step(skeleton, lora.loss, tx, ema=None, layout=ONE)
+    for _ in range(2):
+        state, _ = step(state, batch)
+    after = copied(state.weights(averaged=False))
+    assert all(np.array_equal(after[n], before[n]) for n in before if n.startswith("unet."))
+    assert all(np.any(after[n] != before[n]) for n in before if n.startswith("lora."))
+
+    trained = with_weights(skeleton, jax.tree.map(jnp.asarray, after))
+    lora.finish(trained, tmp_path, "test")
+    bundle, base = Bundle.open(tmp_path), Bundle.open(Path(recipe.bundle))
+    assert bundle.entries["unet"].source.made_by == "x; test"
+    first, second = (named_weights(b.load("unet")) for b in (base, bundle))
+    changed = {name for name in first if np.any(first[name] != second[name])}
+    assert changed == {n for n in first if ".attn2." in n and n.endswith("kernel")}
+    a, b = after["lora.factors.0.a"], after["lora.factors.0.b"]
+    name = trained.lora.names[0]
+    np.testing.assert_allclose(second[name], first[name] + a @ b, atol=1e-6)
+
+
+def test_lora_of_nothing_is_refused(recipe):
+    with pytest.raises(SettingError, match=r"LoRA: no matrix is called 'nose\.\*'"):
+        abstract(replace(recipe, lora=2, lora_at=("nose.*",)).build)
 
 
 @pytest.mark.parametrize("name", ["true", "dropped"])

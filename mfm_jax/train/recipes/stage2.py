@@ -4,24 +4,25 @@ Stage 1 weighs every number of LOA alike. Here LOA is right as far as the UNet m
 of it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.settings import SettingError
+from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
 from mfm_jax.train.recipe import mean_metrics
 from mfm_jax.train.recipes.mapper import LOARecipe, check_shares, take
@@ -30,10 +31,15 @@ from mfm_jax.typing import Array, Bool, Float, Int
 
 ONLY_MAPPER: tuple[tuple[str, float | None], ...] = (("mapper.*", 1.0), ("*", None))
 """`OptimizerConfig.rates` of this stage: the bundle gets the mapper, so nothing else may change."""
+WITH_LORA: tuple[tuple[str, float | None], ...] = (("lora.*", 1.0), *ONLY_MAPPER)
+"""Of this stage where the UNet changes a little, too."""
 
 
 class MapperAndUNet(nnx.Module):
-    """The mapper and the UNet that reads its LOA; `text` only where the UNet reads that too."""
+    """The mapper and the UNet that reads its LOA.
+
+    There is `text` only where the UNet reads that too, and `lora` only where the UNet learns.
+    """
 
     def __init__(
         self,
@@ -41,11 +47,17 @@ class MapperAndUNet(nnx.Module):
         unet: UNetConfig,
         text: EmptyTextConfig | None,
         *,
+        lora: Callable[..., LoRA] | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.mapper = build_mapper(mapper, rngs=rngs)
         self.unet = UNet(unet, rngs=rngs)
         self.text = None if text is None else EmptyText(text, rngs=rngs)
+        self.lora = None if lora is None else lora(self.unet, rngs=rngs)
+
+    def adapted(self) -> UNet:
+        """The UNet with what it has learned here."""
+        return self.unet if self.lora is None else self.lora(self.unet)
 
     def __call__(
         self, noised: Float[Array, "B H W C"], t: Int[Array, " B"], loa: Float[Array, "B K D"]
@@ -53,7 +65,7 @@ class MapperAndUNet(nnx.Module):
         """The UNet's output for `noised` latents at time steps `t`, told `loa`."""
         contexts = (loa,) if self.text is None else (loa, self.text(len(loa)))
         seconds = jnp.asarray(self.mapper.config.loa.times())
-        return self.unet(noised, t, contexts, context_seconds=seconds)
+        return self.adapted()(noised, t, contexts, context_seconds=seconds)
 
 
 class Draws(NamedTuple):
@@ -70,7 +82,8 @@ class Stage2Recipe(LOARecipe):
     """Starts from the bundle's mapper and keeps its sizes; UNet and schedule are the bundle's.
 
     The mapper generates as it does in use, on its own output, with gradients through all of it.
-    The optimizer's `rates` must be `ONLY_MAPPER`, or freeze the UNet in another way.
+    The optimizer's `rates` must be `ONLY_MAPPER`, or freeze the UNet in another way; `WITH_LORA`
+    if `lora` is not 0. Then the bundle gets the UNet as well.
     """
 
     bundle: str = "runs/tiny/mapper"
@@ -78,6 +91,11 @@ class Stage2Recipe(LOARecipe):
     true: float = 0.25  # share of clips whose true LOA the UNet reads (AudioLDM2, as the next)
     dropped: float = 0.1  # share of clips of which the UNet is told nothing
     anchor: float = 1.0  # weight of the squared error of LOA, which keeps it what it was
+    # Rank of the UNet's LoRA factors; 0 leaves the UNet as it is. A finer grid of LOA than the UNet
+    # was trained on needs some.
+    lora: int = 0
+    lora_at: tuple[str, ...] = ("*.attn2.?.kernel",)  # of which matrices, by name
+    lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +130,8 @@ class Stage2Recipe(LOARecipe):
                 f"its mapper predicts {self.mapper.loa_width}: give a bundle in which they fit"
             )
         text = self._bundle.config("text") if len(unet.contexts) > 1 else None
-        return MapperAndUNet(self.mapper, unet, text, rngs=rngs)
+        lora = partial(LoRA, patterns=self.lora_at, rank=self.lora, scale=self.lora_scale)
+        return MapperAndUNet(self.mapper, unet, text, lora=lora if self.lora else None, rngs=rngs)
 
     def begin(self, module: MapperAndUNet, source: Any) -> MapperAndUNet:
         """Take over the bundle's networks."""
@@ -120,9 +139,7 @@ class Stage2Recipe(LOARecipe):
         module.unet = self._bundle.load("unet", jnp.float32)
         if module.text is not None:
             module.text = self._bundle.load("text", jnp.float32)
-        # A bundle ties its weights to a device. The rest of the state is tied to none until the
-        # first step, which would be compiled again for the second.
-        return jax.tree.map(lambda weight: jnp.asarray(np.asarray(weight)), module)
+        return module
 
     def draw(self, batch: Batch, key: Array) -> Draws:
         """What the loss of a batch draws from `key`."""
@@ -139,7 +156,7 @@ class Stage2Recipe(LOARecipe):
         self, module: MapperAndUNet, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         draws, true = self.draw(batch, key), batch["loa"]
-        made = module.mapper.generate(self.streams(batch))
+        made = module.mapper.generate(self.streams(batch)).astype(jnp.float32)
         loa = jnp.where(draws.true[:, None, None], true, made)
         loa = jnp.where(draws.dropped[:, None, None], 0.0, loa)
         diffusion = self.diffusion(module, batch, loa, draws)
@@ -152,7 +169,7 @@ class Stage2Recipe(LOARecipe):
         """The squared error of the UNet's output where it reads `loa`."""
         latents = batch["latents"].astype(jnp.float32)
         noised = self.schedule.add_noise(latents, draws.noise, draws.t)
-        output = module(noised, draws.t, loa)
+        output = module(noised, draws.t, loa).astype(jnp.float32)
         return jnp.mean((output - self.schedule.target(latents, draws.noise, draws.t)) ** 2)
 
     def evaluate(self, module: MapperAndUNet, source: Any, batch: int) -> dict[str, float]:
@@ -167,6 +184,11 @@ class Stage2Recipe(LOARecipe):
 
     def finish(self, module: MapperAndUNet, workdir: Path, command: str) -> None:
         super().finish(module.mapper, workdir, command)
+        if module.lora is not None:
+            source = self._bundle.entries["unet"].source
+            source = replace(source, made_by=f"{source.made_by}; {command}")
+            unet = (self._bundle.config("unet"), module.adapted(), source)
+            write_bundle(workdir, {"unet": unet})
 
 
 @partial(jax.jit, static_argnums=0)
@@ -175,7 +197,7 @@ def _diffusion(
 ) -> dict[str, Array]:
     draws = recipe.draw(batch, key)
     read = {
-        "diffusion": module.mapper.generate(recipe.streams(batch)),
+        "diffusion": module.mapper.generate(recipe.streams(batch)).astype(jnp.float32),
         "diffusion_true": batch["loa"],
     }
     return {name: recipe.diffusion(module, batch, loa, draws) for name, loa in read.items()}
