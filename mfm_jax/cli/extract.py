@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from mfm_jax import distributed
 from mfm_jax.cli import UsageError
 from mfm_jax.cli.progress import Progress
 from mfm_jax.paths import TINY_BUNDLE
@@ -34,6 +35,14 @@ def add_parser(commands) -> None:
         default="video",
         help="which of TimeChat's tokens",
     )
+    parser.add_argument(
+        "--drop",
+        nargs="+",
+        choices=("silent", "static"),
+        default=(),
+        help="leave out clips without sound to hear or without motion to see, too",
+    )
+    distributed.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,11 +50,13 @@ def run(args: argparse.Namespace) -> int:
     """Extract; 1 where some clips failed, each named."""
     from mfm_jax.bundle import Bundle
     from mfm_jax.data.clips import DataError, list_clips
-    from mfm_jax.data.features import extract
+    from mfm_jax.data.features import DESCRIPTION, extract
+    from mfm_jax.settings import SettingError
 
     if args.batch < 1:
         raise UsageError(f"--batch must be at least 1, got {args.batch}")
     try:
+        share = distributed.share(args)
         clips = list_clips(args.clips, videos=args.videos, split=args.split)
         bundle = Bundle.open(args.bundle)
         progress = Progress(len(clips), "clips")
@@ -56,13 +67,19 @@ def run(args: argparse.Namespace) -> int:
                 args.output,
                 batch=args.batch,
                 timechat=args.timechat,
+                drop=args.drop,
+                share=share,
                 progress=progress.advance,
             )
         finally:
             progress.close()
-    except DataError as error:
+    except (DataError, SettingError) as error:
         raise UsageError(str(error)) from None
     for failure in failed:
         progress.say(f"mfm extract: {failure.id}: {failure.reason}")
-    progress.say(f"{args.output}: features of {len(clips) - len(failed)} of {len(clips)} clips")
+    if not (args.output / DESCRIPTION).exists():
+        progress.say(f"{args.output}: this part is done, others are left to other processes")
+    else:
+        good = len(clips) - len(failed)
+        progress.say(f"{args.output}: features of {good} of {len(clips)} clips")
     return 1 if failed else 0

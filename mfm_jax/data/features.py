@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
+from jax.sharding import NamedSharding
 
 from mfm_jax.audio import kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.bundle import KINDS, Bundle
@@ -43,7 +44,8 @@ from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.vae import VAE
 from mfm_jax.paths import MediaError
 from mfm_jax.settings import to_json
-from mfm_jax.typing import Array, Float
+from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.typing import Array, Float, Shaped
 from mfm_jax.weights import abstract
 from mfm_jax.windows import Window, WindowSpec
 
@@ -52,6 +54,18 @@ ENCODERS = ("cavp", "timechat", "audiomae", "vae")
 
 DESCRIPTION = "features.json"
 """Written last: a folder of features with it is complete."""
+
+SILENT = -60.0
+"""dBFS RMS below which a clip counts as silent."""
+
+STATIC = 2.0
+"""Grey levels of 255: a clip no frame of which differs more from the first counts as static.
+
+Coding alone makes up to 1.5 of a picture that stands still.
+"""
+
+DROPS = ("silent", "static")
+"""Clips that can be left out: they teach a mapper that sound does not follow the picture."""
 
 THREADS = 4
 """That decode ahead of the device; PyAV, Pillow and numpy let go of Python's lock."""
@@ -72,6 +86,7 @@ class Preparation:
     """How clips become batches for the encoders of a bundle."""
 
     bundle: Bundle
+    drop: tuple[str, ...] = ()  # of `DROPS`
 
     @cached_property
     def spec(self) -> WindowSpec:
@@ -84,11 +99,16 @@ class Preparation:
         return sentence_length(self.bundle)
 
     def clip(self, clip: Clip) -> Prepared | Failure:
-        """Decode a clip's first window."""
+        """Decode a clip's first window, unless it is to be dropped."""
         try:
-            return self.spectrograms(*first_window(clip, self.spec))
+            window, wave = first_window(clip, self.spec)
         except MediaError as error:
             return Failure(clip.id, str(error))
+        if "silent" in self.drop and (level := _level(wave)) < SILENT:
+            return Failure(clip.id, f"dropped: silent, {level:.0f} dBFS")
+        if "static" in self.drop and (change := _change(window.timechat_THWC)) < STATIC:
+            return Failure(clip.id, f"dropped: static, its frames differ by {change:.2f} of 255")
+        return self.spectrograms(window, wave)
 
     def spectrograms(self, window: Window, wave: Float[np.ndarray, " A"]) -> Prepared:
         """AudioMAE's filter bank and the VAE's mel of one normalised waveform.
@@ -137,6 +157,17 @@ class Preparation:
         if "vae" in self.bundle.entries:
             inputs["vae"] = np.stack([c.mel for c in clips])[..., None]
         return inputs
+
+
+def _level(wave: Float[np.ndarray, " A"]) -> float:
+    """Of a wave in dBFS RMS, at least -100."""
+    power = float(np.mean(np.square(wave, dtype=np.float64))) if len(wave) else 0.0
+    return 10 * np.log10(max(power, 1e-10))
+
+
+def _change(frames: Shaped[np.ndarray, "T H W 3"]) -> float:
+    """The largest mean difference of a frame from the first."""
+    return float(np.abs(frames.astype(np.float32) - frames[0]).mean(axis=(1, 2, 3)).max())
 
 
 def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> dict[str, Array]:
@@ -200,6 +231,8 @@ def extract(
     *,
     batch: int = 8,
     timechat: str = "video",
+    drop: Sequence[str] = (),
+    share: tuple[int, int] = (0, 1),
     progress: Callable[[int], None] = lambda clips: None,
 ) -> list[Failure]:
     """Store the features of `clips`, of each its first window, where `folder` lacks them.
@@ -208,7 +241,15 @@ def extract(
     `cavp_seconds` and `timechat_seconds` `[T]`, `audiomae` `[1 + patches, D]`, and `latents`
     `[H, W, C]`. Clips are in the order of their ids. An interrupted run goes on where it stopped.
     Clips that cannot be read or have no sound are left out, listed in `failed.csv` and returned.
-    `progress` is told how many more clips are done.
+    `progress` is told how many more clips are done. A batch is divided over this process's devices.
+
+    Args:
+        batch: clips computed at once, a multiple of the devices.
+        timechat: which of TimeChat's tokens, as in `MapperConfig`.
+        drop: leave out clips that are `silent` or `static`, too.
+        share: (i, n): only the part `i` of `n` of the work. The others are other processes', on any
+            machine that sees `folder`. Whoever comes last finishes the folder; the result does not
+            depend on `n`.
 
     Raises:
         DataError: the bundle has no encoder or no such TimeChat tokens, `folder` holds something
@@ -220,19 +261,27 @@ def extract(
         raise DataError(f"bundle {bundle.path} has none of {', '.join(ENCODERS)}: add one")
     if timechat == "llama" and "timechat" in names and bundle.config("timechat").d_llama is None:
         raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
-    preparation = Preparation(bundle)
+    preparation = Preparation(bundle, tuple(drop))
+    layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))
+    place = layout.batch(batch)
+    about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
     fields = _fields(preparation, names, timechat)
-    writing = Writing.begin(folder, DESCRIPTION, describe(bundle, timechat), fields, clips)
-    missing = writing.missing()
+    writing = Writing.begin(folder, DESCRIPTION, about, fields, clips)
+    index, parts = share
+    missing = [shard for shard in writing.missing() if shard % parts == index]
     progress(sum(len(clips) for i, clips in enumerate(writing.shards) if i not in missing))
     if missing:
-        networks = {name: bundle.load(name, jnp.float32) for name in names}
+        networks = {
+            name: bundle.load(name, jnp.float32, sharding=lambda *_: layout.whole) for name in names
+        }
         with ThreadPoolExecutor(THREADS) as pool:
             for shard in missing:
                 prepared = _ahead(pool, preparation.clip, writing.shards[shard], 2 * batch)
-                examples = _examples(preparation, networks, prepared, batch, timechat, progress)
+                examples = _examples(
+                    preparation, networks, prepared, batch, place, timechat, progress
+                )
                 writing.write(shard, examples)
-    return writing.finish()
+    return writing.finish() if not writing.missing() else writing.failed()
 
 
 def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> dict[str, Field]:
@@ -264,6 +313,7 @@ def _examples(
     networks: Networks,
     prepared: Iterator[Prepared | Failure],
     batch: int,
+    place: NamedSharding,
     timechat: str,
     progress: Callable[[int], None],
 ) -> Iterator[dict[str, np.ndarray] | Failure]:
@@ -273,7 +323,8 @@ def _examples(
         rows = iter(range(len(good)))
         if good:
             full = good + [good[-1]] * (batch - len(good))
-            features = jax.device_get(encode(networks, preparation.batch(full), timechat=timechat))
+            inputs = jax.device_put(preparation.batch(full), place)
+            features = jax.device_get(encode(networks, inputs, timechat=timechat))
         for clip in group:
             if isinstance(clip, Failure):
                 yield clip

@@ -119,8 +119,7 @@ class Writing:
         Raises:
             DataError: no clip at all is in it; the folder is removed.
         """
-        notes = [json.loads(self._note(i).read_text()) for i in range(len(self.shards))]
-        failed = [Failure(*failure) for note in notes for failure in note["failed"]]
+        notes, failed = self._notes(), self.failed()
         if not any(note["examples"] for note in notes):
             shutil.rmtree(self.folder)
             raise DataError(f"none of {len(failed)} clips can be used: {failed[0].reason}")
@@ -131,6 +130,15 @@ class Writing:
             with suppress(FileNotFoundError):  # another process was as fast
                 os.replace(self.folder / UNFINISHED, self.folder / self.name)
         return failed
+
+    def failed(self) -> list[Failure]:
+        """The clips that are not in the shards that are there."""
+        return [Failure(*failure) for note in self._notes() for failure in note["failed"]]
+
+    def _notes(self) -> list[dict[str, Any]]:
+        """What is known of each shard that is there."""
+        files = [self._note(i) for i in range(len(self.shards))]
+        return [json.loads(file.read_text()) for file in files if file.exists()]
 
     def _shard(self, shard: int) -> Path:
         name = f"clips-train.array_record-{shard:05d}-of-{len(self.shards):05d}"

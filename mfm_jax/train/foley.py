@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from mfm_jax.audio import prepare_for_audiomae
 from mfm_jax.bundle import Bundle, Settings, Source, write_bundle
-from mfm_jax.data.clips import Clip
+from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.features import FeatureSource, check, extract
 from mfm_jax.data.foley_world import SPLITS, World, stage, write_world
 from mfm_jax.data.loader import Element
@@ -37,6 +38,11 @@ SETTINGS = Settings(
 LICENCE = "Apache-2.0"
 """Of weights that saw nothing but clips made here."""
 
+
+OWN = "own"
+
+ROOM = 4 << 30
+"""Bytes of elements that a process keeps in memory: all of the miniature's."""
 
 GRADES = {"base": World(), "hard": World.hard()}
 
@@ -65,7 +71,8 @@ class FoleyRecipe(Recipe):
 
     bundle: str = "runs/tiny/bundle"  # folder of the bundle that networks come from and go to
     clips: str = "runs/tiny/clips"  # folder of the video files; empty: in the workdir
-    grade: str = "base"  # of the Foley world, or "hard"
+    # Of the Foley world: "base" or "hard"; "own" for clips of your own, which nothing here makes.
+    grade: str = "base"
     train: int = 4096  # videos
     heldout: int = 256  # videos of other seeds
     # Frames a second of the training videos, in turn; the world's own if empty. What learns from
@@ -73,11 +80,20 @@ class FoleyRecipe(Recipe):
     rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.grade not in GRADES:
-            raise SettingError(f"recipe.grade is {' or '.join(GRADES)}, not {self.grade!r}")
+        if self.grade not in (*GRADES, OWN):
+            raise SettingError(f"recipe.grade is {', '.join(GRADES)} or {OWN}, not {self.grade!r}")
 
     def make_clips(self, workdir: Path) -> tuple[list[Clip], list[Clip]]:
-        """The training and the held-out clips as files; those that are missing are made."""
+        """The training and the held-out clips as files; those that are missing are made.
+
+        Raises:
+            DataError: they are no Foley clips.
+        """
+        if self.grade == OWN:
+            raise DataError(
+                "there is nothing to train on: extract features of your clips (mfm extract) into "
+                "the folders train and heldout of one folder, and set recipe.features to it"
+            )
         world, folder = GRADES[self.grade], Path(self.clips or workdir / "clips")
         first = SPLITS["validation"].start
         train, heldout = range(self.train), range(first, first + self.heldout)
@@ -99,9 +115,18 @@ class FoleyRecipe(Recipe):
         raise NotImplementedError
 
     def remembered(self, train: Any, heldout: Any) -> tuple["Remembered", "Remembered"]:
-        """The sources after `read`, and of each no more than asked for."""
-        most = self.most
-        return Remembered(train, self.read, most[0]), Remembered(heldout, self.read, most[1])
+        """The sources after `read`, and of each no more than asked for; says what is left out."""
+        most = {"train": self.most[0], "heldout": self.most[1]}
+        sources = {"train": train, "heldout": heldout}
+        for name, source in sources.items():
+            if (
+                (limit := most[name]) is not None
+                and len(source) > limit
+                and jax.process_index() < 1
+            ):
+                print(f"{name}: {limit} of {len(source)} clips, as recipe.{name} says", flush=True)
+        first, second = (Remembered(x, self.read, most[name]) for name, x in sources.items())
+        return first, second
 
     def put(self, name: str, config: Any, module: nnx.Module, command: str) -> Bundle:
         """Write a component into the bundle."""
@@ -155,12 +180,20 @@ class FeatureRecipe(FoleyRecipe):
 
 
 class Remembered:
-    """At most `limit` elements of a source after `read`, each read once."""
+    """At most `limit` elements of a source after `read`, each read once where memory allows.
+
+    Once `room` bytes of them are kept the others are read anew each time.
+    """
 
     def __init__(
-        self, source: Any, read: Callable[[Element], Element], limit: int | None = None
+        self,
+        source: Any,
+        read: Callable[[Element], Element],
+        limit: int | None = None,
+        *,
+        room: int = ROOM,
     ) -> None:
-        self._source, self._read = source, read
+        self._source, self._read, self._room = source, read, room
         self._kept: dict[int, Element] = {}
         self._length = len(source) if limit is None else min(limit, len(source))
 
@@ -169,9 +202,17 @@ class Remembered:
 
     def __getitem__(self, index: int) -> Element:
         index = int(index)
-        if index not in self._kept:
-            self._kept[index] = self._read(self._source[index])
-        return self._kept[index]
+        if index in self._kept:
+            return self._kept[index]
+        element = self._read(self._source[index])
+        if self._room > 0:  # threads may go over it together, by one element each
+            self._room -= sum(np.asarray(array).nbytes for array in element.values())
+            self._kept[index] = element
+        return element
+
+    def id_of(self, index: int) -> str:
+        """The name of one element."""
+        return self._source.id_of(index)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._source!r}, {self._length})"

@@ -2,6 +2,7 @@ import pytest
 
 from mfm_jax.bundle import write_bundle
 from mfm_jax.cli import main
+from mfm_jax.data import records
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.data.foley_world import World, write_world
 from tests.bundles import SETTINGS, untrained
@@ -31,6 +32,19 @@ def test_a_csv_of_clips(listed, bundle, tmp_path, capsys):
     assert len(FeatureSource(folder)) == 3
     # Again: all is there.
     assert run(capsys, listed, "-o", folder, "--bundle", bundle) == (code, lines)
+
+
+def test_processes_on_any_machines_share_the_clips(listed, bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(records, "SHARD", 2)
+    folder = tmp_path / "features"
+    options = [listed, "-o", folder, "--bundle", bundle, "--batch", 2, "--processes", 2]
+    code, lines = run(capsys, *options, "--process", 1)
+    assert (code, lines) == (
+        0,
+        [f"{folder}: this part is done, others are left to other processes"],
+    )
+    code, lines = run(capsys, *options, "--process", 0)
+    assert (code, lines) == (0, [f"{folder}: features of 3 of 3 clips"])
 
 
 def test_clips_that_fail_are_named_and_the_rest_done(listed, bundle, tmp_path, capsys):
@@ -67,6 +81,7 @@ def test_vggsound_with_a_video_that_is_gone(listed, bundle, tmp_path, capsys):
         (["absent.csv", "-o", "f"], "absent.csv does not exist: give a folder of videos or a CSV"),
         ([".", "-o", "f"], "no video in folder ."),
         (["CLIPS", "-o", "f", "--bundle", "absent"], "absent is not a bundle"),
+        (["CLIPS", "-o", "f", "--process", "1"], "--processes N and --process I go together"),
         (["CLIPS", "-o", "f", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["CLIPS", "-o", "taken", "--bundle", "BUNDLE"], "taken is not empty and no dataset"),
     ],

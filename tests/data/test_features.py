@@ -12,9 +12,10 @@ from mfm_jax.data import features, records
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import FeatureSource, check, extract
 from mfm_jax.data.foley_world import World, write_world
-from mfm_jax.encoders import encode_video
+from mfm_jax.data.foley_world import clip as foley_clip
+from mfm_jax.encoders import encode_video as encode_streams
 from mfm_jax.pipeline import VideoToAudio
-from mfm_jax.video import read_audio, windows, write_silent
+from mfm_jax.video import encode_video, read_audio, windows, write_silent
 from tests.bundles import SETTINGS, untrained, untrained_bundle
 
 SHAPES = {
@@ -86,7 +87,7 @@ def test_video_features_are_what_generation_reads(extracted, bundle, clips):
     source, model = FeatureSource(extracted[0]), VideoToAudio.open(bundle.path)
     frames = model.frames([next(windows(clip.path, model.spec)) for clip in clips[2:4]])
     networks = model.networks
-    streams = encode_video(
+    streams = encode_streams(
         networks.cavp,
         networks.timechat,
         frames,
@@ -168,6 +169,36 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         if file.is_file():
             ours = (folder / file.relative_to(extracted[0])).read_bytes()
             assert ours == file.read_bytes(), file
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_processes_share_the_work_and_leave_the_same_bytes(
+    order, extracted, bundle, clips, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(features, "_fields", lambda *args: FIELDS)
+    folder = tmp_path / "shared"
+    first, second = (extract(bundle, clips, folder, batch=2, share=(index, 2)) for index in order)
+    assert len(first) < len(second) or order == (0, 1)
+    assert second == extracted[1]
+    for file in extracted[0].rglob("*"):
+        if file.is_file():
+            ours = (folder / file.relative_to(extracted[0])).read_bytes()
+            assert ours == file.read_bytes(), file
+
+
+def test_silent_and_static_clips_can_be_dropped(clips, tmp_path):
+    parts = {"audiomae": untrained()["audiomae"]}
+    bundle = write_bundle(tmp_path / "b", parts, settings=SETTINGS)
+    dumb, stuck = (Clip(name, tmp_path / f"{name}.mp4") for name in ("dumb", "stuck"))
+    made = foley_clip(World(), 0)
+    encode_video(made.frames, dumb.path, fps=25, wave=0 * made.audio)
+    encode_video([made.frames[0]] * 64, stuck.path, fps=25, wave=made.audio)
+    failed = extract(bundle, [clips[0], dumb, stuck], tmp_path / "f", batch=2, drop=features.DROPS)
+    assert [(f.id, f.reason.split(",")[0]) for f in failed] == [
+        ("dumb", "dropped: silent"),
+        ("stuck", "dropped: static"),
+    ]
+    assert extract(bundle, [clips[0], dumb, stuck], tmp_path / "all", batch=2) == []
 
 
 FIELDS = {

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import World, read_events, stage
 from mfm_jax.settings import SettingError
 from mfm_jax.train.foley import SPEC, FoleyRecipe, Remembered
@@ -46,7 +48,7 @@ def test_hard_videos_are_clips_one_after_the_other(tmp_path):
 
 @pytest.mark.parametrize("recipe", [FoleyRecipe, CAVPRecipe, MapperRecipe])
 def test_a_grade_that_there_is_not(recipe):
-    with pytest.raises(SettingError, match="grade is base or hard, not 'easy'"):
+    with pytest.raises(SettingError, match="grade is base, hard or own, not 'easy'"):
         recipe(grade="easy")
 
 
@@ -70,3 +72,30 @@ def test_an_element_is_read_once():
     source = Remembered([{"x": 1}, {"x": 2}], lambda e: calls.append(e) or e, 1)
     assert [source[0], source[0]] == [{"x": 1}] * 2
     assert len(calls) == len(source) == 1
+
+
+def test_once_there_is_no_more_room_elements_are_read_anew():
+    calls = []
+    elements = [{"x": np.zeros(100, np.uint8)} for _ in range(3)]
+    source = Remembered(elements, lambda e: calls.append(1) or e, room=150)
+    for _ in range(2):
+        for i in range(3):
+            source[i]
+    assert len(calls) == 4, "two are kept"
+
+
+def test_clips_of_ones_own_are_all_used_and_none_is_made(tmp_path):
+    recipe = FoleyRecipe(grade="own")
+    assert recipe.most == (None, None)
+    with pytest.raises(DataError, match="nothing to train on: extract features of your clips"):
+        recipe.make_clips(tmp_path)
+
+
+def test_clips_that_are_not_used_are_not_passed_over_in_silence(capsys):
+    class Recipe(FoleyRecipe):
+        def read(self, element):
+            return element
+
+    train, heldout = Recipe(train=2, heldout=9).remembered([{}] * 5, [{}] * 9)
+    assert (len(train), len(heldout)) == (2, 9)
+    assert capsys.readouterr().out == "train: 2 of 5 clips, as recipe.train says\n"
