@@ -1,0 +1,34 @@
+"""The mapper at the size of the released networks, on features of your own clips.
+
+mfm extract train.csv -o features/train --bundle runs/base/bundle
+mfm extract heldout.csv -o features/heldout --bundle runs/base/bundle
+python train.py --config configs/base.py --workdir runs/base/mapper
+
+The bundle is what `python -m convert` makes of cavp, timechat, audiomae, gpt2 and audioldm2. The
+numbers are a beginning: they have not been tried on released weights.
+"""
+
+from mfm_jax.mapper import MapperConfig
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.mapper import MapperRecipe
+from mfm_jax.train.step import ComputeConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=MapperRecipe(
+            bundle="runs/base/bundle",
+            grade="own",
+            features="features",
+            network=MapperConfig.base(),
+            start="gpt2",
+        ),
+        optimizer=OptimizerConfig(rate=3e-4, warmup=500),
+        steps=15_000,
+        batch=256,
+        ema=0.999,
+        evaluate=1000,
+        save=1000,
+        compute=ComputeConfig(precision="bfloat16"),
+    )

@@ -1,0 +1,24 @@
+"""The second stage of `configs/base.py`: the diffusion loss, with a little LoRA on the UNet.
+
+python train.py --config configs/base_stage2.py --workdir runs/base/stage2
+
+The numbers are a beginning: they have not been tried on released weights.
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.stage2 import WITH_LORA, Stage2Recipe
+from mfm_jax.train.step import ComputeConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=Stage2Recipe(bundle="runs/base/mapper", grade="own", features="features", lora=8),
+        optimizer=OptimizerConfig(rate=5e-5, warmup=500, rates=WITH_LORA),
+        steps=5_000,
+        batch=64,
+        ema=0.999,
+        evaluate=500,
+        save=500,
+        compute=ComputeConfig(precision="bfloat16", remat="blocks"),
+    )

@@ -1,0 +1,35 @@
+"""Every file of `configs/` is what its first lines say."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from mfm_jax.settings import to_json
+from mfm_jax.train.optimizer import factors
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.stage2 import Stage2Recipe
+from mfm_jax.train.step import trainable
+from mfm_jax.weights import abstract, count
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_trains_something(path):
+    config = runpy.run_path(str(path))["get_config"]()
+    assert isinstance(config, TrainConfig)
+    assert config.batch % config.compute.accumulate == 0
+    assert to_json(config)["recipe"]["bundle"]
+    commands = re.findall(r"train.py --config (\S+)", path.read_text())
+    assert commands == [f"configs/{path.name}"]
+    if isinstance(config.recipe, Stage2Recipe):
+        return  # its sizes are those of a bundle
+    network = abstract(config.recipe.build)
+    assert any(f is not None for f in factors(config.optimizer.rates, trainable(network)).values())
+
+
+def test_the_base_mapper_is_gpt2_small():
+    config = runpy.run_path(str(CONFIGS[0].with_name("base.py")))["get_config"]()
+    assert 85e6 < count(abstract(config.recipe.build)) < 90e6
