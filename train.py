@@ -12,7 +12,7 @@ import runpy
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -83,16 +83,18 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
     metrics = Metrics(workdir / "metrics.jsonl", every=config.log, clips=clips)
     with jax.set_mesh(layout.mesh):
         for done in range(start, max(start, config.steps) + 1):
-            last = done >= config.steps
+            last, score = done >= config.steps, None
             if last or done % config.evaluate == 0:
                 metrics.settle()
                 module = with_weights(skeleton, state.weights(averaged=True))
                 scores = recipe.evaluate(module, heldout, config.batch)
                 metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
+                score = score_of(scores, config.best)
             stopped = stop.at(done)
-            if last or stopped or (done % config.save == 0 and done > start):
+            due = done % config.save == 0 or checkpoints.would_be_best(score)
+            if last or stopped or (due and done > start):
                 metrics.settle()
-                checkpoints.save(done, state.items())
+                checkpoints.save(done, state.items(), score=score)
             if last or stopped:
                 break
             batch = layout.put_batch(next(data), config.batch)
@@ -102,6 +104,9 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
             ):
                 state, measured = step(state, batch)
             metrics.add(done + 1, measured)
+        if not stopped and checkpoints.best is not None:
+            found = checkpoints.restore(state.averaged_items(), checkpoints.best)
+            state = state._replace(**(found or {}))
         checkpoints.close()
 
     if stopped:
@@ -128,6 +133,17 @@ def check_parts(layout: Layout, config: TrainConfig) -> None:
             f"compute.accumulate: a batch of {config.batch} cannot be cut into {count} equal parts"
         )
     layout.batch(config.batch // count)
+
+
+def score_of(scores: Mapping[str, float], name: str) -> float | None:
+    """The metric that the best checkpoint is chosen by, if one is.
+
+    Raises:
+        SettingError: the evaluation has no such metric.
+    """
+    if name and name not in scores:
+        raise SettingError(f"best: the evaluation has no {name!r}; it has {', '.join(scores)}")
+    return scores[name] if name else None
 
 
 def mute(text: str) -> None:

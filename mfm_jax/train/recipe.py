@@ -91,6 +91,9 @@ class TrainConfig:
     log: int = 20  # steps from one line of metrics to the next
     evaluate: int = 200  # steps between evaluations
     save: int = 200  # steps between checkpoints
-    keep: int = 2  # checkpoints that stay
+    keep: int = 2  # checkpoints that stay, the last ones
+    # A metric of the evaluation, such as "loa_error". The checkpoint with the least of it stays as
+    # well, and the run ends with its weights. Those of the last step if empty.
+    best: str = ""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)  # the devices

@@ -70,6 +70,11 @@ class TrainState(NamedTuple):
         meta = {"key": jax.random.key_data(parts.pop("key")), "step": parts.pop("step")}
         return {**parts, "meta": meta}
 
+    def averaged_items(self) -> dict[str, Any]:
+        """Those of them that `weights(averaged=True)` changes with."""
+        trained = "params" if self.ema is None else "ema"
+        return {trained: getattr(self, trained), "stats": self.stats}
+
     @classmethod
     def of(cls, items: Mapping[str, Any]) -> "TrainState":
         """The inverse of `items`."""

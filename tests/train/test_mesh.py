@@ -164,6 +164,27 @@ def test_a_signal_to_one_process_stops_both_at_one_step(made, tmp_path):
     assert f"stopped at step {step}: the same command goes on" in said
 
 
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, tmp_path):
+    """Also while it saves: a save begins every fourth step. KILLS=20 kills more often."""
+    settings = ["steps=200", "save=4", "log=1", "evaluate=50", "ema=0.9", "best=loa_error"]
+    run(made, tmp_path / "whole", 1, settings)
+    rng, broken = np.random.default_rng(0), tmp_path / "broken"
+    for _ in range(int(os.environ.get("KILLS", "3"))):
+        (process,) = begun(made, broken, 1, settings, 1)
+        assert process.stdout is not None
+        for line in process.stdout:  # it trains
+            if "loss" in line:
+                break
+        time.sleep(rng.uniform(0, 1.0))
+        process.kill()
+        process.communicate()
+    run(made, broken, 1, settings)
+    assert losses(broken) == losses(tmp_path / "whole")
+    weights = named_weights(Bundle.open(broken).load("mapper"))
+    for name, expected in named_weights(Bundle.open(tmp_path / "whole").load("mapper")).items():
+        np.testing.assert_array_equal(weights[name], expected, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

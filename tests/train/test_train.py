@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +14,13 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.checkpoints import CheckpointError, Checkpoints
 from mfm_jax.layers import batch_norm, linear
 from mfm_jax.settings import SettingError
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.recipe import Recipe, TrainConfig, mean_metrics
 from mfm_jax.train.step import ComputeConfig, TrainState, begin, make_step, trainable
-from mfm_jax.weights import abstract, initialise
+from mfm_jax.weights import abstract, initialise, with_weights
 from tests.bundles import untrained_bundle
 from train import main, train
 
@@ -235,36 +234,28 @@ def test_means_weigh_a_short_last_batch_by_its_size():
     assert mean_metrics(lambda b: {"x": b["x"].mean()}, batches) == {"x": 2.0}
 
 
-def run_again(folder):
-    """A run of 12 steps with checkpoints at 6 and 12."""
-    return train(config(Regression(), save=6), folder, "test")
-
-
-def test_an_unreadable_checkpoint_is_passed_over(tmp_path, capsys):
-    run_again(tmp_path)
-    for file in (tmp_path / "checkpoints" / "12" / "params").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    capsys.readouterr()
-    assert run_again(tmp_path) == 0
-    said = capsys.readouterr().out
-    assert "checkpoint 12 cannot be read" in said
-    assert "trying the one before" in said
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "6"]
-
-
-def test_checkpoints_of_another_network_are_an_error_and_stay(tmp_path):
-    run_again(tmp_path)
+def test_the_run_ends_with_its_best_weights(tmp_path):
+    """The rate grows until the loss does."""
     recipe = Regression()
-    factor = factors((), trainable(abstract(recipe.build)))
-    tx = build_optimizer(OptimizerConfig(rate=0.1), 12, factor)
-    network = initialise(recipe.build, 0)
-    state = begin(network, tx, factor, ema=None, seed=0, layout=ONE)  # nothing frozen
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* use another --workdir"):
-        checkpoints.restore(state.items())
-    checkpoints.close()
-    assert (tmp_path / "checkpoints" / "12").is_dir()
+    long = OptimizerConfig(rate=2.0, warmup=12, rates=RATES)
+    settings = config(recipe, steps=24, evaluate=2, best="loss")
+    assert train(replace(settings, optimizer=long), tmp_path, "test") == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["heldout_loss"] for line in lines if "heldout_loss" in line}
+    best = min(found, key=found.get)
+    assert 0 < best < 24
+    assert str(best) in {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    final = recipe.log[-1][1]
+    module = abstract(recipe.build)
+    weights = {name.rstrip("."): jnp.asarray(value) for name, value in flat(final)}
+    assert Recipe.evaluate(recipe, with_weights(module, weights), recipe.prepare(tmp_path)[1], 4)[
+        "loss"
+    ] == pytest.approx(found[best], rel=1e-5)
+
+
+def test_a_metric_that_the_evaluation_does_not_have(tmp_path):
+    with pytest.raises(SettingError, match="best: the evaluation has no 'nose'; it has loss"):
+        train(config(Regression(), best="nose"), tmp_path, "test")
 
 
 def test_a_state_survives_its_items():
