@@ -29,6 +29,7 @@ format: $(VENV)/dev.done
 
 bench: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.training
 
 # The embedded miniature from nothing: Foley clips, every frozen network, the mapper (hours on 2 cores).
 bundle: $(VENV)/run.done

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from mfm_jax.layers import MLP, Attention, KVCache, embedding, layer_norm
 from mfm_jax.layers.attention import causal_mask
+from mfm_jax.layers.boundary import finished
 from mfm_jax.layers.mlp import gelu_tanh
 from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Bool, Float
@@ -91,7 +92,7 @@ class GPT2(nnx.Module):
             seen = seen & mask[:, None, None, :]
         x = embeds.astype(self.wpe.embedding.dtype) + self._positions(0, length)
         for block in self.blocks:
-            x = run(block, x, seen)
+            x = finished(run(block, x, seen))
         return self.norm(x)
 
     def empty_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:

@@ -119,6 +119,17 @@ def test_a_mesh_changes_nothing_but_the_place(sizes, made, alone, tmp_path):
             np.testing.assert_allclose(weights[name], expected, atol=1e-4, err_msg=name)
 
 
+def test_every_device_holds_its_share_of_the_activations():
+    """Where the compiler copies a batch to all devices, the memory shows it at once."""
+    command = [sys.executable, "-m", "tests.train.compiled_on_mesh"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    memory = json.loads(done.stdout.splitlines()[-1])
+    alone = memory.pop("1x1x1")
+    assert len(memory) == 3
+    for mesh, size in memory.items():
+        assert size < alone / 6, f"{mesh}: {size} bytes on each device, {alone} on one"
+
+
 def test_neither_do_parts_of_a_batch_and_activations_made_anew(made, tmp_path):
     settings = ["compute.accumulate=2", "compute.remat=blocks", "batch=16"]
     run(made, tmp_path / "one", 1, settings)
