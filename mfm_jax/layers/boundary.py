@@ -29,7 +29,7 @@ def _backward(_, gradient: Array) -> tuple[Array]:
 def _through_a_branch(x: Array) -> Array:
     """`x`, either way. The compiler does not look so far, and fuses nothing over a branch."""
     first = x[(0,) * x.ndim]
-    return lax.cond(first == first, lambda y: y, lambda y: -(-y), x)
+    return lax.cond(first == first, lambda y: y, lambda y: 1.0 * y, x)
 
 
 finished.defvjp(_forward, _backward)
