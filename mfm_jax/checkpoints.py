@@ -29,7 +29,12 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int, say: Callable[[str], None] = print) -> None:
         self.folder, self.keep, self.say = Path(folder).resolve(), keep, say
         self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True,
+                # Otherwise what waits for a folder that cannot be made waits for minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            ),
         )
         self._scores: dict[int, float] = {}
         for step in self._manager.all_steps():
