@@ -109,6 +109,8 @@ class Run:
             return digest(["true", to_json(self.loa), asked])
         placeless = replace(recipe, **dict.fromkeys(FOLDERS, ""))
         numbers = to_json(replace(self.config, recipe=placeless))
+        for name in ("mesh", "compute", "best"):  # how it is computed, which no experiment sets
+            del numbers[name]
         train = read_about(Path(recipe.features) / "train" / DESCRIPTION)
         said = [type(recipe).__name__, numbers, train, asked]
         if isinstance(recipe, Stage2):
