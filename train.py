@@ -63,9 +63,7 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
     del module
 
     # The newest checkpoint that can be read, else the one before, else a fresh start.
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep=config.keep, say=print if first else mute
-    )
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep, say=distributed.say)
     restored = checkpoints.restore(state.items())
     state = state if restored is None else TrainState.of(restored)
     start = int(state.step)
@@ -110,8 +108,7 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
         checkpoints.close()
 
     if stopped:
-        if first:
-            print(f"stopped at step {done}: the same command goes on from there", flush=True)
+        distributed.say(f"stopped at step {done}: the same command goes on from there")
         return 130 if stop.signal == signal.SIGINT else 0
     weights = fetch(state.weights(averaged=True))
     if first:
@@ -144,10 +141,6 @@ def score_of(scores: Mapping[str, float], name: str) -> float | None:
     if name and name not in scores:
         raise SettingError(f"best: the evaluation has no {name!r}; it has {', '.join(scores)}")
     return scores[name] if name else None
-
-
-def mute(text: str) -> None:
-    """Say nothing: one process speaks for all."""
 
 
 class Stop:

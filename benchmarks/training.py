@@ -7,7 +7,6 @@ could do. The loader reads features of the same sizes from the disk.
 """
 
 import argparse
-import re
 import statistics
 import tempfile
 import time
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +22,7 @@ import torch
 from jax import numpy as jnp
 
 from benchmarks.conversion import hardware
+from benchmarks.documented import program
 from convert.__main__ import main as convert
 from mfm_jax.bundle import Source, write_bundle
 from mfm_jax.data.clips import Clip
@@ -36,7 +35,6 @@ from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
 from mfm_jax.train.step import Batch, begin, make_step, trainable
 from mfm_jax.weights import abstract, count, initialise
 
-ROOT = Path(__file__).parents[1]
 SIZES = {"base": MapperConfig.base, "tiny": tiny_mapper}
 OPTIMIZER = OptimizerConfig(rate=1e-4, warmup=0, decay=0.05)
 STEPS = 1000
@@ -79,23 +77,14 @@ def our_step(recipe: MapperRecipe, module: Any, batch: Batch) -> Callable[[], fl
     return run
 
 
-def documented() -> ModuleType:
-    """The program of docs/mapper_in_pytorch.md."""
-    text = (ROOT / "docs" / "mapper_in_pytorch.md").read_text()
-    _, source, _ = re.split(r"^```(?:python)?\n", text, flags=re.MULTILINE)
-    module = ModuleType("mapper_in_pytorch")
-    exec(compile(source, "mapper_in_pytorch.md", "exec"), module.__dict__)
-    return module
-
-
 def their_step(folder: Path, config: MapperConfig, batch: dict) -> Callable[[], float]:
     """The same in PyTorch."""
-    program = documented()
-    mapper = program.Mapper(folder)
+    module = program()
+    mapper = module.Mapper(folder)
     mapper.gpt2.train()
-    for module in mapper.gpt2.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    for layer in mapper.gpt2.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
     fixed = {"loa_mean", "loa_std"}
     learned = [t.requires_grad_() for n, t in mapper.weights.items() if n not in fixed]
     # GPT2Model has a table of words as well, which nothing here reads.
@@ -109,7 +98,7 @@ def their_step(folder: Path, config: MapperConfig, batch: dict) -> Callable[[], 
         betas=(OPTIMIZER.b1, OPTIMIZER.b2),
     )
     streams = {
-        name: program.Stream(
+        name: module.Stream(
             torch.tensor(batch[name]).float(),
             torch.tensor(batch[f"{name}_seconds"]),
             torch.ones(batch[name].shape[:2], dtype=torch.bool),
@@ -124,8 +113,8 @@ def their_step(folder: Path, config: MapperConfig, batch: dict) -> Callable[[], 
         prefix, _ = mapper.prefix(streams)
         width = prefix.shape[-1]
         known = mapper.linear("loa_in", loa[:, :-1]) if config.head else loa[:, :-1]
-        last = prefix[:, -1:] + program.clock(mapper.times[:1], width)
-        read = [prefix[:, :-1], last, known + program.clock(mapper.times[1:], width)]
+        last = prefix[:, -1:] + module.clock(mapper.times[:1], width)
+        read = [prefix[:, :-1], last, known + module.clock(mapper.times[1:], width)]
         hidden = mapper.gpt2(inputs_embeds=torch.cat(read, 1), use_cache=False).last_hidden_state
         hidden = hidden[:, prefix.shape[1] - 1 :]
         predicted = mapper.linear("loa_out", hidden) if config.head else hidden

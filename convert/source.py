@@ -11,6 +11,7 @@ from typing import Any
 
 from convert import safetensors_file, torch_file
 from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
+from mfm_jax.paths import first_line
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 # What a folder is searched for: the first of these of which it has any decides.
@@ -71,9 +72,8 @@ def resolve(
         return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
     except Exception as error:
         # The hub's library and those under it raise many kinds.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(
-            f"{source}: no such file or folder, and the hub does not give it: {reason}"
+            f"{source}: no such file or folder, and the hub does not give it: {first_line(error)}"
         ) from None
 
 

@@ -24,6 +24,16 @@ FBANK_MEAN, FBANK_SPREAD = -4.2677393, 2 * 4.5689974
 """AudioMAE's normalisation: the mean, and twice the standard deviation, over AudioSet."""
 
 
+SILENCE = -100.0
+"""dBFS that digital silence is said to have."""
+
+
+def level(wave: Float[np.ndarray, " A"]) -> float:
+    """Of a sound in dBFS RMS, at least `SILENCE`; a full-scale square wave has 0."""
+    power = float(np.mean(np.square(wave, dtype=np.float64))) if len(wave) else 0.0
+    return max(10 * float(np.log10(power)), SILENCE) if power else SILENCE
+
+
 @cache
 def mel_filters(
     mels: int, n_fft: int, fmin: float | int, fmax: float | int, rate: int = RATE

@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax import numpy as jnp
 
+from mfm_jax.paths import first_line
 from mfm_jax.sharding import fetch
 from mfm_jax.typing import Array, Shaped
 
@@ -100,7 +101,7 @@ class Checkpoints:
                 found = self._read(number, like)
             except Exception as error:
                 # Orbax and tensorstore raise many kinds for missing, damaged or unlike files.
-                reason = _first_line(error)
+                reason = first_line(error)[:200]
                 self.say(f"checkpoint {number} cannot be used ({reason}): trying the one before")
                 unusable.append(number)
                 continue
@@ -161,9 +162,10 @@ class Checkpoints:
         del self._scores[step]
 
     def _unwritten(self, step: int, error: Exception) -> CheckpointError:
+        reason = first_line(error)[:200]
         return CheckpointError(
-            f"a checkpoint cannot be written into {self.folder} by step {step} "
-            f"({_first_line(error)}): make room there and start again; the one before it is good"
+            f"a checkpoint cannot be written into {self.folder} by step {step} ({reason}): "
+            "make room there and start again; the one before it is good"
         )
 
 
@@ -199,7 +201,3 @@ def _mixed(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,7 +1,8 @@
-"""One program in several processes: how they find each other."""
+"""One program in several processes: how they find each other, and who speaks."""
 
 import argparse
 
+from mfm_jax.paths import first_line
 from mfm_jax.settings import SettingError
 
 
@@ -38,8 +39,7 @@ def start(args: argparse.Namespace) -> None:
     try:
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SettingError(f"the other processes are not found ({reason})") from None
+        raise SettingError(f"the other processes are not found ({first_line(error)})") from None
 
 
 def share(args: argparse.Namespace) -> tuple[int, int]:
@@ -59,3 +59,11 @@ def share(args: argparse.Namespace) -> tuple[int, int]:
     if (args.process is None) != (args.processes is None) or not 0 <= index < count:
         raise SettingError("--processes N and --process I go together, and I is from 0 to N - 1")
     return index, count
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes of a run."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -17,6 +17,11 @@ class MediaError(ValueError):
     """An audio or video file that cannot be read or written; the message says what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, for a message of ours; its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` once the block has succeeded.

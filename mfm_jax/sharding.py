@@ -195,11 +195,11 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def named_like(tree: Any, by_name: Callable[[str, Any], Any]) -> Any:
-    """`tree` with each leaf replaced by `by_name(key, leaf)`, of the key of its last mapping."""
+def named_like(tree: Any, by_name: Callable[[str], Any]) -> Any:
+    """`tree` with each leaf replaced by `by_name(key)`, of the key of its last mapping."""
 
-    def one(path: tuple, leaf: Any) -> Any:
+    def one(path: tuple, _) -> Any:
         keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        return by_name(keys[-1] if keys else "", leaf)
+        return by_name(keys[-1] if keys else "")
 
     return jax.tree_util.tree_map_with_path(one, tree)

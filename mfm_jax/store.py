@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mfm_jax.paths import write_text
+from mfm_jax.paths import first_line, write_text
 
 INDEX = "index.json"
 PART = 64 << 20  # bytes of arrays in one checkpoint, a few of which are held in memory
@@ -105,7 +105,7 @@ class Store:
                 return checkpointer.restore(folder, targets)
             except Exception as error:
                 # Orbax and tensorstore raise many kinds for missing or damaged files.
-                raise StoreError(f"part-{part} cannot be read: {_first_line(error)}") from None
+                raise StoreError(f"part-{part} cannot be read: {first_line(error)}") from None
 
     def read_part(self, part: int) -> dict[str, np.ndarray]:
         """The arrays of one part as stored, in this process's memory.
@@ -227,7 +227,7 @@ def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str
             checkpointer.save((folder / part).resolve(), args=args)
         except Exception as error:
             # As many kinds as in reading, for a full disk among others.
-            raise StoreError(_first_line(error)) from None
+            raise StoreError(first_line(error)) from None
     return _sums(folder, folder / part)
 
 
@@ -239,10 +239,6 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"alone{index}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _sums(folder: Path, inside: Path) -> dict[str, tuple[int, str]]:

@@ -11,6 +11,7 @@ from flax import nnx
 
 WEIGHT = (nnx.Param, nnx.BatchStat)
 M = TypeVar("M", bound=nnx.Module)
+T = TypeVar("T")
 
 
 class WeightError(ValueError):
@@ -116,11 +117,14 @@ def with_weights(module: M, weights: Mapping[str, jax.Array], *, where: str = "t
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def cast(module: M, dtype: jax.typing.DTypeLike) -> M:
-    """`module` with every floating-point weight in `dtype`; it then computes in `dtype`."""
+def cast(tree: T, dtype: jax.typing.DTypeLike) -> T:
+    """A network, or weights by name, with every floating-point weight in `dtype`.
+
+    A network then computes in `dtype`.
+    """
     return jax.tree.map(
         lambda x: x.astype(dtype) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x,
-        module,
+        tree,
     )
 
 

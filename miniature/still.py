@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mfm_jax.audio import RATE, log_mel
+from mfm_jax.audio import RATE, level, log_mel
 from mfm_jax.data.foley_world import SPLITS, World, write_world
 from mfm_jax.metrics.contacts import detect_contacts
 from mfm_jax.metrics.foley import Contacts
@@ -26,7 +26,6 @@ from miniature.sounds import Clip, Studio
 
 STILL = ("black", "static", "noise")
 SECONDS = (World().seconds, 8.0)
-SILENCE = 1e-5  # RMS; what is below counts as this, -100 dBFS
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Sounding:
 
     onsets: Float[np.ndarray, " N"]  # s
     seconds: float
-    level: float  # dBFS RMS; a full-scale square wave has 0
+    level: float  # dBFS RMS
 
     @property
     def rate(self) -> float:
@@ -46,8 +45,7 @@ class Sounding:
 def sounding(wave: Float[np.ndarray, " A"]) -> Sounding:
     """The onsets and the level of a sound at 16 kHz."""
     onsets = detect_contacts(np.asarray(log_mel(np.asarray(wave, np.float32))))
-    rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
-    return Sounding(onsets, len(wave) / RATE, 20 * float(np.log10(max(rms, SILENCE))))
+    return Sounding(onsets, len(wave) / RATE, level(wave))
 
 
 def bare_clip(path: Path) -> Clip:

@@ -1,7 +1,6 @@
 """A bundle opens directly onto a mesh, and each process reads its own shards only."""
 
 import json
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +13,7 @@ from mfm_jax.bundle import Source, write_bundle
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.weights import abstract, named_weights
 from tests.bundles import filled
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 CONFIG = GPT2Config(width=512, depth=3, heads=8, positions=64)
@@ -51,9 +51,7 @@ def test_eight_devices_hold_an_eighth_each(written):
 
 
 def test_each_of_two_processes_reads_its_half(written):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     alone, *both = [
         *opened(written, ["1"]),
         *opened(written, ["1", port, "2", "0"], ["1", port, "2", "1"]),

@@ -19,7 +19,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
 
-from mfm_jax.audio import kaldi_fbank, log_mel, prepare_for_audiomae
+from mfm_jax.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
 from mfm_jax.bundle import KINDS, Bundle
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.media import first_window, samples_of
@@ -104,8 +104,8 @@ class Preparation:
             window, wave = first_window(clip, self.spec)
         except MediaError as error:
             return Failure(clip.id, str(error))
-        if "silent" in self.drop and (level := _level(wave)) < SILENT:
-            return Failure(clip.id, f"dropped: silent, {level:.0f} dBFS")
+        if "silent" in self.drop and (loud := level(wave)) < SILENT:
+            return Failure(clip.id, f"dropped: silent, {loud:.0f} dBFS")
         if "static" in self.drop and (change := _change(window.timechat_THWC)) < STATIC:
             return Failure(clip.id, f"dropped: static, its frames differ by {change:.2f} of 255")
         return self.spectrograms(window, wave)
@@ -157,12 +157,6 @@ class Preparation:
         if "vae" in self.bundle.entries:
             inputs["vae"] = np.stack([c.mel for c in clips])[..., None]
         return inputs
-
-
-def _level(wave: Float[np.ndarray, " A"]) -> float:
-    """Of a wave in dBFS RMS, at least -100."""
-    power = float(np.mean(np.square(wave, dtype=np.float64))) if len(wave) else 0.0
-    return 10 * np.log10(max(power, 1e-10))
 
 
 def _change(frames: Shaped[np.ndarray, "T H W 3"]) -> float:

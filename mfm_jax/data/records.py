@@ -119,7 +119,8 @@ class Writing:
         Raises:
             DataError: no clip at all is in it; the folder is removed.
         """
-        notes, failed = self._notes(), self.failed()
+        notes = self._notes()
+        failed = _failures(notes)
         if not any(note["examples"] for note in notes):
             shutil.rmtree(self.folder)
             raise DataError(f"none of {len(failed)} clips can be used: {failed[0].reason}")
@@ -133,7 +134,7 @@ class Writing:
 
     def failed(self) -> list[Failure]:
         """The clips that are not in the shards that are there."""
-        return [Failure(*failure) for note in self._notes() for failure in note["failed"]]
+        return _failures(self._notes())
 
     def _notes(self) -> list[dict[str, Any]]:
         """What is known of each shard that is there."""
@@ -163,6 +164,10 @@ class Writing:
             check_data=False,  # it would need TensorFlow
             disable_shuffling=True,  # the clips are in the order of their ids
         )
+
+
+def _failures(notes: Iterable[Mapping[str, Any]]) -> list[Failure]:
+    return [Failure(*failure) for note in notes for failure in note["failed"]]
 
 
 def read_about(file: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -20,6 +19,7 @@ from mfm_jax.data.loader import Element
 from mfm_jax.data.media import MediaSource, to_float, write_media
 from mfm_jax.data.records import check_same
 from mfm_jax.diffusion import Schedule
+from mfm_jax.distributed import say
 from mfm_jax.paths import locked
 from mfm_jax.settings import SettingError
 from mfm_jax.train.recipe import Recipe
@@ -116,17 +116,11 @@ class FoleyRecipe(Recipe):
 
     def remembered(self, train: Any, heldout: Any) -> tuple["Remembered", "Remembered"]:
         """The sources after `read`, and of each no more than asked for; says what is left out."""
-        most = {"train": self.most[0], "heldout": self.most[1]}
-        sources = {"train": train, "heldout": heldout}
-        for name, source in sources.items():
-            if (
-                (limit := most[name]) is not None
-                and len(source) > limit
-                and jax.process_index() < 1
-            ):
-                print(f"{name}: {limit} of {len(source)} clips, as recipe.{name} says", flush=True)
-        first, second = (Remembered(x, self.read, most[name]) for name, x in sources.items())
-        return first, second
+        most = self.most
+        for name, source, limit in (("train", train, most[0]), ("heldout", heldout, most[1])):
+            if limit is not None and len(source) > limit:
+                say(f"{name}: {limit} of {len(source)} clips, as recipe.{name} says")
+        return Remembered(train, self.read, most[0]), Remembered(heldout, self.read, most[1])
 
     def put(self, name: str, config: Any, module: nnx.Module, command: str) -> Bundle:
         """Write a component into the bundle."""

@@ -17,7 +17,7 @@ from mfm_jax.settings import SettingError
 from mfm_jax.sharding import Layout, constrain, named_like
 from mfm_jax.train.optimizer import Weights
 from mfm_jax.typing import Array
-from mfm_jax.weights import named_axes, named_weights, with_weights
+from mfm_jax.weights import cast, named_axes, named_weights, with_weights
 
 Batch = dict[str, Array]
 Loss = Callable[[Any, Batch, Array], tuple[Array, dict[str, Array]]]
@@ -114,9 +114,7 @@ def weight_places(module: nnx.Module, layout: Layout) -> dict[str, NamedSharding
 
 def _placed(tree: Any, places: Mapping[str, NamedSharding], layout: Layout) -> Any:
     """Where a tree lies that holds arrays for weights by name, and others that are whole."""
-    return named_like(
-        tree, lambda name, leaf: places[name] if name in places and leaf.ndim > 1 else layout.whole
-    )
+    return named_like(tree, lambda name: places.get(name, layout.whole))
 
 
 def named_stats(module: nnx.Module) -> dict[str, Any]:
@@ -151,7 +149,7 @@ def make_step(
     places = weight_places(skeleton, layout)
 
     def objective(params: Weights, stats: Weights, frozen: Weights, batch: Batch, key: Array):
-        weights = in_precision({**params, **frozen}, compute.precision)
+        weights = cast({**params, **frozen}, compute.precision)
         module = with_weights(skeleton, {**weights, **stats})
         module.train()
         with rematerialise(compute.remat):
@@ -209,11 +207,3 @@ def make_step(
         return done, jax.lax.with_sharding_constraint(metrics, layout.whole)
 
     return step
-
-
-def in_precision(weights: Weights, precision: str) -> Weights:
-    """`weights` as a step computes with them; a network computes in the type of its weights."""
-    return {
-        n: w.astype(precision) if jnp.issubdtype(w.dtype, jnp.floating) else w
-        for n, w in weights.items()
-    }

@@ -15,6 +15,7 @@ import transformers
 from jax import numpy as jnp
 from safetensors.torch import load_file, save_file
 
+from benchmarks import documented
 from convert.__main__ import main
 from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.mapper import Mapper, MapperConfig, Stream, Streams, build_mapper
@@ -119,7 +120,7 @@ def copy(export, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def program():
-    return torch_mapper.program()
+    return documented.program()
 
 
 def features(config: MapperConfig, seed: int, *, padded: tuple[str, ...] = ()) -> Streams:

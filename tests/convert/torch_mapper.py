@@ -1,29 +1,13 @@
-"""What docs/mapper_in_pytorch.md says, for the test that holds it to it: its program and tables."""
+"""What the tables of docs/mapper_in_pytorch.md say, for the test that holds it to them."""
 
 import re
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
 
+from benchmarks.documented import DOCUMENT
 from mfm_jax.mapper import MapperConfig, Streams
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "mapper_in_pytorch.md"
-
-
-def program() -> ModuleType:
-    """The document's one Python program, run as a module; errors in it name the document's lines.
-
-    Raises:
-        ValueError: the document has none or several.
-    """
-    text = DOCUMENT.read_text()
-    before, source, _ = re.split(r"^```(?:python)?\n", text, flags=re.MULTILINE)
-    module = ModuleType("mapper_in_pytorch")
-    source = "\n" * before.count("\n") + "\n" + source
-    exec(compile(source, str(DOCUMENT), "exec"), module.__dict__)
-    return module
 
 
 def files() -> set[str]:

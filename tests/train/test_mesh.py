@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from mfm_jax.sharding import AXES, RULES, MeshConfig, make_mesh, spec
 from mfm_jax.weights import abstract, named_axes, named_weights
 from tests.bundles import CONFIGS, KINDS, untrained_bundle
 from tests.feature_folder import write_features
+from tests.ports import free_port
 from tests.train.small_mapper import SHAPES
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +49,7 @@ def begun(
     # Unoptimised, as all of the suite.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for index in range(processes):
         others = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes)]

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, Source, write_bundle
+from mfm_jax.bundle import Bundle, Component, Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
@@ -88,8 +88,11 @@ class LOARecipe(FeatureRecipe):
 
     def finish(self, module: Any, workdir: Path, command: str) -> None:
         """Make the workdir a bundle: the other networks are those of the recipe's."""
-        entry = (self.mapper, module, Source(command, LICENCE))
-        write_bundle(workdir, {"mapper": entry}, base=Path(self.bundle))
+        write_bundle(workdir, self.components(module, command), base=Path(self.bundle))
+
+    def components(self, module: Any, command: str) -> dict[str, Component]:
+        """What the bundle gets of the trained network."""
+        return {"mapper": Component(self.mapper, module, Source(command, LICENCE))}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.bundle import Bundle, Component
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
@@ -182,13 +182,13 @@ class Stage2Recipe(LOARecipe):
         losses = mean_metrics(lambda b: _diffusion(self, module, b, next(keys)), loader)
         return {**super().evaluate(module.mapper, source, batch), **losses}
 
-    def finish(self, module: MapperAndUNet, workdir: Path, command: str) -> None:
-        super().finish(module.mapper, workdir, command)
+    def components(self, module: MapperAndUNet, command: str) -> dict[str, Component]:
+        changed = super().components(module.mapper, command)
         if module.lora is not None:
             source = self._bundle.entries["unet"].source
             source = replace(source, made_by=f"{source.made_by}; {command}")
-            unet = (self._bundle.config("unet"), module.adapted(), source)
-            write_bundle(workdir, {"unet": unet})
+            changed["unet"] = Component(self._bundle.config("unet"), module.adapted(), source)
+        return changed
 
 
 @partial(jax.jit, static_argnums=0)

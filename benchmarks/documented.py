@@ -1,0 +1,21 @@
+"""The PyTorch program of docs/mapper_in_pytorch.md, which benchmarks time and tests hold to it."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "mapper_in_pytorch.md"
+
+
+def program() -> ModuleType:
+    """The document's one Python program, run as a module; errors in it name the document's lines.
+
+    Raises:
+        ValueError: the document has none or several.
+    """
+    text = DOCUMENT.read_text()
+    before, source, _ = re.split(r"^```(?:python)?\n", text, flags=re.MULTILINE)
+    module = ModuleType("mapper_in_pytorch")
+    source = "\n" * before.count("\n") + "\n" + source
+    exec(compile(source, str(DOCUMENT), "exec"), module.__dict__)
+    return module
