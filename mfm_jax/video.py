@@ -118,7 +118,7 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
     if not path.stat().st_size:
         raise MediaError(f"{path} is empty: copy or download it again")
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), metadata_errors="replace")
     except FFmpegError:
         raise MediaError(
             f"{path} is not a readable video (damaged, cut short or of another type): "

@@ -650,6 +650,24 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, error, when):
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_title_in_another_encoding_does_no_harm(tmp_path, suffix):
+    """As old cameras and broken files have: the picture and the sound are good."""
+    path = tmp_path / f"a{suffix}"
+    with av.open(str(path), "w") as out:
+        out.metadata["title"] = "caf\u00e9s"
+        stream = out.add_stream("libx264", rate=25, width=64, height=48, pix_fmt="yuv420p")
+        for frame in numbered(5):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        out.mux(stream.encode())
+    latin = path.read_bytes().replace("caf\u00e9s".encode(), "caf\u00e9!s".encode("latin-1"))
+    path.write_bytes(latin)
+    assert b"caf\xe9!s" in latin
+    assert video.probe(path).frames == 5
+    video.write_video(path, tmp_path / f"b{suffix}", sine(0.2))
+    assert video.probe(tmp_path / f"b{suffix}").frames == 5
+
+
 # --- real clips -----------------------------------------------------------------------------------
 
 CLIPS = {
