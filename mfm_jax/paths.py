@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -11,6 +12,10 @@ from pathlib import Path
 
 TINY_BUNDLE = Path(__file__).parent / "bundles" / "tiny"
 """The embedded miniature: every network at small size, trained on the Foley world."""
+
+
+PART = re.compile(r"\..*-[0-9a-f]{8}(\..*)?")
+"""Names of files that are not whole yet."""
 
 
 class MediaError(ValueError):
@@ -26,7 +31,8 @@ def first_line(error: Exception) -> str:
 def written_whole(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` once the block has succeeded.
 
-    Nothing is left behind when the block raises, and an older `target` then stays as it was.
+    Nothing is left behind when the block raises, and an older `target` then stays as it was. What a
+    killed process leaves is for `remove_parts`.
 
     Raises:
         MediaError: nothing can be written there.
@@ -36,7 +42,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     try:
         if target.is_dir():
             raise IsADirectoryError(0, "it is a folder")
-        part.touch(exist_ok=False)
+        handle = _new_locked(part)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise MediaError(f"cannot write {target} ({reason}): choose another output path") from None
@@ -45,15 +51,50 @@ def written_whole(target: Path) -> Iterator[Path]:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _new_locked(part: Path) -> int:
+    """Create a file and lock it, as long as the handle is open."""
+    while True:
+        handle = os.open(part, os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # the file system may know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if part.exists():
+            return handle
+        os.close(handle)  # another process took it for a killed one's before it was locked
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts of files that killed processes left in `folder`, and no others."""
+    for part in folder.iterdir() if folder.is_dir() else ():
+        if PART.fullmatch(part.name) and part.is_file():
+            with suppress(OSError), _open(part) as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+
+
+def flush(path: Path) -> None:
+    """Wait until the bytes of a file are on the disk."""
+    with _open(path) as handle:
+        os.fsync(handle)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step; the bytes are on the disk before the name changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part, part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with written_whole(path) as part:
+        part.write_text(text)
+        flush(part)
 
 
 @contextmanager
@@ -79,22 +120,17 @@ def locked(path: Path) -> Iterator[None]:
 
     Where the file system knows no locks, nothing is held.
     """
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with _open(path) as handle:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:
     """Whether some process holds `folder` locked, or may hold it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
+    with _open(folder) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
     return False

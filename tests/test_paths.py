@@ -1,5 +1,8 @@
 """Files and folders appear whole or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mfm_jax import paths
@@ -49,3 +52,61 @@ def test_a_failed_folder_is_not_there(tmp_path):
     with paths.new_folder(tmp_path / "a") as folder:
         (folder / "whole").touch()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["whole"]
+
+
+HALF = """
+import os, sys
+from pathlib import Path
+from mfm_jax.paths import written_whole
+with written_whole(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    others = ["a.txt", ".hidden", ".a-0123.txt"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".b-01234567").mkdir()
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", HALF, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("killed.txt", "alive.txt")
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "begun\n"
+    writers[0].kill()
+    writers[0].communicate()
+    assert len(list(tmp_path.iterdir())) == 6
+    paths.remove_parts(tmp_path)
+    assert [p.name for p in tmp_path.glob(".killed*")] == []
+    writers[1].communicate("")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [*others, ".b-01234567", "alive.txt"]
+    )
+    paths.remove_parts(tmp_path / "absent")
+
+
+def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypatch):
+    """Between its creation and its lock: another process may look just then."""
+    lock, looks = paths.fcntl.flock, []
+
+    def looked_at(handle, how):
+        if not looks:
+            looks.append(how)
+            paths.remove_parts(tmp_path)
+        lock(handle, how)
+
+    monkeypatch.setattr(paths.fcntl, "flock", looked_at)
+    with paths.written_whole(tmp_path / "a.txt") as part:
+        part.write_text("whole")
+        paths.remove_parts(tmp_path)
+    assert len(looks) == 1
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
