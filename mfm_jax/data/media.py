@@ -26,6 +26,9 @@ from mfm_jax.windows import Window, WindowSpec
 ONSETS = 32
 """Onset times kept of a window: the hard grade has up to 15 in 2.56 s."""
 
+SHORTEST = 0.5
+"""Seconds that a clip must show: the rest of a window is a picture held still, and silence."""
+
 DESCRIPTION = "media.json"
 """Written last: a media folder with it is complete."""
 
@@ -41,12 +44,17 @@ def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray
     """The frames of a clip's first window, and its sound, as long as the video has it.
 
     Raises:
-        MediaError: the clip cannot be read, has no sound, or starts after its file ends.
+        MediaError: the clip cannot be read, has no sound, or is over before it is `SHORTEST` long.
     """
     wave = read_audio(clip.path)
     if wave is None:
         raise MediaError(f"{clip.path} has no sound: leave it out")
     window = next(windows(clip.path, spec, start=clip.start))
+    if window.seconds < SHORTEST:
+        raise MediaError(
+            f"{clip.path} shows {window.seconds:.2f} s from {clip.start:g} s on, and less than "
+            f"{SHORTEST:g} s is too short: leave it out"
+        )
     first = round(clip.start * RATE)
     return window, wave[first : first + samples_of(spec)]
 

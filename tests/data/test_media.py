@@ -91,6 +91,12 @@ def test_a_clip_may_start_later_in_its_file(clips):
         decode_clip(replace(clips[1], start=2.56), SPEC)
 
 
+def test_a_clip_that_shows_next_to_nothing_is_refused(clips):
+    decode_clip(replace(clips[1], start=2.06), SPEC)
+    with pytest.raises(MediaError, match=r"shows 0\.46 s from 2\.1 s on, and less than 0\.5 s is"):
+        decode_clip(replace(clips[1], start=2.1), SPEC)
+
+
 def hot(names, present):
     return [name in present for name in names]
 
