@@ -42,6 +42,12 @@ def add_parser(commands) -> None:
         default=(),
         help="leave out clips without sound to hear or without motion to see, too",
     )
+    parser.add_argument(
+        "--shard",
+        type=int,
+        metavar="CLIPS",
+        help="clips in one file, which is what an interruption can cost; default: 256",
+    )
     distributed.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -53,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from mfm_jax.data.features import DESCRIPTION, extract
     from mfm_jax.settings import SettingError
 
-    if args.batch < 1:
-        raise UsageError(f"--batch must be at least 1, got {args.batch}")
+    for name, value in (("batch", args.batch), ("shard", args.shard)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
     try:
         share = distributed.share(args)
         clips = list_clips(args.clips, videos=args.videos, split=args.split)
@@ -69,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
                 timechat=args.timechat,
                 drop=args.drop,
                 share=share,
+                shard=args.shard,
                 progress=progress.advance,
             )
         finally:

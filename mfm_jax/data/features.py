@@ -227,6 +227,7 @@ def extract(
     timechat: str = "video",
     drop: Sequence[str] = (),
     share: tuple[int, int] = (0, 1),
+    shard: int | None = None,
     progress: Callable[[int], None] = lambda clips: None,
 ) -> list[Failure]:
     """Store the features of `clips`, of each its first window, where `folder` lacks them.
@@ -244,6 +245,7 @@ def extract(
         share: (i, n): only the part `i` of `n` of the work. The others are other processes', on any
             machine that sees `folder`. Whoever comes last finishes the folder; the result does not
             depend on `n`.
+        shard: clips in one file, which is written whole or not at all; 256 if not given.
 
     Raises:
         DataError: the bundle has no encoder or no such TimeChat tokens, `folder` holds something
@@ -260,7 +262,7 @@ def extract(
     place = layout.batch(batch)
     about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
     fields = _fields(preparation, names, timechat)
-    writing = Writing.begin(folder, DESCRIPTION, about, fields, clips)
+    writing = Writing.begin(folder, DESCRIPTION, about, fields, clips, shard=shard)
     index, parts = share
     missing = [shard for shard in writing.missing() if shard % parts == index]
     progress(sum(len(clips) for i, clips in enumerate(writing.shards) if i not in missing))

@@ -22,10 +22,10 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mfm_jax.data.clips import Clip, DataError
-from mfm_jax.paths import write_text, written_whole
+from mfm_jax.paths import flush, remove_parts, write_text, written_whole
 
 SHARD = 256
-"""Clips in one file: as much work as an interruption can cost."""
+"""Clips in one file if not told otherwise: as much work as an interruption can cost."""
 
 RECORDS, SHARDS, UNFINISHED, FAILED = "records", "shards", "unfinished.json", "failed.csv"
 """The parts of a dataset folder; the file that describes it appears last and means complete."""
@@ -67,18 +67,25 @@ class Writing:
         about: Mapping[str, Any],
         fields: Mapping[str, Field],
         clips: Iterable[Clip],
+        *,
+        shard: int | None = None,
     ) -> "Writing":
         """Start in an empty or new folder, or go on in one begun with the same `about` and clips.
+
+        Args:
+            shard: clips in one file; `SHARD` if not given.
 
         Raises:
             DataError: the folder holds something else, or there are no clips.
         """
+        size = SHARD if shard is None else shard
         ordered = tuple(sorted(clips))
         if not ordered:
             raise DataError(f"no clips for {folder}: name at least one")
         about = {**about, "clips": len(ordered), "ids": digest([clip.id for clip in ordered])}
         about["fields"] = {n: [list(f.shape), f.dtype] for n, f in sorted(fields.items())}
-        shards = tuple(ordered[i : i + SHARD] for i in range(0, len(ordered), SHARD))
+        about |= {"shard": size} if size != SHARD else {}  # as the default is not told
+        shards = tuple(ordered[i : i + size] for i in range(0, len(ordered), size))
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,12 +94,15 @@ class Writing:
             reason = (error.strerror or str(error)).lower()
             raise DataError(f"cannot write {folder} ({reason}): choose another folder") from None
         if begun := there & {name, UNFINISHED}:
-            check_same(folder, read_about(folder / begun.pop()), about)
+            default, found = {"shard": SHARD}, read_about(folder / begun.pop())
+            check_same(folder, default | found, default | about)
         elif any(not entry.startswith(".") for entry in there):
             raise DataError(f"{folder} is not empty and no dataset: choose another folder")
         else:
             write_text(folder / UNFINISHED, json.dumps(about, indent=1) + "\n")
         (folder / RECORDS).mkdir(exist_ok=True)
+        for place in (folder, folder / RECORDS, folder / SHARDS):
+            remove_parts(place)
         return cls(folder, name, fields, shards)
 
     def missing(self) -> list[int]:
@@ -102,14 +112,16 @@ class Writing:
     def write(self, shard: int, examples: Iterable[dict[str, np.ndarray] | Failure]) -> None:
         """Write one shard: for each of its clips, in order, the arrays or why there are none."""
         serialise, failed, size, count = _serialiser(self.fields), [], 0, 0
-        with written_whole(self._shard(shard)) as part, closing(_writer(part)) as out:
-            for clip, example in zip(self.shards[shard], examples, strict=True):
-                if isinstance(example, Failure):
-                    failed.append(example)
-                    continue
-                record = serialise({"id": clip.id, **example})
-                out.write(record)
-                size, count = size + len(record), count + 1
+        with written_whole(self._shard(shard)) as part:
+            with closing(_writer(part)) as out:
+                for clip, example in zip(self.shards[shard], examples, strict=True):
+                    if isinstance(example, Failure):
+                        failed.append(example)
+                        continue
+                    record = serialise({"id": clip.id, **example})
+                    out.write(record)
+                    size, count = size + len(record), count + 1
+            flush(part)  # before a note says that it is there
         note = {"examples": count, "bytes": size, "failed": failed}
         write_text(self._note(shard), json.dumps(note) + "\n")
 

@@ -83,6 +83,7 @@ def test_vggsound_with_a_video_that_is_gone(listed, bundle, tmp_path, capsys):
         (["CLIPS", "-o", "f", "--bundle", "absent"], "absent is not a bundle"),
         (["CLIPS", "-o", "f", "--process", "1"], "--processes N and --process I go together"),
         (["CLIPS", "-o", "f", "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["CLIPS", "-o", "f", "--shard", "0"], "--shard must be at least 1, got 0"),
         (["CLIPS", "-o", "taken", "--bundle", "BUNDLE"], "taken is not empty and no dataset"),
     ],
 )

@@ -160,3 +160,30 @@ def test_a_damaged_description(tmp_path):
     (tmp_path / "about.json").write_text(json.dumps(ABOUT)[:-3])
     with pytest.raises(DataError, match="is damaged"):
         RecordSource(tmp_path, "about.json")
+
+
+def test_shards_of_another_size(tmp_path, monkeypatch):
+    writing = Writing.begin(tmp_path / "three", "about.json", ABOUT, FIELDS, CLIPS, shard=3)
+    assert [len(shard) for shard in writing.shards] == [3, 3, 3, 2]
+    for size, message in ((None, "shard is 3, not 4"), (5, "shard is 3, not 5")):
+        with pytest.raises(DataError, match=message):
+            Writing.begin(tmp_path / "three", "about.json", ABOUT, FIELDS, CLIPS, shard=size)
+    write(writing)
+    source = RecordSource(tmp_path / "three", "about.json")
+    assert [source.id_of(i) for i in (0, 5)] == ["clip00", "clip10"]
+    begin(tmp_path / "four")
+    with pytest.raises(DataError, match="shard is 4, not 3"):
+        Writing.begin(tmp_path / "four", "about.json", ABOUT, FIELDS, CLIPS, shard=3)
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
+    begin(tmp_path / "killed")
+    left = [
+        ".unfinished-01234567.json",
+        "records/.clips-train-01234567.array_record-00000-of-00003",
+    ]
+    for name in left:
+        (tmp_path / "killed" / name).write_text("half")
+    write(begin(tmp_path / "killed"))
+    write(begin(tmp_path / "whole"))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
