@@ -40,11 +40,13 @@ from mfm_jax.models.vae import VAE, VAEConfig
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.paths import is_locked, locked, new_folder, write_text
 from mfm_jax.settings import from_json, to_json
+from mfm_jax.sharding import Axes
 from mfm_jax.store import INDEX, Listed, Store, StoreError, write_store
 from mfm_jax.weights import (
     WeightError,
     abstract,
     check_weights,
+    named_axes,
     named_weights,
     with_weights,
 )
@@ -178,15 +180,16 @@ class Bundle:
         name: str,
         dtype: DTypeLike | None = None,
         *,
-        sharding: Callable[[str, Shape], jax.sharding.Sharding] | None = None,
+        sharding: Callable[[Axes, Shape], jax.sharding.Sharding] | None = None,
         check: bool = False,
     ) -> Any:
         """The network `name` with its weights.
 
         Args:
             dtype: of the floating-point weights; as stored if not given.
-            sharding: of each weight, by name and shape; a process then reads the shards of its own
-                devices only. All on this process's first device if not given.
+            sharding: of each weight, by its logical axes and shape, as `Layout.weight` tells it; a
+                process then reads the shards of its own devices only. All on this process's first
+                device if not given.
             check: read all files first and compare them with their checksums.
 
         Raises:
@@ -198,11 +201,12 @@ class Bundle:
         if check and (problems := self._unsealed(name) or store.damaged_files()):
             raise BundleError(f"{where} is damaged: {'; '.join(problems)}: make it again")
         network = abstract(lambda rngs: KINDS[name].build(entry.config, rngs=rngs))
+        axes = named_axes(network)
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def target(weight: str, stored: Listed) -> jax.ShapeDtypeStruct:
             kind = np.dtype(stored.dtype) if dtype is None else dtype
-            place = first if sharding is None else sharding(weight, stored.shape)
+            place = first if sharding is None else sharding(axes[weight], stored.shape)
             return jax.ShapeDtypeStruct(stored.shape, kind, sharding=place)
 
         try:

@@ -17,6 +17,7 @@ from mfm_jax.bundle import Bundle
 from mfm_jax.mapper import Stream, Streams
 from mfm_jax.models.cavp import CAVPVideo
 from mfm_jax.models.timechat import TimeChat, normalise
+from mfm_jax.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int, UInt8
 from mfm_jax.windows import Window, WindowSpec, timestamp_sentences
 from mfm_jax.wordpiece import Vocabulary
@@ -57,7 +58,7 @@ def encode_video(cavp: CAVPVideo, timechat: TimeChat, frames: Frames, *, tensor:
 @jax.jit
 def encode_cavp(cavp: CAVPVideo, frames: CAVPFrames) -> Stream:
     """What sounds: a token for each frame, at the frame's own time."""
-    return Stream(cavp(frames.pixels.astype(jnp.float32) / 255.0), frames.seconds)
+    return _divided(cavp(frames.pixels.astype(jnp.float32) / 255.0), frames.seconds)
 
 
 @partial(jax.jit, static_argnames="tensor")
@@ -70,11 +71,16 @@ def encode_timechat(timechat: TimeChat, frames: TimeChatFrames, *, tensor: str) 
     tokens = timechat.encode(normalise(frames.pixels), frames.ids, frames.mask)
     if tensor == "frame":
         seen = rearrange(tokens.frames, "b t k d -> b (t k) d")
-        return Stream(seen, repeat(frames.seconds, "b t -> b (t k)", k=tokens.frames.shape[2]))
+        return _divided(seen, repeat(frames.seconds, "b t -> b (t k)", k=tokens.frames.shape[2]))
     tokens_of_all = tokens.video if tensor == "video" else tokens.llama
     if tokens_of_all is None:
         raise ValueError("this TimeChat has no llama tokens: use video or frame")
-    return Stream(tokens_of_all, timechat.config.token_seconds(frames.seconds))
+    return _divided(tokens_of_all, timechat.config.token_seconds(frames.seconds))
+
+
+def _divided(tokens: Float[Array, "B T D"], seconds: Float[Array, "B T"]) -> Stream:
+    """On several devices each has the tokens of its windows, as what reads them expects."""
+    return Stream(constrain(tokens, "batch"), constrain(seconds, "batch"))
 
 
 def window_spec(bundle: Bundle) -> WindowSpec:

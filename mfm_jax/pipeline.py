@@ -34,6 +34,7 @@ from mfm_jax.models.timechat import TimeChat
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
+from mfm_jax.sharding import Layout, MeshConfig, constrain, make_mesh
 from mfm_jax.typing import Array, Bool, Float, Shaped
 from mfm_jax.windows import Window, WindowSpec
 
@@ -57,6 +58,15 @@ class Networks(NamedTuple):
     text: EmptyText | None
 
 
+class Given(NamedTuple):
+    """What generation reads of a batch of windows, beside the networks."""
+
+    frames: Frames
+    keys: Shaped[Array, " B"]  # of each window's noise
+    text: Text | None
+    negative: Text | None
+
+
 class Sampling(NamedTuple):
     """How latents are sampled."""
 
@@ -69,7 +79,7 @@ class Sampling(NamedTuple):
 @jax.jit
 def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B K D"]:
     """LOA from video, in float32."""
-    return mapper.generate(streams).astype(jnp.float32)
+    return constrain(mapper.generate(streams).astype(jnp.float32), "batch")
 
 
 @partial(jax.jit, static_argnames=("settings", "sampling"))
@@ -122,24 +132,33 @@ class VideoToAudio:
     settings: Settings
     spec: WindowSpec  # what the encoders see of a window
     sentence: int  # tokens of a timestamp sentence, padding included
+    layout: Layout  # of weights and windows on the devices
 
     @classmethod
-    def open(cls, path: Path, dtype: DTypeLike = jnp.float32) -> "VideoToAudio":
+    def open(
+        cls, path: Path, dtype: DTypeLike = jnp.float32, layout: Layout | None = None
+    ) -> "VideoToAudio":
         """Load every network that generation needs, computing in `dtype`.
+
+        Weights are cut and windows divided over the devices of `layout`, which are this process's
+        own; it is one device if not given.
 
         Raises:
             BundleError: a component is missing or does not fit.
         """
+        if layout is None:
+            layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
         bundle = Bundle.open(path)
         names = ["cavp", "timechat", "mapper", "unet", "vae", "vocoder"]
         with_text = len(bundle.config("unet").contexts) > 1
-        loaded = {name: bundle.load(name, dtype) for name in names}
-        text = bundle.load("text", dtype) if with_text else None
+        loaded = {name: bundle.load(name, dtype, sharding=layout.weight) for name in names}
+        text = bundle.load("text", dtype, sharding=layout.weight) if with_text else None
         return cls(
             Networks(**loaded, text=text),
             bundle.settings,
             window_spec(bundle),
             sentence_length(bundle),
+            layout,
         )
 
     def frames(self, windows: Sequence[Window]) -> Frames:
@@ -159,26 +178,44 @@ class VideoToAudio:
 
         A window's sound depends on its frames, its index and `seed`, and on nothing else in the
         batch. `prompt` and `negative` hold one row each, for all windows.
+
+        Raises:
+            SettingError: the devices of the layout do not divide the windows.
         """
         sampling = sampling or Sampling(
             self.settings.sampler, self.settings.steps, self.settings.guidance
         )
+        place = self.layout.batch(len(windows))
+        given = jax.device_put(self.given(windows, seed, prompt, negative), place)
         n = self.networks
-        streams = encode_video(
-            n.cavp,
-            n.timechat,
-            self.frames(windows),
-            tensor=n.mapper.config.timechat,
-        )
-        loa = predict_loa(n.mapper, streams)
+        with jax.set_mesh(self.layout.mesh):
+            streams = encode_video(
+                n.cavp, n.timechat, given.frames, tensor=n.mapper.config.timechat
+            )
+            loa = predict_loa(n.mapper, streams)
+            wave = sound_from_loa(
+                n,
+                loa,
+                given.keys,
+                given.text,
+                given.negative,
+                settings=self.settings,
+                sampling=sampling,
+            )
+        return np.asarray(wave)
+
+    def given(
+        self,
+        windows: Sequence[Window],
+        seed: int = 0,
+        prompt: Text | None = None,
+        negative: Text | None = None,
+    ) -> Given:
+        """What the compiled programs read of `windows`, before it is divided over the devices."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.key(seed), jnp.array([w.index for w in windows], jnp.uint32)
         )
-        text, against = self._texts(len(windows), prompt, negative)
-        wave = sound_from_loa(
-            n, loa, keys, text, against, settings=self.settings, sampling=sampling
-        )
-        return np.asarray(wave)
+        return Given(self.frames(windows), keys, *self._texts(len(windows), prompt, negative))
 
     def _texts(self, batch: int, prompt: Text | None, negative: Text | None):
         """The text of each half of guidance, of one length; T5("") where none is given."""

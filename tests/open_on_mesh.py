@@ -28,12 +28,13 @@ def main(bundle: str, devices: str, port: str = "", processes: str = "1", index:
     if port:
         jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(index))
     from mfm_jax.bundle import Bundle
+    from mfm_jax.sharding import Axes
     from mfm_jax.weights import named_weights
 
     count = jax.device_count()
     mesh = jax.make_mesh((count,), ("fsdp",), axis_types=(AxisType.Auto,))
 
-    def sharding(name: str, shape: tuple[int, ...]) -> NamedSharding:
+    def sharding(axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
         split = len(shape) > 1 and shape[-1] % count == 0
         spec = PartitionSpec(*[None] * (len(shape) - 1), "fsdp") if split else PartitionSpec()
         return NamedSharding(mesh, spec)

@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,8 +15,12 @@ from mfm_jax.cli import UsageError
 from mfm_jax.cli.progress import Progress
 from mfm_jax.data.clips import VIDEO_SUFFIXES
 from mfm_jax.paths import TINY_BUNDLE, MediaError
+from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.video import probe, windows, write_video
 from mfm_jax.windows import Window, WindowSpec
+
+BATCH = 4
+"""Windows computed at once where the devices divide them."""
 
 
 @dataclass
@@ -48,8 +53,19 @@ def add_parser(commands) -> None:
     parser.add_argument("--sampler", choices=("ddim", "dpm++"))
     parser.add_argument("--eta", type=float, default=0.0, help="of ddim: 0 to 1")
     parser.add_argument("--guidance", type=float, help="1 is none")
-    parser.add_argument("--batch", type=int, default=4, help="windows computed at once")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help=f"windows computed at once; default: {BATCH}, or as many more as the devices need",
+    )
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    group = parser.add_argument_group("several devices, over which the windows are divided")
+    group.add_argument(
+        "--fsdp", type=int, default=1, metavar="N", help="cut the weights over N of them, too"
+    )
+    group.add_argument(
+        "--tensor", type=int, default=1, metavar="N", help="cut every layer's work over N of them"
+    )
     parser.set_defaults(run=run)
 
 
@@ -59,14 +75,15 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     jobs = plan(expand(args.videos), args.output, args.format)
-    model = VideoToAudio.open(args.bundle, args.precision)
+    layout, batch = layout_and_batch(args)
+    model = VideoToAudio.open(args.bundle, args.precision, layout)
     sampling = _sampling(args, model.settings)
     prompt, negative = (_read_text(args, text) for text in (args.prompt, args.negative_prompt))
     progress = Progress(None, "windows")
-    for group in batches(_opened(jobs, model.spec), args.batch):
+    for group in batches(_opened(jobs, model.spec), batch):
         live = [window for _, window in group]
         # Always the same shape: one compilation, and a sound that does not depend on its company.
-        full = live + [live[-1]] * (args.batch - len(live))
+        full = live + [live[-1]] * (batch - len(live))
         waves = model(full, args.seed, sampling, prompt, negative)
         for (job, _), wave in zip(group, waves, strict=False):
             job.waves.append(wave)
@@ -184,7 +201,8 @@ def _opened(jobs: list[Job], spec: WindowSpec) -> Iterator[tuple[Job, Window]]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, least in (("batch", 1), ("steps", 1), ("guidance", 0), ("eta", 0), ("seed", 0)):
+    ones = dict.fromkeys(("batch", "steps", "fsdp", "tensor"), 1)
+    for name, least in {**ones, "guidance": 0, "eta": 0, "seed": 0}.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise UsageError(f"--{name} must be at least {least}, got {value}")
@@ -192,6 +210,30 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--eta is 0 to 1, and for --sampler ddim")
     if args.steps is not None and args.steps > 999:
         raise UsageError(f"--steps must be at most 999, got {args.steps}")
+
+
+def layout_and_batch(args: argparse.Namespace) -> tuple[Layout, int]:
+    """All devices of this process, and the windows that they compute at once.
+
+    Raises:
+        UsageError: the devices do not divide as asked.
+    """
+    import jax
+
+    devices = jax.local_devices()
+    if len(devices) % (args.fsdp * args.tensor):
+        raise UsageError(
+            f"--fsdp {args.fsdp} x --tensor {args.tensor} does not divide {len(devices)} devices: "
+            "use a product that does"
+        )
+    pieces = len(devices) // args.tensor
+    # Rounded up: all devices take the time of one window, whether each has a different one or not.
+    batch = args.batch or pieces * math.ceil(BATCH / pieces)
+    if batch % pieces:
+        raise UsageError(
+            f"--batch {batch} does not divide over {pieces} devices: use a multiple of {pieces}"
+        )
+    return Layout(make_mesh(MeshConfig(fsdp=args.fsdp, tensor=args.tensor), devices)), batch
 
 
 def _sampling(args: argparse.Namespace, settings):
