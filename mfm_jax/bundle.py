@@ -323,6 +323,20 @@ def write_bundle(
     return Bundle.open(path)
 
 
+def write_sizes(path: Path, configs: Mapping[str, Any], settings: Settings | None = None) -> None:
+    """Write a bundle that has configs and no weights: for what asks for sizes alone.
+
+    Raises:
+        BundleError: there is a bundle at `path`.
+    """
+    if (path / "bundle.json").exists():
+        raise BundleError(f"{path} is a bundle with weights: choose another place")
+    path.mkdir(parents=True, exist_ok=True)
+    nowhere = Source("no weights", "none")
+    entries = {n: Entry(c, f"{n}-00000000", nowhere, 0) for n, c in configs.items()}
+    _commit(path, settings or Settings(), entries)
+
+
 def _existing(path: Path) -> Bundle | None:
     return Bundle.open(path) if (path / "bundle.json").exists() else None
 

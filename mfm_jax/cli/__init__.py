@@ -17,12 +17,12 @@ class UsageError(ValueError):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfm` with every subcommand."""
     from mfm_jax import __version__
-    from mfm_jax.cli import bundle, demo, extract, generate
+    from mfm_jax.cli import bundle, demo, extract, generate, plan
 
     parser = argparse.ArgumentParser(prog="mfm", description="Sound for silent video.")
     parser.add_argument("--version", action="version", version=f"mfm-jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, extract, bundle, demo):
+    for module in (generate, extract, bundle, demo, plan):
         module.add_parser(commands)
     return parser
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mfm_jax.data.loader import Element, batches
+from mfm_jax.settings import SettingError
 from mfm_jax.sharding import MeshConfig, fetch
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.step import Batch, ComputeConfig
@@ -32,6 +33,14 @@ class Recipe:
     def name_of(self, source: Any, number: int) -> str:
         """What an element of a source is called, for messages."""
         return source.id_of(number) if hasattr(source, "id_of") else str(number)
+
+    def row(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a clip's arrays in a batch, from sizes alone: what a step is planned with.
+
+        Raises:
+            SettingError: this recipe cannot tell before it has its data.
+        """
+        raise SettingError(f"a {type(self).__name__} cannot be planned: its batch is not known")
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         """The network, with whatever only training needs."""

@@ -94,16 +94,50 @@ def begin(
 ) -> TrainState:
     """The state before the first step, on the devices; `factor` is None for frozen weights."""
     places = weight_places(module, layout)
-    weights: dict[str, Any] = layout.put(named_weights(module), places)
-    stats = {n: weights[n] for n in named_stats(module)}
-    params = {n: weights[n] for n in trainable(module) if factor[n] is not None}
-    frozen = {n: weights[n] for n in trainable(module) if factor[n] is None}
+    params, frozen, stats = _parts(layout.put(named_weights(module), places), module, factor)
     # A copy: the state is donated to the step, which cannot take one array twice.
     mean = None if ema is None else jax.tree.map(jnp.copy, params)
     opt = jax.eval_shape(tx.init, params)
     opt = jax.jit(tx.init, out_shardings=_placed(opt, places, layout))(params)
     key, step = layout.put((jax.random.key(seed), jnp.array(0)), (layout.whole, layout.whole))
     return TrainState(params, frozen, stats, opt, mean, key, step)
+
+
+def describe(
+    skeleton: nnx.Module,
+    tx: optax.GradientTransformation,
+    factor: Mapping[str, float | None],
+    *,
+    ema: float | None,
+    layout: Layout,
+) -> TrainState:
+    """As `begin`, of shapes that say where their arrays lie: nothing is on any device."""
+    places = weight_places(skeleton, layout)
+
+    def begun() -> TrainState:
+        weights = {n: jnp.zeros(w.shape, w.dtype) for n, w in named_weights(skeleton).items()}
+        params, frozen, stats = _parts(weights, skeleton, factor)
+        mean = None if ema is None else params
+        return TrainState(
+            params, frozen, stats, tx.init(params), mean, jax.random.key(0), jnp.array(0)
+        )
+
+    shapes = jax.eval_shape(begun)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        _placed(shapes, places, layout),
+    )
+
+
+def _parts(
+    weights: Weights, module: nnx.Module, factor: Mapping[str, float | None]
+) -> tuple[Weights, Weights, Weights]:
+    """Those that are trained, those that are not, and running statistics."""
+    stats = {n: weights[n] for n in named_stats(module)}
+    params = {n: weights[n] for n in trainable(module) if factor[n] is not None}
+    frozen = {n: weights[n] for n in trainable(module) if factor[n] is None}
+    return params, frozen, stats
 
 
 def weight_places(module: nnx.Module, layout: Layout) -> dict[str, NamedSharding]:

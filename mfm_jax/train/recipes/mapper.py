@@ -15,6 +15,7 @@ from mfm_jax.bundle import Bundle, Component, Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
+from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.paths import TINY_BUNDLE
@@ -64,6 +65,15 @@ class LOARecipe(FeatureRecipe):
         found, loa = take(element, (*names, "audiomae")), self.mapper.loa
         tokens = jnp.asarray(found.pop("audiomae"), jnp.float32)
         return {**found, "loa": np.asarray(pool_loa(tokens[None], loa.grid, loa.pool)[0])}
+
+    def row(self) -> dict[str, jax.ShapeDtypeStruct]:
+        row = {}
+        for name, tokens, width in self.mapper.encoders:
+            stream = stream_of(name)
+            row[stream] = jax.ShapeDtypeStruct((tokens, width), jnp.float16)
+            row[f"{stream}_seconds"] = jax.ShapeDtypeStruct((tokens,), jnp.float32)
+        loa = self.mapper.loa.tokens, self.mapper.loa_width
+        return {**row, "loa": jax.ShapeDtypeStruct(loa, jnp.float32)}
 
     def streams(self, batch: Batch) -> Streams:
         """What the mapper reads of a batch."""

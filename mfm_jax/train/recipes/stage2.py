@@ -21,6 +21,7 @@ from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
+from mfm_jax.models.vae import VAE
 from mfm_jax.settings import SettingError
 from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
@@ -28,6 +29,7 @@ from mfm_jax.train.recipe import mean_metrics
 from mfm_jax.train.recipes.mapper import LOARecipe, check_shares, take
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Bool, Float, Int
+from mfm_jax.weights import abstract
 
 ONLY_MAPPER: tuple[tuple[str, float | None], ...] = (("mapper.*", 1.0), ("*", None))
 """`OptimizerConfig.rates` of this stage: the bundle gets the mapper, so nothing else may change."""
@@ -116,6 +118,12 @@ class Stage2Recipe(LOARecipe):
 
     def read(self, element: Element) -> Element:
         return {**super().read(element), **take(element, ("latents",))}
+
+    def row(self) -> dict[str, jax.ShapeDtypeStruct]:
+        vae = abstract(partial(VAE, self._bundle.config("vae")))
+        frames, mels = self._bundle.settings.frames, self._bundle.config("vocoder").mels
+        latents = jax.ShapeDtypeStruct(vae.latent_shape(frames, mels), jnp.float16)
+        return {**super().row(), "latents": latents}
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         """The bundle's mapper, UNet and empty text, their weights still to come.

@@ -1,0 +1,163 @@
+"""`mfm plan`: what a training step or generation needs on TPUs that are not there."""
+
+import argparse
+import json
+import runpy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mfm_jax.cli import UsageError
+from mfm_jax.cli.progress import Progress
+from mfm_jax.paths import TINY_BUNDLE, write_text
+
+COLUMNS = (
+    "slice", "program", "chips", "clips", "PFLOP", "GFLOP/chip", "alike", "GB/chip", "FLOP/B",
+    "sent MB", "peak GB", "free", "ms", "bound by", "scaling",
+)  # fmt: skip
+
+
+def add_parser(commands) -> None:
+    """Add the subcommand and its options."""
+    parser = commands.add_parser(
+        "plan",
+        help="compile for TPUs that are not there, and say what a step needs",
+        description="Compile a training step (--config) or generation for slices of TPUs that are "
+        "not there: memory, arithmetic, exchange, and what they bound the time of a step to.",
+    )
+    parser.add_argument("--config", type=Path, help="a file of configs/; else generation")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of the config, such as mesh.fsdp=4",
+    )
+    parser.add_argument(
+        "--topology",
+        nargs="+",
+        required=True,
+        metavar="SLICE",
+        help="such as v5e:4x4, v5p:4x4x4 or v6e:16x16",
+    )
+    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE, help="of generation")
+    parser.add_argument(
+        "--released", action="store_true", help="the sizes of the released networks: no bundle"
+    )
+    parser.add_argument("--batch", type=int, help="clips in a step; default: the config's, or 64")
+    parser.add_argument(
+        "--per-chip", type=int, help="clips a chip in place of --batch: the table shows scaling"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; 1 where a program does not fit."""
+    from mfm_jax.plan.roofline import SPARE, DoesNotFit, Estimate, estimate
+    from mfm_jax.settings import SettingError
+
+    rows: list[dict[str, Any]] = []
+    progress, tight = Progress(None, "programs"), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.topology:
+            try:
+                programs, layout, chip, clips = _programs(args, name, Path(folder) / "bundle")
+            except SettingError as error:
+                raise UsageError(str(error)) from None
+            for program in programs:
+                row: dict[str, Any] = {"slice": name, "clips": clips}
+                try:
+                    found: Estimate = estimate(program, layout, chip)
+                    row |= found.to_json()
+                    if found.memory.free < SPARE:
+                        tight.append(f"{name}: {program.name} leaves {found.memory.free:.0%} free")
+                except DoesNotFit as error:
+                    row |= {"program": program.name, "does_not_fit": str(error)}
+                rows.append(row)
+                progress.advance()
+    progress.close()
+    _scale(rows)
+    print(table(rows))
+    for line in tight:
+        print(f"{line} of a chip's memory: less than {SPARE:.0%}")
+    if args.json is not None:
+        write_text(args.json, json.dumps(rows, indent=1) + "\n")
+    return 1 if any("does_not_fit" in row for row in rows) else 0
+
+
+def _programs(args: argparse.Namespace, topology: str, folder: Path):
+    """What is to be compiled for a slice, its mesh, its chip and the clips in a step."""
+    from mfm_jax.bundle import Bundle
+    from mfm_jax.plan.chips import chip_of
+    from mfm_jax.plan.programs import generation, tpu_slice, training
+    from mfm_jax.plan.released import write_released
+    from mfm_jax.settings import SettingError, override
+    from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+
+    devices = tpu_slice(topology)
+    chip = chip_of(devices[0].device_kind)
+    if chip is None:
+        raise SettingError(f"no figures of a {devices[0].device_kind}: add it to plan/chips.py")
+    batch = args.batch if args.per_chip is None else args.per_chip * len(devices)
+    if args.released and not folder.exists():
+        write_released(folder)
+    if args.config is None:
+        bundle = Bundle.open(folder if args.released else args.bundle)
+        fields = override(MeshConfig(), (item.removeprefix("mesh.") for item in args.set))
+        layout = Layout(make_mesh(fields, devices))
+        return generation(bundle, layout, batch=batch or 64), layout, chip, batch or 64
+    if not args.config.is_file():
+        raise UsageError(f"there is no config {args.config}")
+    config = override(runpy.run_path(str(args.config))["get_config"](), args.set)
+    if args.released:
+        config = replace(config, recipe=replace(config.recipe, bundle=str(folder)))
+    if batch is not None:
+        config = replace(config, batch=batch)
+    layout = Layout(make_mesh(config.mesh, devices))
+    return [training(config, layout)], layout, chip, config.batch
+
+
+def _scale(rows: Sequence[dict[str, Any]]) -> None:
+    """How much of the first slice's speed a chip keeps, where each chip has as many clips."""
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if "seconds" not in row:
+            continue
+        base = first.setdefault(row["program"], row)
+        if row["clips"] * base["devices"] == base["clips"] * row["devices"]:
+            row["scaling"] = base["seconds"]["slowest"] / row["seconds"]["slowest"]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown; below it what does not fit."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    lines += [f"{row['slice']}: {row['does_not_fit']}" for row in rows if "does_not_fit" in row]
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "does_not_fit" in row:
+        head = [row["slice"], row["program"], "", str(row["clips"]), "does not fit"]
+        return head + [""] * (len(COLUMNS) - len(head))
+    seconds = row["seconds"]
+    return [
+        row["slice"],
+        row["program"],
+        str(row["devices"]),
+        str(row["clips"]),
+        f"{row['flops'] / 1e15:.3g}",
+        f"{row['flops_per_device'] / 1e9:.0f}",
+        f"{row['flops_alike']:.1%}",
+        f"{row['bytes_per_device'] / 1e9:.2f}",
+        f"{row['flops_per_byte']:.0f}",
+        f"{sum(row['sent_bytes'].values()) / 1e6:.0f}",
+        f"{row['peak_bytes'] / 1e9:.2f}",
+        f"{row['memory_free']:.0%}",
+        f"{seconds['fastest'] * 1e3:.1f} to {seconds['slowest'] * 1e3:.1f}",
+        row["bound_by"],
+        f"{row['scaling']:.1%}" if "scaling" in row else "",
+    ]

@@ -1,0 +1,66 @@
+"""Published figures of accelerators.
+
+TPUs: the pages on system architecture of docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x),
+read in November 2026; the bandwidth between chips is given there for both directions of all ports.
+GPUs: the data sheets of NVIDIA's A100, H100 and H200 SXM, dense bfloat16.
+"""
+
+from dataclasses import dataclass
+
+HOP = 1e-6
+"""Seconds that a message takes from a chip to the next, about ("How to Scale Your Model", part 3:
+jax-ml.github.io/scaling-book); no page of specifications has it."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one device can do."""
+
+    name: str
+    flops: float  # bfloat16 operations a second
+    memory: float  # bytes
+    bandwidth: float  # bytes a second between memory and chip
+    link: float = 0.0  # bytes a second out of one port to a neighbour
+    axes: int = 0  # of the torus; two ports each
+    wraps: int = 0  # length from which on an axis is a ring (a multiple of it)
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32 * 2**30, 1228e9, 50e9, axes=3, wraps=4),
+        Chip("v5e", 197e12, 16e9, 819e9, 50e9, axes=2, wraps=16),
+        Chip("v5p", 459e12, 95 * 2**30, 2765e9, 100e9, axes=3, wraps=4),
+        Chip("v6e", 918e12, 32e9, 1638e9, 100e9, axes=2, wraps=16),
+        # A device is half a chip: the page gives 2307 TFLOPs, 192 GiB and 7380 GB/s a chip.
+        Chip("tpu7x", 1153.5e12, 96 * 2**30, 3690e9, 100e9, axes=3, wraps=4),
+        Chip("a100", 312e12, 80e9, 2039e9),
+        Chip("h100", 989.4e12, 80e9, 3350e9),
+        Chip("h200", 989.4e12, 141e9, 4800e9),
+    )
+}
+
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
+"""What JAX calls the chips (`jax.Device.device_kind`)."""
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The figures of a device of this `device_kind`, if there are any here."""
+    if kind in KINDS:
+        return CHIPS[KINDS[kind]]
+    return next((CHIPS[n] for n in ("a100", "h100", "h200") if n.upper() in kind), None)
+
+
+def peak_flops(kind: str) -> float | None:
+    """bfloat16 operations a second of a device of this `device_kind`; None where unknown."""
+    chip = chip_of(kind)
+    return None if chip is None else chip.flops

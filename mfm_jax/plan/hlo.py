@@ -1,0 +1,418 @@
+"""What a compiled program does on one device: arithmetic, traffic to its memory, exchange.
+
+Read from the text of the program, as `cost_analysis` counts the body of a loop once. Source of the
+format: openxla.org/xla/operation_semantics; nothing promises it, so a shape or a loop that is not
+understood is an error and not left out.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from mfm_jax.plan.arithmetic import Axis, convolution, dot
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute",
+)  # fmt: skip
+FREE = (
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "opt-barrier", "while", "conditional", "call", "domain", "async-start",
+)  # fmt: skip
+"""Operations that move nothing themselves; what a loop or a call runs is counted inside it."""
+
+BITS = {
+    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
+    "s32": 32, "u32": 32, "s64": 64, "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
+    "c64": 64, "c128": 128, "token": 0, "opaque": 0,
+}  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """An array of a program."""
+
+    dtype: str
+    sizes: tuple[int, ...]
+    near: bool  # in a memory on the chip, not in its large one
+
+    @property
+    def bytes(self) -> int:
+        """Of its numbers, without padding."""
+        bits = 8 if self.dtype.startswith("f8") else BITS[self.dtype]
+        return math.prod(self.sizes) * bits // 8
+
+    @property
+    def far(self) -> int:
+        """Bytes in the large memory."""
+        return 0 if self.near else self.bytes
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A line of a program."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]  # of what it gives: several of a tuple
+    operands: tuple[str, ...]
+    inside: str  # what stands between its parentheses
+    about: str  # attributes
+    root: bool
+
+    def attribute(self, name: str) -> str | None:
+        """An attribute up to the next comma or blank, its braces included."""
+        found = re.search(rf"\b{name}=(\{{.*?\}}|[^\s,]+)", self.about)
+        return None if found is None else found[1].lstrip("%")
+
+    def numbers(self, name: str) -> list[int]:
+        """An attribute that is a list of numbers."""
+        return [int(n) for n in re.findall(r"\d+", self.attribute(name) or "")]
+
+
+Computation = Mapping[str, Operation]
+
+
+class Collective(NamedTuple):
+    """An exchange between devices."""
+
+    kind: str
+    bytes: int  # that a device sends (of a reduction, both ways)
+    group: tuple[int, ...]  # devices that exchange, of the one with device 0; by place in the mesh
+    times: int  # in a run of the program
+
+
+@dataclass
+class Work:
+    """Of one device in one run of the program."""
+
+    flops: int = 0
+    bytes: int = 0  # to and from its large memory
+    collectives: list[Collective] = field(default_factory=list)
+
+    def add(self, other: "Work", times: int) -> None:
+        """`other`, `times` over."""
+        self.flops += times * other.flops
+        self.bytes += times * other.bytes
+        self.collectives += [c._replace(times=c.times * times) for c in other.collectives]
+
+
+class HLOError(ValueError):
+    """A program that this module does not understand."""
+
+
+def work(text: str) -> Work:
+    """Count a compiled program (`jax.stages.Compiled.as_text()`).
+
+    Raises:
+        HLOError: a part that is not understood.
+    """
+    return Program(text).work
+
+
+class Program:
+    """A parsed program."""
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, Computation] = dict(_computations(text))
+        partitions = re.search(r"num_partitions=(\d+)", text.split("\n", 1)[0])
+        self.devices = int(partitions[1]) if partitions else 1
+        entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)
+        if entry is None:
+            raise HLOError("no entry in the program")
+        self.entry = entry[1]
+        self._done: dict[str, Work] = {}
+        self._channels: set[str] = set()
+
+    @cached_property
+    def work(self) -> Work:
+        """Of the whole program."""
+        return self._of(self.entry)
+
+    def _of(self, name: str) -> Work:
+        if name not in self._done:
+            total, computation = Work(), self.computations[name]
+            for operation in computation.values():
+                total.add(self._of_operation(operation, computation), 1)
+            self._done[name] = total
+        return self._done[name]
+
+    def _of_operation(self, operation: Operation, computation: Computation) -> Work:
+        if operation.opcode == "while":
+            total = Work()
+            total.add(self._of(operation.attribute("body") or ""), self._trips(operation))
+            return total
+        if operation.opcode == "conditional":
+            # The branch that does most.
+            return max(map(self._of, _called(operation)), key=lambda w: (w.flops, w.bytes))
+        kind = operation.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            return Work(collectives=self._exchange(kind, operation, computation))
+        if operation.opcode.endswith(("-done", "-update")):
+            return Work()
+        total = Work(
+            flops=self._products(operation, computation),
+            bytes=self._traffic(operation, computation),
+        )
+        for name in _called(operation):
+            inner = self._of(name)
+            # What a fusion reads and writes inside never leaves the chip.
+            fused = operation.opcode == "fusion"
+            total.add(Work(inner.flops, 0 if fused else inner.bytes, inner.collectives), 1)
+        return total
+
+    def _trips(self, operation: Operation) -> int:
+        """How often a loop runs: as its attributes say, or as it counts up from 0 to a constant.
+
+        Raises:
+            HLOError: it does neither.
+        """
+        known = re.search(r'known_trip_count":\{"n":"(\d+)"', operation.about)
+        if known:
+            return int(known[1])
+        condition = self.computations[operation.attribute("condition") or ""]
+        root = next(o for o in condition.values() if o.root)
+        if root.opcode == "fusion":  # the comparison, packed
+            (name,) = _called(root)
+            packed = self.computations[name]
+            condition = {**condition, **packed}
+            root = next(o for o in packed.values() if o.root)
+        ends = [o for o in condition.values() if o.opcode == "constant"]
+        if root.opcode == "compare" and "direction=LT" in root.about and len(ends) == 1:
+            return int(ends[0].inside)
+        raise HLOError(f"nobody knows how often the loop {operation.name} runs")
+
+    def _products(self, operation: Operation, computation: Computation) -> int:
+        if operation.opcode == "dot":
+            left = computation[operation.operands[0]].shapes[0].sizes
+            contracted = [left[axis] for axis in operation.numbers("lhs_contracting_dims")]
+            return dot(operation.shapes[0].sizes, contracted)
+        if operation.opcode == "convolution":
+            return _of_convolution(operation, computation)
+        return 0
+
+    def _traffic(self, operation: Operation, computation: Computation) -> int:
+        if operation.opcode in FREE:
+            return 0
+        if operation.opcode == "custom-call" and "Bitcast" in operation.about:
+            return 0
+        read = [computation[name].shapes for name in operation.operands if name in computation]
+        if operation.opcode in ("copy-start", "slice-start"):
+            # Gives what it has written, what it read, and a note.
+            there = operation.shapes[0] if operation.opcode == "copy-start" else _last(operation)
+            (source, *_), *_ = read
+            return min(source.bytes, there.bytes) * ((not source.near) + (not there.near))
+        if operation.opcode == "fusion":
+            (name,) = _called(operation)
+            return self._fused_traffic(self.computations[name], operation)
+        if operation.opcode in ("dynamic-slice", "gather", "slice"):
+            return 2 * operation.shapes[0].bytes * (not read[0][0].near)
+        if operation.opcode == "dynamic-update-slice":
+            return 2 * read[1][0].bytes * (not operation.shapes[0].near)
+        written = sum(shape.far for shape in operation.shapes)
+        return written + sum(shape.far for shapes in read for shape in shapes)
+
+    def _fused_traffic(self, inside: Computation, operation: Operation) -> int:
+        """What a fusion reads and writes; of an array that it only takes pieces of, these."""
+        total = 0
+        for parameter in (o for o in inside.values() if o.opcode == "parameter"):
+            readers = [o for o in inside.values() if parameter.name in o.operands]
+            for shape in parameter.shapes:
+                if readers and all(_takes_a_piece(o, parameter.name) for o in readers):
+                    pieces = (o.shapes[0].bytes for o in readers if "update" not in o.opcode)
+                    total += sum(pieces) * (not shape.near)
+                else:
+                    total += shape.far
+        for root in _roots(inside):
+            if root.opcode == "dynamic-update-slice":
+                piece = inside[root.operands[1]].shapes[0]
+                total += piece.bytes * (not root.shapes[0].near)
+            else:
+                total += sum(shape.far for shape in root.shapes)
+        return total
+
+    def _exchange(
+        self, kind: str, operation: Operation, computation: Computation
+    ) -> list[Collective]:
+        channel = operation.attribute("channel_id")
+        if channel is not None:
+            # One that runs beside other work is written down at each place that drives it on.
+            if channel in self._channels:
+                return []
+            self._channels.add(channel)
+        group = self._group(operation)
+        size = sum(s.bytes for o in operation.operands for s in computation[o].shapes)
+        n = len(group)
+        sent = {
+            "all-gather": size * (n - 1),
+            "all-reduce": 2 * size * (n - 1) // n,
+            "collective-permute": size,
+        }.get(kind, size * (n - 1) // n)
+        return [Collective(kind, sent, group, 1)] if n > 1 or kind == "collective-permute" else []
+
+    def _group(self, operation: Operation) -> tuple[int, ...]:
+        """The devices that exchange with each other, of the group of device 0."""
+        about = operation.about
+        if "source_target_pairs" in about:
+            pairs = re.findall(r"\{(\d+),(\d+)\}", about.split("source_target_pairs=")[1])
+            a, b = max(pairs, key=lambda pair: abs(int(pair[0]) - int(pair[1])))
+            return (int(a), int(b))
+        if found := re.search(
+            rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({IOTA}\))? \{{([^}}]*)\}}", about
+        ):
+            sizes = {n: int(s) for n, s in re.findall(r"'(\w+)'=(\d+)", found[1])}
+            wanted = re.findall(r"'(\w+)'", found[4])
+            ids = _iota(found[2] or str(math.prod(sizes.values())), found[3])
+            cut = tuple(slice(None) if name in wanted else 0 for name in sizes)
+            return tuple(ids.reshape(list(sizes.values()))[cut].ravel().tolist())
+        if found := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={IOTA}", about):
+            ids = _iota(found[3], found[4]).reshape(int(found[1]), int(found[2]))
+            return tuple(ids[0].tolist())
+        if found := re.search(r"replica_groups=\{\{([\d,]+)\}", about):
+            return tuple(_integers(found[1]))
+        if "replica_groups={}" in about:
+            return tuple(range(self.devices))
+        raise HLOError(f"nobody knows between which devices {operation.name} exchanges")
+
+
+def _called(operation: Operation) -> list[str]:
+    """The computations that an operation runs, but for those applied to single numbers."""
+    if operation.opcode in ("fusion", "call", "async-start"):
+        name = operation.attribute("calls") or operation.attribute("to_apply")
+        return [] if name is None else [name]
+    if operation.opcode == "conditional":
+        names = ("branch_computations", "true_computation", "false_computation")
+        given = " ".join(operation.attribute(name) or "" for name in names)
+        return re.findall(r"[\w.\-]+", given)
+    return []
+
+
+def _roots(inside: Computation) -> list[Operation]:
+    root = next(o for o in inside.values() if o.root)
+    return [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+
+
+def _takes_a_piece(operation: Operation, name: str) -> bool:
+    """Whether it reads but a piece of its operand `name`, or changes a piece of it in place."""
+    if operation.opcode in ("dynamic-slice", "gather", "slice", "dynamic-update-slice"):
+        return operation.operands[0] == name and name not in operation.operands[1:]
+    return False
+
+
+def _last(operation: Operation) -> Shape:
+    """The array that a `slice-start` writes: the last one of its tuple that is no note."""
+    return [shape for shape in operation.shapes if shape.sizes][-1]
+
+
+def _of_convolution(operation: Operation, computation: Computation) -> int:
+    left, kernel = (computation[name].shapes[0].sizes for name in operation.operands[:2])
+    output = operation.shapes[0].sizes
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", operation.about)
+    if labels is None:
+        raise HLOError(f"the axes of {operation.name} have no labels")
+    of_left, of_kernel, of_output = labels[1], labels[2], labels[3]
+    window = _window(operation.about)
+    space = []
+    for i in range(len(left) - 2):
+        given = {key: values[i] for key, values in window.items()}
+        space.append(
+            Axis(
+                left[of_left.index(str(i))],
+                output[of_output.index(str(i))],
+                kernel[of_kernel.index(str(i))],
+                int(given.get("stride", 1)),
+                int(str(given.get("pad", "0_0")).split("_")[0]),
+                int(given.get("lhs_dilate", 1)),
+                int(given.get("rhs_dilate", 1)),
+            )
+        )
+    batch, channels = output[of_output.index("b")], output[of_output.index("f")]
+    return convolution(batch, channels, kernel[of_kernel.index("i")], space)
+
+
+def _window(about: str) -> dict[str, list[str]]:
+    found = re.search(r"window=\{([^}]*)\}", about)
+    if found is None:
+        return {}
+    return {key: value.split("x") for key, value in (part.split("=") for part in found[1].split())}
+
+
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+"""Numbers counted up in an array of these sizes, whose axes are then put into this order."""
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+    ids = np.arange(math.prod(_integers(sizes))).reshape(_integers(sizes))
+    return ids.transpose(_integers(order)) if order else ids
+
+
+def _integers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _computations(text: str) -> Iterator[tuple[str, Computation]]:
+    name = ""
+    lines: list[str] = []
+    for line in text.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$", line)
+        if head and not line.startswith(" "):
+            name, lines = head[1], []
+        elif line.startswith("}") and name:
+            yield name, {operation.name: operation for operation in map(_operation, lines)}
+            name = ""
+        elif name and " = " in line:
+            lines.append(line)
+
+
+def _operation(line: str) -> Operation:
+    left, right = line.strip().split(" = ", 1)
+    kind, rest = _split_type(right)
+    opcode, rest = rest.split("(", 1)
+    inside, about = _balanced(rest)
+    return Operation(
+        name=left.removeprefix("ROOT ").lstrip("%"),
+        opcode=opcode,
+        shapes=tuple(_shapes(kind)),
+        operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
+        inside=inside,
+        about=about,
+        root=left.startswith("ROOT "),
+    )
+
+
+def _split_type(text: str) -> tuple[str, str]:
+    """A type and what follows it."""
+    if text.startswith("("):
+        inside, rest = _balanced(text[1:])
+        return inside, rest.lstrip()
+    kind, rest = text.split(" ", 1)
+    return kind, rest
+
+
+def _balanced(text: str) -> tuple[str, str]:
+    """What stands before the parenthesis that closes, and what stands behind it."""
+    depth = 1
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return text[: match.start()], text[match.end() :]
+    raise HLOError(f"a parenthesis is not closed in {text[:80]!r}")
+
+
+def _shapes(kind: str) -> Iterator[Shape]:
+    for dtype, sizes, layout in re.findall(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?", kind):
+        memory = re.search(r"S\((\d+)\)", layout)
+        whole = tuple(int(n.strip("<=")) for n in sizes.split(",") if n)
+        yield Shape(dtype, whole, memory is not None and memory[1] != "0")
+
+
+def sent_by(collectives: Sequence[Collective]) -> dict[str, int]:
+    """Bytes that a device sends, by the kind of exchange."""
+    total: dict[str, int] = {}
+    for collective in collectives:
+        total[collective.kind] = total.get(collective.kind, 0) + collective.bytes * collective.times
+    return total

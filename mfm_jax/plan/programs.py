@@ -1,0 +1,180 @@
+"""The programs of training and generation with shapes in place of arrays, for devices of any kind.
+
+They are the very ones that `train.py` and `mfm_jax.pipeline` run.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jax.experimental import topologies
+from jax.typing import DTypeLike
+
+from mfm_jax.bundle import KINDS, Bundle
+from mfm_jax.encoders import (
+    CAVPFrames,
+    TimeChatFrames,
+    encode_cavp,
+    encode_timechat,
+    sentence_length,
+    window_spec,
+)
+from mfm_jax.mapper import Stream
+from mfm_jax.mapper.fusion import stream_of
+from mfm_jax.pipeline import Networks, Sampling, Text, predict_loa, sound_from_loa
+from mfm_jax.settings import SettingError
+from mfm_jax.sharding import Layout
+from mfm_jax.train.optimizer import build_optimizer, factors
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.step import describe, make_step, trainable, weight_places
+from mfm_jax.weights import abstract, cast, named_weights, with_weights
+
+MEGACORE = {"v4": {"chip_config_name": "megacore"}}
+"""By generation, what makes a chip one device."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function and the shapes that it is called with, placed on a mesh."""
+
+    name: str
+    function: Any  # jitted
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]  # its static arguments
+
+    def traced(self, layout: Layout) -> Any:
+        """The program of this function on the mesh, not yet compiled."""
+        with jax.set_mesh(layout.mesh):
+            return self.function.trace(*self.arguments, **self.options)
+
+
+def tpu_slice(name: str) -> list[jax.Device]:
+    """The devices of a slice of TPUs such as "v5e:4x4", which need not be there.
+
+    Raises:
+        SettingError: libtpu is not installed, or there is no such slice.
+    """
+    # libtpu would ask the machine what it is, and allow one process at a time.
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_ID": "0",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost",
+    }  # fmt: skip
+    for variable, value in quiet.items():
+        os.environ.setdefault(variable, value)
+    options = MEGACORE.get(name.split(":")[0], {})
+    try:
+        return list(
+            topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+        )
+    except Exception as error:  # of many kinds: JAX passes on what libtpu says
+        if "not installed" in str(error):
+            raise SettingError(
+                "compiling for TPUs needs libtpu, and no TPU: pip install 'mfm-jax[tpu]'"
+            ) from None
+        raise SettingError(
+            f"there is no slice {name!r} of TPUs: it is a generation and its shape, such as "
+            f"v5e:4x4, v5p:4x4x4 or v6e:16x16 ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def training(config: TrainConfig, layout: Layout) -> Program:
+    """The step of `train.py`.
+
+    Raises:
+        SettingError: a batch that does not divide, or a recipe that cannot tell its batch.
+    """
+    recipe = config.recipe
+    layout.batch(config.batch // config.compute.accumulate)
+    skeleton = abstract(recipe.build)
+    factor = factors(config.optimizer.rates, trainable(skeleton))
+    tx = build_optimizer(config.optimizer, config.steps, factor)
+    step = make_step(
+        skeleton, recipe.loss, tx, ema=config.ema, layout=layout, compute=config.compute
+    )
+    state = describe(skeleton, tx, factor, ema=config.ema, layout=layout)
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (config.batch, *row.shape), row.dtype, sharding=layout.batch(config.batch)
+        )
+        for name, row in recipe.row().items()
+    }
+    return Program("training step", step, (state, batch), {})
+
+
+def generation(
+    bundle: Bundle,
+    layout: Layout,
+    *,
+    batch: int,
+    dtype: DTypeLike = jnp.bfloat16,
+    sampling: Sampling | None = None,
+) -> list[Program]:
+    """What `mfm_jax.pipeline.VideoToAudio` runs for `batch` windows, one after the other.
+
+    Raises:
+        BundleError: a network is missing.
+        SettingError: the devices do not divide the batch.
+    """
+    settings, spec = bundle.settings, window_spec(bundle)
+    place = layout.batch(batch)
+    sampling = sampling or Sampling(settings.sampler, settings.steps, settings.guidance)
+
+    def array(dtype: Any, *sizes: int) -> Any:
+        return jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=place)
+
+    def network(name: str) -> Any:
+        return _placed(bundle, name, layout, dtype)
+
+    mapper = network("mapper")
+    frames, size = spec.cavp_frames, spec.cavp_size
+    cavp = CAVPFrames(array(jnp.uint8, frames, size, size, 3), array(jnp.float32, frames))
+    frames, size = spec.timechat_frames, spec.timechat_size
+    words = frames, sentence_length(bundle)
+    timechat = TimeChatFrames(
+        array(jnp.uint8, frames, size, size, 3), array(jnp.float32, frames),
+        array(jnp.int32, *words), array(jnp.bool_, *words),
+    )  # fmt: skip
+    streams = {
+        stream_of(name): Stream(array(dtype, tokens, width), array(jnp.float32, tokens))
+        for name, tokens, width in mapper.config.encoders
+    }
+    unet = network("unet")
+    text, states = None, None
+    if len(unet.config.contexts) > 1:
+        words_of = bundle.config("text")
+        text = network("text")
+        states = Text(
+            array(dtype, words_of.tokens, words_of.width), array(jnp.bool_, words_of.tokens)
+        )
+    timed = network("timechat")
+    networks = Networks(
+        network("cavp"), timed, mapper, unet, network("vae"), network("vocoder"), text
+    )
+    loa = array(jnp.float32, mapper.config.loa.tokens, mapper.config.loa_width)
+    keys = array(jax.random.key(0).dtype)
+    return [
+        Program("CAVP", encode_cavp, (networks.cavp, cavp), {}),
+        Program("TimeChat", encode_timechat, (timed, timechat), {"tensor": mapper.config.timechat}),
+        Program("mapper", predict_loa, (mapper, streams), {}),
+        Program(
+            "AudioLDM2",
+            sound_from_loa,
+            (networks, loa, keys, states, states),
+            {"settings": settings, "sampling": sampling},
+        ),
+    ]
+
+
+def _placed(bundle: Bundle, name: str, layout: Layout, dtype: DTypeLike) -> nnx.Module:
+    """A component's shapes in `dtype`, each with its place on the mesh."""
+    skeleton = abstract(partial(KINDS[name].build, bundle.config(name)))
+    shapes = jax.eval_shape(partial(cast, dtype=dtype), named_weights(skeleton))
+    places = weight_places(skeleton, layout)
+    weights: dict[str, Any] = {
+        n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()
+    }
+    return with_weights(skeleton, weights)

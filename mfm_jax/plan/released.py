@@ -1,0 +1,38 @@
+"""The sizes of the released networks, as a bundle without weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mfm_jax.bundle import write_sizes
+from mfm_jax.mapper import MapperConfig
+from mfm_jax.models.audiomae import AudioMAEConfig
+from mfm_jax.models.cavp import CAVPConfig
+from mfm_jax.models.gpt2 import GPT2Config
+from mfm_jax.models.text import EmptyTextConfig
+from mfm_jax.models.timechat import TimeChatConfig
+from mfm_jax.models.unet import UNetConfig
+from mfm_jax.models.vae import VAEConfig
+from mfm_jax.models.vocoder import VocoderConfig
+from mfm_jax.wordpiece import tiny_timestamp_vocabulary
+
+
+def released() -> Mapping[str, Any]:
+    """Config by component. Of what changes no size, stand-ins: words, the scale of latents."""
+    return {
+        "cavp": CAVPConfig.diff_foley(),
+        "timechat": TimeChatConfig.timechat_7b(tiny_timestamp_vocabulary()),
+        "audiomae": AudioMAEConfig.base(),
+        "mapper": MapperConfig.base(),
+        "unet": UNetConfig.audioldm2(8),
+        "vae": VAEConfig.audioldm2(1.0),
+        "vocoder": VocoderConfig.audioldm2(),
+        "text": EmptyTextConfig(),
+        "gpt2": GPT2Config.small(),
+    }
+
+
+def write_released(folder: Path) -> Path:
+    """Make `folder` a bundle of these sizes; opens like any other, and has nothing to load."""
+    write_sizes(folder, released())
+    return folder
