@@ -12,13 +12,14 @@ from flax import nnx
 WEIGHT = (nnx.Param, nnx.BatchStat)
 M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T")
+Weight = jax.Array | jax.ShapeDtypeStruct
 
 
 class WeightError(ValueError):
     """Weights that do not fit a network; the message lists every one of them."""
 
 
-def named_weights(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
+def named_weights(module: nnx.Module) -> dict[str, Weight]:
     """Every weight of `module` by dotted path, in a fixed order."""
     flat = nnx.to_flat_state(nnx.state(module, WEIGHT))
     return {_dotted(path): leaf.get_value() for path, leaf in flat}
@@ -97,7 +98,7 @@ def check_weights(
         raise WeightError(f"the weights of {where} do not fit: " + "; ".join(parts))
 
 
-def with_weights(module: M, weights: Mapping[str, jax.Array], *, where: str = "the network") -> M:
+def with_weights(module: M, weights: Mapping[str, Weight], *, where: str = "the network") -> M:
     """`module` (abstract or not) holding `weights`, all of them and no others.
 
     Raises:

@@ -30,25 +30,12 @@ from mfm_jax.encoders import encode_cavp, encode_timechat  # noqa: E402
 from mfm_jax.paths import TINY_BUNDLE  # noqa: E402
 from mfm_jax.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
-from mfm_jax.windows import Window, WindowSpec  # noqa: E402
+from mfm_jax.windows import Window  # noqa: E402
+from tests.noise import window  # noqa: E402
 
 WINDOWS = 8
 SAMPLING = Sampling(steps=3)
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
-
-
-def window(spec: WindowSpec, index: int) -> Window:
-    """A window of noise."""
-    rng = np.random.default_rng(index)
-    cavp, timechat = (
-        rng.integers(0, 256, (frames, size, size, 3), np.uint8)
-        for frames, size in (
-            (spec.cavp_frames, spec.cavp_size),
-            (spec.timechat_frames, spec.timechat_size),
-        )
-    )
-    times = [np.arange(len(x)) * spec.seconds / len(x) for x in (cavp, timechat)]
-    return Window(index, 0.0, float(spec.seconds), cavp, times[0], timechat, times[1])
 
 
 def held(model: VideoToAudio) -> float:

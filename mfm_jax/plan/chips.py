@@ -20,20 +20,19 @@ class Chip:
     flops: float  # bfloat16 operations a second
     memory: float  # bytes
     bandwidth: float  # bytes a second between memory and chip
-    link: float = 0.0  # bytes a second out of one port to a neighbour
-    axes: int = 0  # of the torus; two ports each
+    link: float = 0.0  # bytes a second out of one port; a chip has two for each axis of the torus
     wraps: int = 0  # length from which on an axis is a ring (a multiple of it)
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * 2**30, 1228e9, 50e9, axes=3, wraps=4),
-        Chip("v5e", 197e12, 16e9, 819e9, 50e9, axes=2, wraps=16),
-        Chip("v5p", 459e12, 95 * 2**30, 2765e9, 100e9, axes=3, wraps=4),
-        Chip("v6e", 918e12, 32e9, 1638e9, 100e9, axes=2, wraps=16),
+        Chip("v4", 275e12, 32.0 * 2**30, 1228e9, 50e9, wraps=4),
+        Chip("v5e", 197e12, 16e9, 819e9, 50e9, wraps=16),
+        Chip("v5p", 459e12, 95.0 * 2**30, 2765e9, 100e9, wraps=4),
+        Chip("v6e", 918e12, 32e9, 1638e9, 100e9, wraps=16),
         # A device is half a chip: the page gives 2307 TFLOPs, 192 GiB and 7380 GB/s a chip.
-        Chip("tpu7x", 1153.5e12, 96 * 2**30, 3690e9, 100e9, axes=3, wraps=4),
+        Chip("tpu7x", 1153.5e12, 96.0 * 2**30, 3690e9, 100e9, wraps=4),
         Chip("a100", 312e12, 80e9, 2039e9),
         Chip("h100", 989.4e12, 80e9, 3350e9),
         Chip("h200", 989.4e12, 141e9, 4800e9),
