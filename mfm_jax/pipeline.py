@@ -57,6 +57,16 @@ class Networks(NamedTuple):
     text: EmptyText | None
 
 
+class Sounding(NamedTuple):
+    """Those of the networks that make sound of LOA."""
+
+    mapper: Mapper
+    unet: UNet
+    vae: VAE
+    vocoder: Vocoder
+    text: EmptyText | None
+
+
 class Sampling(NamedTuple):
     """How latents are sampled."""
 
@@ -74,7 +84,7 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B K D"]:
 
 @partial(jax.jit, static_argnames=("settings", "sampling"))
 def sound_from_loa(
-    networks: Networks,
+    networks: Networks | Sounding,
     loa: Float[Array, "B K D"],
     keys: Shaped[Array, " B"],
     text: Text | None,
