@@ -13,6 +13,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -30,6 +33,7 @@ from mfm_jax.sharding import Layout, fetch, make_mesh
 from mfm_jax.train.log import Metrics, NonFinite
 from mfm_jax.train.optimizer import build_optimizer, factors
 from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.speed import Profile, Speed
 from mfm_jax.train.step import TrainState, begin, make_step, trainable
 from mfm_jax.weights import abstract, initialise, with_weights
 
@@ -39,10 +43,11 @@ KNOWN = (
 """Errors that a user can cause; each is one line that says what to do."""
 
 
-def train(config: TrainConfig, workdir: Path, command: str) -> int:
+def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0) -> int:
     """Train to the end and put the network into its bundle; returns the exit code.
 
-    All processes of a run call this together, with a `workdir` that all of them see.
+    All processes of a run call this together, with a `workdir` that all of them see. `profile`
+    steps are traced.
     """
     recipe, first = config.recipe, jax.process_index() == 0
     layout = Layout(make_mesh(config.mesh))
@@ -55,9 +60,11 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
 
     source, heldout = recipe.prepare(workdir)
     tx = build_optimizer(config.optimizer, config.steps, factor)
-    step = make_step(
-        skeleton, recipe.loss, tx, ema=config.ema, layout=layout, compute=config.compute
-    )
+    make = partial(make_step, skeleton, recipe.loss, tx, ema=config.ema, layout=layout)
+    step = make(compute=config.compute)
+    # What is computed anew to save memory is no work that an MFU counts.
+    once = replace(config.compute, remat="none")
+    counted = step if config.compute == once else make(compute=once)
     module = recipe.begin(initialise(recipe.build, config.seed), source)
     state = begin(module, tx, factor, ema=config.ema, seed=config.seed, layout=layout)
     del module
@@ -78,8 +85,12 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
         return [recipe.name_of(source, number) for number in numbers]
 
     stop = Stop()
-    metrics = Metrics(workdir / "metrics.jsonl", every=config.log, clips=clips)
-    with jax.set_mesh(layout.mesh):
+    speed = Speed.of(config.batch, jax.devices())
+    metrics = Metrics(
+        workdir, speed, start=start, steps=config.steps, every=config.log, clips=clips
+    )
+    trace = Profile(workdir / "profile", start=start, count=profile)
+    with jax.set_mesh(layout.mesh), closing(metrics), closing(trace):
         for done in range(start, max(start, config.steps) + 1):
             last, score = done >= config.steps, None
             if last or done % config.evaluate == 0:
@@ -88,6 +99,10 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
                 scores = recipe.evaluate(module, heldout, config.batch)
                 metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
                 score = score_of(scores, config.best)
+            if config.samples and (last or done % config.samples == 0):
+                metrics.settle()
+                module = with_weights(skeleton, state.weights(averaged=True))
+                metrics.sounds(done, recipe.sounds(module, heldout))
             stopped = stop.at(done)
             due = done % config.save == 0 or checkpoints.would_be_best(score)
             if last or stopped or (due and done > start):
@@ -95,8 +110,14 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
                 checkpoints.save(done, state.items(), score=score)
             if last or stopped:
                 break
+            if trace.due(done):
+                metrics.settle()
+                trace.turn()
+            speed.go()
             batch = layout.put_batch(next(data), config.batch)
+            speed.count(counted, state, batch)
             with (
+                jax.profiler.StepTraceAnnotation("train", step_num=done + 1),
                 jax.transfer_guard_host_to_device("disallow"),
                 jax.transfer_guard_device_to_host("disallow"),
             ):
@@ -113,7 +134,8 @@ def train(config: TrainConfig, workdir: Path, command: str) -> int:
     weights = fetch(state.weights(averaged=True))
     if first:
         module = with_weights(skeleton, jax.tree.map(jax.numpy.asarray, weights))
-        recipe.finish(module, workdir, command)
+        bundle = recipe.finish(module, workdir, command)
+        metrics.summarise(bundle, config.best)
     multihost_utils.sync_global_devices("finished")
     return 0
 
@@ -178,11 +200,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="a file of configs/")
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints and metrics")
+    parser.add_argument(
+        "--profile", type=int, metavar="STEPS", help="trace so many, once the first are done"
+    )
     distributed.add_arguments(parser)
     args, others = parser.parse_known_args(arguments)
     for other in others:
         if not other.startswith("--config.") or "=" not in other:
             parser.error(f"{other!r} is not understood: fields are set with --config.a.b=value")
+    if args.profile is not None and args.profile < 1:
+        parser.error(f"--profile must be at least 1, got {args.profile}")
     if not args.config.is_file():
         parser.error(f"there is no config {args.config}")
     command = shlex.join(["python", "train.py", *arguments])
@@ -190,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         distributed.start(args)
         config = runpy.run_path(str(args.config))["get_config"]()
         config = override(config, (other.removeprefix("--config.") for other in others))
-        return train(config, args.workdir, command)
+        return train(config, args.workdir, command, profile=args.profile or 0)
     except KNOWN as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, NonFinite) else 2

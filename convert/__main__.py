@@ -23,7 +23,7 @@ from convert.source import resolve
 from convert.table import ConversionError
 from convert.tensors import SourceError
 from mfm_jax.bundle import Bundle, BundleError
-from mfm_jax.cli.progress import Progress
+from mfm_jax.progress import Progress
 from mfm_jax.store import StoreError
 
 MODELS: dict[str, Model] = {

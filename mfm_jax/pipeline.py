@@ -46,8 +46,18 @@ class Text(NamedTuple):
     mask: Bool[Array, "B L"]
 
 
+class Sounding(NamedTuple):
+    """The networks that make sound of LOA; `text` only where the UNet reads text."""
+
+    mapper: Mapper
+    unet: UNet
+    vae: VAE
+    vocoder: Vocoder
+    text: EmptyText | None
+
+
 class Networks(NamedTuple):
-    """The frozen networks and the mapper between them; `text` only where the UNet reads text."""
+    """The frozen networks and the mapper between them; `text` as in `Sounding`."""
 
     cavp: CAVPVideo
     timechat: TimeChat
@@ -56,6 +66,11 @@ class Networks(NamedTuple):
     vae: VAE
     vocoder: Vocoder
     text: EmptyText | None
+
+    @property
+    def sounding(self) -> Sounding:
+        """Those that make sound."""
+        return Sounding(self.mapper, self.unet, self.vae, self.vocoder, self.text)
 
 
 class Given(NamedTuple):
@@ -84,7 +99,7 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B K D"]:
 
 @partial(jax.jit, static_argnames=("settings", "sampling"))
 def sound_from_loa(
-    networks: Networks,
+    networks: Sounding,
     loa: Float[Array, "B K D"],
     keys: Shaped[Array, " B"],
     text: Text | None,
@@ -194,7 +209,7 @@ class VideoToAudio:
             )
             loa = predict_loa(n.mapper, streams)
             wave = sound_from_loa(
-                n,
+                n.sounding,
                 loa,
                 given.keys,
                 given.text,

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from mfm_jax.audio import log_mel, prepare_for_audiomae
+from mfm_jax.audio import prepare_for_audiomae
 from mfm_jax.paths import TINY_BUNDLE, MediaError, write_text, written_whole
+from mfm_jax.spectrogram import show
 from mfm_jax.typing import Float
 from mfm_jax.video import CONTAINERS, VideoInfo, probe, read_audio
 from miniature.document import RESULTS, Table, number
@@ -110,18 +111,13 @@ def draw(target: Path, found: Sequence[Result]) -> None:
     for axis in axes[len(found) :]:
         axis.set_axis_off()
     for axis, result in zip(axes, found, strict=False):
-        mel = np.asarray(log_mel(result.wave))
-        axis.imshow(
-            mel.T, origin="lower", aspect="auto", vmin=-11.5, vmax=2,
-            extent=(0, result.made.seconds, 0, mel.shape[1]),
-        )  # fmt: skip
+        show(axis, result.wave)
+        top = axis.get_ylim()[1]
         for onset in result.made.onsets:
             axis.axvline(onset, color="white", linestyle="--", linewidth=0.8)
         if result.true is not None:
             there = result.true.onsets
-            (marks,) = axis.plot(
-                there, np.full(len(there), mel.shape[1]), "rv", ms=4, clip_on=False
-            )
+            (marks,) = axis.plot(there, np.full(len(there), top), "rv", ms=4, clip_on=False)
             marks.set_in_layout(False)  # without a mark in it its place would be undefined
         axis.set_xlim(0, result.made.seconds)
         axis.set_title(result.path.name, fontsize=8)

@@ -44,6 +44,9 @@ PREDICTIONS = "predictions.npz"
 FOLDERS = ("bundle", "clips", "features", "asked")
 """Fields of a recipe that say where things lie and not what they are."""
 
+HOW = ("mesh", "compute", "best", "samples")
+"""Fields of a training that say how it is computed and shown, which no experiment sets."""
+
 
 @dataclass(frozen=True)
 class Stage1(MapperRecipe):
@@ -109,7 +112,7 @@ class Run:
             return digest(["true", to_json(self.loa), asked])
         placeless = replace(recipe, **dict.fromkeys(FOLDERS, ""))
         numbers = to_json(replace(self.config, recipe=placeless))
-        for name in ("mesh", "compute", "best"):  # how it is computed, which no experiment sets
+        for name in HOW:
             del numbers[name]
         train = read_about(Path(recipe.features) / "train" / DESCRIPTION)
         said = [type(recipe).__name__, numbers, train, asked]

@@ -69,7 +69,7 @@ def memory(model: VideoToAudio, windows: list[Window]) -> dict[str, list[int]]:
         lowered["loa"] = predict_loa.lower(n.mapper, streams)
         loa = abstract(lowered["loa"].out_info, place)
         lowered["sound"] = sound_from_loa.lower(
-            n, loa, given.keys, None, None, settings=model.settings, sampling=SAMPLING
+            n.sounding, loa, given.keys, None, None, settings=model.settings, sampling=SAMPLING
         )
         sizes = {name: its.compile().memory_analysis() for name, its in lowered.items()}
     return {n: [m.argument_size_in_bytes, m.temp_size_in_bytes] for n, m in sizes.items()}

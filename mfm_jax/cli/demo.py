@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mfm_jax.audio import RATE, log_mel, write_wav
+from mfm_jax.audio import RATE, write_wav
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.foley_world import SPLITS, Clip, World
 from mfm_jax.data.foley_world import clip as make_clip
@@ -81,16 +81,14 @@ def draw(path: Path, wave: np.ndarray, clip: Clip) -> None:
     """The generated and the true log-mel, with the true contacts as dashed lines."""
     from matplotlib.figure import Figure
 
+    from mfm_jax.spectrogram import show
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     for axis, sound, title in zip(
         axes, (wave, clip.audio), ("generated from the silent clip", "true sound"), strict=True
     ):
-        mel = log_mel(sound)
-        seconds = len(sound) / RATE
-        axis.imshow(
-            mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, mel.shape[1]), vmin=-11.5
-        )
+        show(axis, sound)
         for event in clip.events:
             axis.axvline(event.time, color="white", linestyle="--", linewidth=0.8)
         axis.set(title=title, ylabel="mel bin")

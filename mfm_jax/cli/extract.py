@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mfm_jax import distributed
 from mfm_jax.cli import UsageError
-from mfm_jax.cli.progress import Progress
 from mfm_jax.paths import TINY_BUNDLE
+from mfm_jax.progress import Progress
 
 
 def add_parser(commands) -> None:

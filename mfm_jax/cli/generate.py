@@ -12,9 +12,9 @@ import numpy as np
 
 from mfm_jax.audio import RATE, write_wav
 from mfm_jax.cli import UsageError
-from mfm_jax.cli.progress import Progress
 from mfm_jax.data.clips import VIDEO_SUFFIXES
 from mfm_jax.paths import TINY_BUNDLE, MediaError
+from mfm_jax.progress import Progress
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.video import probe, windows, write_video
 from mfm_jax.windows import Window, WindowSpec

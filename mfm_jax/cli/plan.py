@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mfm_jax.cli import UsageError
-from mfm_jax.cli.progress import Progress
 from mfm_jax.paths import TINY_BUNDLE, write_text
+from mfm_jax.progress import Progress
 
 COLUMNS = (
     "slice", "program", "chips", "clips", "PFLOP", "GFLOP/chip", "alike", "GB/chip", "FLOP/B",

@@ -25,7 +25,7 @@ from mfm_jax.encoders import (
 )
 from mfm_jax.mapper import Stream
 from mfm_jax.mapper.fusion import stream_of
-from mfm_jax.pipeline import Networks, Sampling, Text, predict_loa, sound_from_loa
+from mfm_jax.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
 from mfm_jax.settings import SettingError
 from mfm_jax.sharding import Layout
 from mfm_jax.train.optimizer import build_optimizer, factors
@@ -150,15 +150,17 @@ def generation(
         states = Text(
             array(dtype, words_of.tokens, words_of.width), array(jnp.bool_, words_of.tokens)
         )
-    timed = network("timechat")
-    networks = Networks(
-        network("cavp"), timed, mapper, unet, network("vae"), network("vocoder"), text
-    )
+    networks = Sounding(mapper, unet, network("vae"), network("vocoder"), text)
     loa = array(jnp.float32, mapper.config.loa.tokens, mapper.config.loa_width)
     keys = array(jax.random.key(0).dtype)
     return [
-        Program("CAVP", encode_cavp, (networks.cavp, cavp), {}),
-        Program("TimeChat", encode_timechat, (timed, timechat), {"tensor": mapper.config.timechat}),
+        Program("CAVP", encode_cavp, (network("cavp"), cavp), {}),
+        Program(
+            "TimeChat",
+            encode_timechat,
+            (network("timechat"), timechat),
+            {"tensor": mapper.config.timechat},
+        ),
         Program("mapper", predict_loa, (mapper, streams), {}),
         Program(
             "AudioLDM2",

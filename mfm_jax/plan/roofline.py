@@ -137,7 +137,7 @@ def estimate(program: Program, layout: Layout, chip: Chip) -> Estimate:
         sent=hlo.sent_by(found.collectives),
         compute=found.flops / chip.flops,
         traffic=found.bytes / chip.bandwidth,
-        exchange=sum(c.times * seconds(c, chip, devices) for c in found.collectives),
+        exchange=sum((c.times * seconds(c, chip, devices) for c in found.collectives), 0.0),
     )
 
 

@@ -1,14 +1,31 @@
-"""What a run reports: a plain line on the terminal and a line of JSON in `metrics.jsonl`."""
+"""What a run reports: lines or a bar on the terminal, and files in its folder.
+
+`metrics.jsonl` has a line of JSON for each report, and `tensorboard` the same numbers. Sounds go to
+`samples`, and the end of the run to `summary.json`.
+"""
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from PIL import Image
 
-from mfm_jax.typing import Array
+from mfm_jax.audio import write_wav
+from mfm_jax.paths import write_text, written_whole
+from mfm_jax.progress import Progress
+from mfm_jax.spectrogram import picture
+from mfm_jax.train.board import Board
+from mfm_jax.train.speed import Speed, peak_memory
+from mfm_jax.typing import Array, Float
+
+HELDOUT = "heldout_"
+"""What the names of metrics of held-out clips begin with."""
 
 
 class NonFinite(ValueError):
@@ -18,16 +35,44 @@ class NonFinite(ValueError):
 class Metrics:
     """Reads the metrics of a step when the next one is under way, and reports their means.
 
-    Of several processes only the first reports. `clips` says which clips a step was given.
+    Of several processes only the first reports. A run that goes on after step `start` drops what
+    was reported of later steps.
+
+    Args:
+        workdir: the folder of the run.
+        steps: of the whole run.
+        every: steps from one report to the next.
+        clips: which clips a step was given.
     """
 
     def __init__(
-        self, file: Path, *, every: int, clips: Callable[[int], Sequence[str]] = lambda step: ()
+        self,
+        workdir: Path,
+        speed: Speed,
+        *,
+        start: int = 0,
+        steps: int = 0,
+        every: int,
+        clips: Callable[[int], Sequence[str]] = lambda step: (),
     ) -> None:
-        self.file, self.every, self.clips = file, every, clips
+        self.workdir, self.speed, self.start, self.every = workdir, speed, start, every
+        self.steps, self.clips, self._began = steps, clips, time.monotonic()
         self._pending: tuple[int, Mapping[str, Array]] | None = None
         self._sums: dict[str, float] = {}
-        self._count, self._since = 0, time.perf_counter()
+        self._count = 0
+        self._first, self._board, self._bar = jax.process_index() == 0, None, None
+        if self._first:
+            kept = _kept(self.file, start)
+            self._scores = [line for line in kept if _is_score(line)]
+            self._again = [line.keys() for line in kept if line["step"] == start]
+            self._board = Board(workdir / "tensorboard", start=start)
+            if sys.stdout.isatty() and sys.stderr.isatty():
+                self._bar = Progress(steps, "steps", done=start)
+
+    @property
+    def file(self) -> Path:
+        """Where the lines are."""
+        return self.workdir / "metrics.jsonl"
 
     def add(self, step: int, metrics: Mapping[str, Array]) -> None:
         """Take the metrics of a step that may still be running.
@@ -39,38 +84,160 @@ class Metrics:
         self._read(before)
 
     def settle(self) -> None:
-        """Wait for the last step.
+        """Wait for the last step; the clock of the steps stands until `speed.go`.
 
         Raises:
             NonFinite: its loss is not finite.
         """
         before, self._pending = self._pending, None
         self._read(before)
+        self.speed.halt()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Report `values` of `step`."""
-        if jax.process_index() > 0:
+        if self._first:
+            self._say(step, values)
+            self._keep(step, values)
+
+    def sounds(self, step: int, waves: Mapping[str, Float[np.ndarray, " A"]]) -> None:
+        """Write the sound of each clip and how it looks."""
+        folder = self.workdir / "samples" / f"step-{step}"
+        if self._board is None or (step == self.start > 0 and folder.exists()):
             return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, wave in waves.items():
+            file, image = folder / name.replace("/", "_"), picture(wave)
+            write_wav(file.with_name(f"{file.name}.wav"), wave)
+            with written_whole(file.with_name(f"{file.name}.png")) as part:
+                Image.fromarray(image).save(part)
+            self._board.sound(step, f"samples/{name}", wave, image)
+
+    def summarise(self, bundle: Path | None, best: str) -> None:
+        """Write what came of the run, which has ended; `best` is the metric that tells, if set."""
+        devices = jax.devices()
+        found = {
+            "steps": self.steps,
+            "start": self.start,  # what follows is since then
+            "wall_seconds": time.monotonic() - self._began,
+            **self.speed.whole(),
+            "devices": len(devices),
+            "device": devices[0].device_kind,
+            "peak_memory": peak_memory(),
+            "heldout": self._heldout(best),
+            "bundle": None if bundle is None else str(bundle),
+        }
+        write_text(self.workdir / "summary.json", json.dumps(found, indent=1) + "\n")
+        print("\n".join(_told(found)), flush=True)
+
+    def close(self) -> None:
+        """End the files and the bar."""
+        for part in (self._board, self._bar):
+            if part is not None:
+                part.close()
+        self._bar = None
+
+    def _heldout(self, best: str) -> dict[str, Any] | None:
+        """The least and the last value of the metric that tells, by default the first one."""
+        if not self._scores:
+            return None
+        last = self._scores[-1]
+        name = HELDOUT + best if best else next(n for n in last if n.startswith(HELDOUT))
+        scores = [{"step": s["step"], "value": s[name]} for s in self._scores if name in s]
+        least = min(scores, key=lambda score: score["value"])
+        return {"metric": name.removeprefix(HELDOUT), "best": least, "last": scores[-1]}
+
+    def _say(self, step: int, values: Mapping[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        print(f"step {step}  {shown}", flush=True)
+        if self._bar is None:
+            print(f"step {step}  {shown}", flush=True)
+        elif "loss" in values:
+            self._bar.show(_brief(values))
+        else:
+            self._bar.say(f"step {step}  {shown}")
+
+    def _keep(self, step: int, values: Mapping[str, float]) -> None:
+        line = {"step": step, **values}
+        if step == self.start and line.keys() in self._again:
+            return  # evaluated before the run was stopped, and once more when it went on
+        if _is_score(line):
+            self._scores.append(line)
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps(line) + "\n")
+        assert self._board is not None
+        self._board.scalars(step, values)
 
     def _read(self, entry: tuple[int, Mapping[str, Array]] | None) -> None:
         if entry is None:
             return
         step, metrics = entry
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.speed.stepped()
         if not math.isfinite(values["loss"]):
             raise NonFinite(
                 f"the loss of step {step} is {values['loss']}: lower optimizer.rate, or look at "
                 f"its clips ({', '.join(self.clips(step))}); the checkpoints before it are good"
             )
+        if self._bar is not None:
+            self._bar.advance()
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         if step % self.every == 0:
-            now = time.perf_counter()
             means = {name: total / self._count for name, total in self._sums.items()}
-            self.write(step, {**means, "seconds": (now - self._since) / self._count})
-            self._sums, self._count, self._since = {}, 0, now
+            self.write(step, {**means, **self.speed.lap()})
+            self._sums, self._count = {}, 0
+
+
+def _kept(file: Path, start: int) -> list[dict[str, Any]]:
+    """The lines up to step `start` of a run that goes on from there; the file keeps no others.
+
+    A kill leaves lines of steps that are done again, and maybe a half line.
+    """
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() and start else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["step"] <= start:
+            lines.append(line)
+    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def _is_score(line: Mapping[str, Any]) -> bool:
+    return any(name.startswith(HELDOUT) for name in line)
+
+
+def _brief(values: Mapping[str, float]) -> str:
+    """A report as it goes beside a bar."""
+    parts = [f"loss {values['loss']:.4g}"]
+    if "seconds" in values:
+        parts += [f"{values['seconds']:.3g} s/step", f"{values['clips_per_second']:.4g} clips/s"]
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.0%}")
+    return ", ".join(parts)
+
+
+def _told(found: Mapping[str, Any]) -> list[str]:
+    """A summary as lines."""
+    what = f"{found['steps']} steps on {found['devices']} x {found['device']}"
+    if found["start"]:
+        what += f", of which {found['steps'] - found['start']} since it went on"
+    speed = [f"{found['wall_seconds']:.0f} s"]
+    if "clips_per_second" in found:
+        speed.append(f"{found['clips_per_second']:.4g} clips/s")
+    if "mfu" in found:
+        speed.append(f"MFU {found['mfu']:.0%}")
+    lines = [f"{what}: {', '.join(speed)}"]
+    if found["peak_memory"] is not None:
+        lines.append(f"at most {found['peak_memory'] / 2**30:.2f} GiB on a device")
+    if heldout := found["heldout"]:
+        best, last = heldout["best"], heldout["last"]
+        lines.append(
+            f"held-out {heldout['metric']}: best {best['value']:.4g} at step {best['step']}, "
+            f"last {last['value']:.4g} at step {last['step']}"
+        )
+    if found["bundle"] is not None:
+        lines.append(f"bundle: {found['bundle']}")
+    return lines

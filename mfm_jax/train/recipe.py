@@ -15,7 +15,7 @@ from mfm_jax.settings import SettingError
 from mfm_jax.sharding import MeshConfig, fetch
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.step import Batch, ComputeConfig
-from mfm_jax.typing import Array
+from mfm_jax.typing import Array, Float
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,18 @@ class Recipe:
         """As `transform`, for held-out clips: nothing is drawn."""
         return self.transform(element, np.random.default_rng(0))
 
-    def finish(self, module: Any, workdir: Path, command: str) -> None:
-        """Put the trained network into its bundle; `command` is what trained it."""
+    def sounds(self, module: Any, source: Any) -> dict[str, Float[np.ndarray, " A"]]:
+        """What the network makes of a few held-out clips, by their names, if it makes sound.
+
+        The same weights make the same sound.
+        """
+        return {}
+
+    def finish(self, module: Any, workdir: Path, command: str) -> Path | None:
+        """Put the trained network into its bundle, of which the path is returned.
+
+        `command` is what trained it.
+        """
         raise NotImplementedError
 
 
@@ -104,5 +114,12 @@ class TrainConfig:
     # A metric of the evaluation, such as "loa_error". The checkpoint with the least of it stays as
     # well, and the run ends with its weights. Those of the last step if empty.
     best: str = ""
+    samples: int = 0  # steps between the sounds of a few held-out clips; 0: none are made
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)  # the devices
+
+    def __post_init__(self) -> None:
+        if self.samples and type(self.recipe).sounds is Recipe.sounds:
+            raise SettingError(
+                f"samples: what a {type(self.recipe).__name__} trains makes no sound: leave it at 0"
+            )

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,12 +16,13 @@ from mfm_jax.data.clips import DataError
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.data.foley_world import SPLITS, World, write_world
 from mfm_jax.pipeline import predict_loa
+from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.listener import foley_listener
 from mfm_jax.weights import abstract
 from miniature.__main__ import main
 from miniature.claims import Budget, Plan, Tuned, sizes, systems
 from miniature.measures import Asked, Judge, studio_of, true_loa
-from miniature.runs import PREDICTIONS, Place, Run, Stage1, Stopped, perform, perform_all
+from miniature.runs import HOW, PREDICTIONS, Place, Run, Stage1, Stopped, perform, perform_all
 from miniature.sounds import BATCH
 from miniature.unknowns import STAGE_1, changes, second_stage
 from tests.bundles import CONFIGS, filled, untrained_bundle
@@ -133,6 +134,15 @@ def test_a_key_tells_what_a_line_depends_on_and_nothing_else(place, workdir, tmp
     assert heard.key(moved) != heard.key(place)
     assert run.key(moved) == run.key(place)
     assert heard.training() == run.training()
+
+
+def test_what_a_run_shows_is_no_part_of_its_key(place):
+    """Another field in the key would make every line that there is another run's."""
+    (run,) = linear_runs(place)
+    assert replace(run, config=replace(run.config, samples=5)).key(place) == run.key(place)
+    assert {field.name for field in fields(TrainConfig)} - set(HOW) == {
+        "recipe", "optimizer", "steps", "batch", "seed", "ema", "log", "evaluate", "save", "keep",
+    }  # fmt: skip
 
 
 def test_a_trained_mapper_is_not_trained_again_to_be_heard(place):

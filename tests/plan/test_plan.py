@@ -88,7 +88,9 @@ def test_the_programs_of_generation_are_called_with_what_is_planned():
     }
     assert _sizes(mapper.arguments) == _sizes((n.mapper, streams))
     loa = mapper.traced(ONE).out_info
-    assert _sizes(sound.arguments) == _sizes((n, loa, given.keys, given.text, given.negative))
+    assert _sizes(sound.arguments) == _sizes(
+        (n.sounding, loa, given.keys, given.text, given.negative)
+    )
 
 
 def _sizes(tree):

@@ -56,5 +56,5 @@ class AudioMAERecipe(MediaRecipe):
         masked = masked_patches(visible, patches)
         return jnp.mean(error, where=masked[:, :, None]), {}
 
-    def finish(self, module: Any, workdir: Path, command: str) -> None:
-        self.put("audiomae", self.network, module.encoder, command)
+    def finish(self, module: Any, workdir: Path, command: str) -> Path:
+        return self.put("audiomae", self.network, module.encoder, command).path

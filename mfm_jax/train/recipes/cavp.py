@@ -64,8 +64,8 @@ class CAVPRecipe(MediaRecipe):
         value, hits = moments(video, audio, scale, weights)
         return value, {"hits": hits, "scale": scale}
 
-    def finish(self, module: CAVP, workdir: Path, command: str) -> None:
-        self.put("cavp", self.network, module.video, command)
+    def finish(self, module: CAVP, workdir: Path, command: str) -> Path:
+        return self.put("cavp", self.network, module.video, command).path
 
 
 def loudness(mel: Float[Array, "B M T"], steps: int) -> Float[Array, "B {steps}"]:

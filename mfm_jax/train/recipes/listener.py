@@ -84,8 +84,8 @@ class ListenerRecipe(MediaRecipe):
         hits = (chances.argmax(axis=1) == labels).mean(where=known)
         return -right.mean(where=known), {"hits": hits}
 
-    def finish(self, module: Listener, workdir: Path, command: str) -> None:
-        self.put("listener", self.network, module, command)
+    def finish(self, module: Listener, workdir: Path, command: str) -> Path:
+        return self.put("listener", self.network, module, command).path
 
 
 def shifted(mel: Float[np.ndarray, "T M"], bins: float) -> Float[np.ndarray, "T M"]:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, Component, Source, write_bundle
+from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
@@ -19,12 +19,16 @@ from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.paths import TINY_BUNDLE
+from mfm_jax.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
 from mfm_jax.settings import SettingError
-from mfm_jax.sharding import fetch
+from mfm_jax.sharding import Layout, fetch
 from mfm_jax.train.foley import LICENCE, FeatureRecipe
 from mfm_jax.train.losses import ERRORS, clip_contrast, cosine_distance
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
+
+SOUNDS = 4
+"""Clips that sounds are made of during training."""
 
 
 def tiny_mapper() -> MapperConfig:
@@ -96,9 +100,29 @@ class LOARecipe(FeatureRecipe):
         }
         return {name: float(((x - true) ** 2).mean()) for name, x in errors.items()}
 
-    def finish(self, module: Any, workdir: Path, command: str) -> None:
+    def sounds(self, module: Any, source: Any) -> dict[str, Float[np.ndarray, " A"]]:
+        """Of the first clips, as the bundle's settings say, with the same noise every time.
+
+        Raises:
+            BundleError: the bundle lacks a network.
+            SettingError: its UNet reads LOA of another width.
+        """
+        bundle = Bundle.open(Path(self.bundle))
+        check_width(bundle, self.mapper)
+        batch = next(batches(source, batch=SOUNDS, seed=0, train=False))
+        waves = fetch(_sound(self, self.sounding(module, bundle), batch, bundle.settings))
+        return {self.name_of(source, i): wave for i, wave in enumerate(waves)}
+
+    def sounding(self, module: Any, bundle: Bundle) -> Sounding:
+        """The networks that make sound, of which those that are not trained are the bundle's."""
+        unet, vae, vocoder = (on_mesh(bundle, name) for name in ("unet", "vae", "vocoder"))
+        with_text = len(bundle.config("unet").contexts) > 1
+        return Sounding(module, unet, vae, vocoder, on_mesh(bundle, "text") if with_text else None)
+
+    def finish(self, module: Any, workdir: Path, command: str) -> Path | None:
         """Make the workdir a bundle: the other networks are those of the recipe's."""
         write_bundle(workdir, self.components(module, command), base=Path(self.bundle))
+        return workdir
 
     def components(self, module: Any, command: str) -> dict[str, Component]:
         """What the bundle gets of the trained network."""
@@ -220,6 +244,28 @@ def take(element: Element, names: Sequence[str]) -> Element:
     return {name: element[name] for name in names}
 
 
+def check_width(bundle: Bundle, mapper: MapperConfig) -> None:
+    """Whether the bundle's UNet reads LOA of the mapper's width.
+
+    Raises:
+        SettingError: it does not.
+    """
+    width = bundle.config("unet").contexts[0]
+    if width != mapper.loa_width:
+        raise SettingError(
+            f"recipe.bundle: the UNet of {bundle.path} reads LOA of width {width}, "
+            f"the mapper predicts {mapper.loa_width}: give a bundle in which they fit"
+        )
+
+
+def on_mesh(bundle: Bundle, name: str) -> Any:
+    """A network of the bundle, whole on every device of the mesh in use."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return bundle.load(name, jnp.float32)
+    return bundle.load(name, jnp.float32, sharding=lambda *_: Layout(mesh).whole)
+
+
 def check_shares(recipe: LOARecipe, *names: str) -> None:
     """Whether these fields lie between 0 and 1.
 
@@ -246,3 +292,17 @@ def predictions(
 def _predict(recipe: LOARecipe, module: Mapper, batch: Batch) -> tuple[Array, Array]:
     made = module.generate(recipe.streams(batch))
     return module.standardise(made), module.standardise(batch["loa"])
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _sound(
+    recipe: LOARecipe, networks: Sounding, batch: Batch, settings: Settings
+) -> Float[Array, "B A"]:
+    loa = predict_loa(networks.mapper, recipe.streams(batch))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(loa)))
+    text = None
+    if networks.text is not None:
+        states = networks.text(len(loa))
+        text = Text(states, jnp.ones(states.shape[:2], bool))
+    sampling = Sampling(settings.sampler, settings.steps, settings.guidance)
+    return sound_from_loa(networks, loa, keys, text, text, settings=settings, sampling=sampling)

@@ -22,11 +22,11 @@ from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.models.vae import VAE
-from mfm_jax.settings import SettingError
+from mfm_jax.pipeline import Sounding
 from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
 from mfm_jax.train.recipe import mean_metrics
-from mfm_jax.train.recipes.mapper import LOARecipe, check_shares, take
+from mfm_jax.train.recipes.mapper import LOARecipe, check_shares, check_width, on_mesh, take
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Bool, Float, Int
 from mfm_jax.weights import abstract
@@ -131,12 +131,8 @@ class Stage2Recipe(LOARecipe):
         Raises:
             SettingError: the UNet reads LOA of another width.
         """
+        check_width(self._bundle, self.mapper)
         unet = self._bundle.config("unet")
-        if unet.contexts[0] != self.mapper.loa_width:
-            raise SettingError(
-                f"recipe.bundle: the UNet of {self.bundle} reads LOA of width {unet.contexts[0]}, "
-                f"its mapper predicts {self.mapper.loa_width}: give a bundle in which they fit"
-            )
         text = self._bundle.config("text") if len(unet.contexts) > 1 else None
         lora = partial(LoRA, patterns=self.lora_at, rank=self.lora, scale=self.lora_scale)
         return MapperAndUNet(self.mapper, unet, text, lora=lora if self.lora else None, rngs=rngs)
@@ -189,6 +185,10 @@ class Stage2Recipe(LOARecipe):
         loader = batches(source, batch=batch, seed=0, train=False)
         losses = mean_metrics(lambda b: _diffusion(self, module, b, next(keys)), loader)
         return {**super().evaluate(module.mapper, source, batch), **losses}
+
+    def sounding(self, module: MapperAndUNet, bundle: Bundle) -> Sounding:
+        vae, vocoder = (on_mesh(bundle, name) for name in ("vae", "vocoder"))
+        return Sounding(module.mapper, module.adapted(), vae, vocoder, module.text)
 
     def components(self, module: MapperAndUNet, command: str) -> dict[str, Component]:
         changed = super().components(module.mapper, command)

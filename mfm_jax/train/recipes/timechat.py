@@ -114,8 +114,8 @@ class TimeChatRecipe(MediaRecipe):
         metrics = {f"frame_{name}": value for name, value in of_frame.items()}
         return frame + video, metrics | {f"video_{name}": v for name, v in of_video.items()}
 
-    def finish(self, module: Classifier, workdir: Path, command: str) -> None:
-        self.put("timechat", self.network, module.timechat, command)
+    def finish(self, module: Classifier, workdir: Path, command: str) -> Path:
+        return self.put("timechat", self.network, module.timechat, command).path
 
 
 def classify(

@@ -80,5 +80,5 @@ class UNetRecipe(FeatureRecipe):
         loa = loa + level * spread * jax.random.normal(what, loa.shape)
         return jnp.where(jax.random.uniform(without, shape) < self.dropped, 0.0, loa)
 
-    def finish(self, module: UNet, workdir: Path, command: str) -> None:
-        self.put("unet", self.network, module, command)
+    def finish(self, module: UNet, workdir: Path, command: str) -> Path:
+        return self.put("unet", self.network, module, command).path

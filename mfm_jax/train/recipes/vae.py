@@ -61,13 +61,13 @@ class VAERecipe(MediaRecipe):
         kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
         return error + self.kl * kl, {"l1": error, "kl": kl}
 
-    def finish(self, module: VAE, workdir: Path, command: str) -> None:
+    def finish(self, module: VAE, workdir: Path, command: str) -> Path:
         """Write it with the scale that gives its latents unit spread."""
         source, _ = self.prepare(workdir)
         loader = batches(source, batch=32, seed=0, train=False)
         spread = float(np.std([_means(module, b["mel"]) for b in islice(loader, SAMPLE // 32)]))
         config = replace(self.network, scaling_factor=self.network.scaling_factor / spread)
-        self.put("vae", config, module, command)
+        return self.put("vae", config, module, command).path
 
 
 @partial(jax.jit)

@@ -85,8 +85,8 @@ class VocoderRecipe(MediaRecipe):
         distances = [mel_loss(made, true, *sizes) for sizes in RESOLUTIONS]
         return jnp.stack(distances).mean(), {"mel": distances[0]}
 
-    def finish(self, module: Vocoder, workdir: Path, command: str) -> None:
-        self.put("vocoder", self.network, module, command)
+    def finish(self, module: Vocoder, workdir: Path, command: str) -> Path:
+        return self.put("vocoder", self.network, module, command).path
 
 
 def mel_loss(

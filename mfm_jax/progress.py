@@ -9,9 +9,10 @@ from tqdm import tqdm
 class Progress:
     """Counts `total` things named `unit`; without a terminal a line every ten seconds."""
 
-    def __init__(self, total: int | None, unit: str) -> None:
-        self.unit, self.total, self.done = unit, total, 0
-        self.bar = tqdm(total=total, unit=f" {unit}") if sys.stderr.isatty() else None
+    def __init__(self, total: int | None, unit: str, *, done: int = 0) -> None:
+        self.unit, self.total, self.done, self.bar = unit, total, done, None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, unit=f" {unit}")
         self.reported = time.monotonic()
 
     def advance(self, amount: int = 1) -> None:
@@ -23,6 +24,11 @@ class Progress:
             self.reported = time.monotonic()
             of = "" if self.total is None else f" of {self.total}"
             self.say(f"{self.done}{of} {self.unit}")
+
+    def show(self, text: str) -> None:
+        """Put `text` at the end of the bar."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""

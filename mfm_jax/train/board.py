@@ -1,0 +1,69 @@
+"""Event files for TensorBoard; every event is in the file as soon as it is added."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfm_jax.audio import RATE
+from mfm_jax.typing import Float, Shaped
+
+
+class Board:
+    """One more event file in `folder`, of a run that goes on after step `start`."""
+
+    def __init__(self, folder: Path, *, start: int) -> None:
+        self._x = _tensorboardx()
+        folder.mkdir(parents=True, exist_ok=True)
+        # The library's own `SummaryWriter` keeps events in a queue that a kill would empty.
+        number = len(list(folder.iterdir()))  # two files of one second would have one name
+        self._writer = self._x.event_file_writer.EventsWriter(str(folder / "events"), f".{number}")
+        # TensorBoard forgets what an earlier file has of later steps: they are done again.
+        proto = self._x.proto.event_pb2
+        begun = proto.SessionLog(status=proto.SessionLog.START)
+        self._add(start + 1 if start else 0, session_log=begun)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add numbers."""
+        summary = self._x.proto.summary_pb2.Summary
+        found = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step, summary=summary(value=found))
+
+    def sound(
+        self,
+        step: int,
+        name: str,
+        wave: Float[np.ndarray, " A"],
+        picture: Shaped[np.ndarray, "H W 3"],
+    ) -> None:
+        """Add a sound and how it looks."""
+        summary = self._x.summary
+        self._add(step, summary=summary.audio(name, np.clip(wave, -1, 1), sample_rate=RATE))
+        self._add(step, summary=summary.image(name, picture, dataformats="HWC"))
+
+    def close(self) -> None:
+        """End the file."""
+        self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = self._x.proto.event_pb2.Event(step=step, wall_time=time.time(), **content)
+        self._writer.write_event(event)
+        self._writer.flush()
+
+
+def _tensorboardx() -> Any:
+    """The library, without the torch that it would import where that is installed: seconds."""
+    if "torch" in sys.modules:
+        import tensorboardX
+
+        return tensorboardX
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tensorboardX
+
+        return tensorboardX
+    finally:
+        del sys.modules["torch"]
