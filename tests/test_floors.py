@@ -29,6 +29,7 @@ FLOORS = {
     "benchmarks": 7,
     "miniature": 7,
     "configs": 6,
+    "mfm_jax.plan": 5.5,
     "mfm_jax.train": 5,
     "mfm_jax.pipeline": 5,
     "mfm_jax.data": 4,
@@ -41,6 +42,7 @@ FLOORS = {
     "mfm_jax.models": 2,
     "mfm_jax.diffusion": 2,
     "mfm_jax.layers": 1,
+    "mfm_jax.cost": 0,
     "mfm_jax": 0,
 }
 TORCH_SIDE = ("torch", "diffusers", "safetensors")

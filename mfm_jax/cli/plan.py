@@ -78,20 +78,20 @@ def run(args: argparse.Namespace) -> int:
                     row |= {"program": program.name, "does_not_fit": str(error)}
                 rows.append(row)
                 progress.advance()
+                _scale(rows)
+                if args.json is not None:  # now: to compile takes minutes each
+                    write_text(args.json, json.dumps(rows, indent=1) + "\n")
     progress.close()
-    _scale(rows)
     print(table(rows))
     for line in tight:
         print(f"{line} of a chip's memory: less than {SPARE:.0%}")
-    if args.json is not None:
-        write_text(args.json, json.dumps(rows, indent=1) + "\n")
     return 1 if any("does_not_fit" in row for row in rows) else 0
 
 
 def _programs(args: argparse.Namespace, topology: str, folder: Path):
     """What is to be compiled for a slice, its mesh, its chip and the clips in a step."""
     from mfm_jax.bundle import Bundle
-    from mfm_jax.plan.chips import chip_of
+    from mfm_jax.cost.chips import chip_of
     from mfm_jax.plan.programs import generation, tpu_slice, training
     from mfm_jax.plan.released import write_released
     from mfm_jax.settings import SettingError, override
@@ -100,7 +100,7 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
     devices = tpu_slice(topology)
     chip = chip_of(devices[0].device_kind)
     if chip is None:
-        raise SettingError(f"no figures of a {devices[0].device_kind}: add it to plan/chips.py")
+        raise SettingError(f"no figures of a {devices[0].device_kind}: add it to cost/chips.py")
     batch = args.batch if args.per_chip is None else args.per_chip * len(devices)
     if args.released and not folder.exists():
         write_released(folder)

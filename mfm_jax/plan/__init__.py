@@ -1,1 +1,1 @@
-"""What a program will need on devices that are not there: its arithmetic, memory and exchange."""
+"""What training and generation need on devices that are not there."""

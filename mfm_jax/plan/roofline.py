@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mfm_jax.plan import hlo
-from mfm_jax.plan.chips import HOP, Chip
-from mfm_jax.plan.flops import count
+from mfm_jax.cost import hlo
+from mfm_jax.cost.chips import HOP, Chip
+from mfm_jax.cost.flops import count
 from mfm_jax.plan.programs import Program
 from mfm_jax.sharding import Layout
 

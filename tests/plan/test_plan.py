@@ -14,11 +14,11 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, BundleError
 from mfm_jax.cli import main
+from mfm_jax.cost.chips import CHIPS, HOP, chip_of, peak_flops
+from mfm_jax.cost.hlo import Collective
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.paths import TINY_BUNDLE
 from mfm_jax.pipeline import VideoToAudio
-from mfm_jax.plan.chips import CHIPS, HOP, chip_of, peak_flops
-from mfm_jax.plan.hlo import Collective
 from mfm_jax.plan.programs import generation, training
 from mfm_jax.plan.released import released, write_released
 from mfm_jax.plan.roofline import estimate, seconds

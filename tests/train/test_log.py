@@ -187,7 +187,7 @@ def test_the_mfu_is_that_of_the_model_whose_step_is_traced_once(
     remat, traced, tmp_path, monkeypatch
 ):
     """And once more where the step computes things anew, which the MFU does not count."""
-    monkeypatch.setattr("mfm_jax.plan.chips.peak_flops", lambda kind: 1e6)
+    monkeypatch.setattr("mfm_jax.cost.chips.peak_flops", lambda kind: 1e6)
     calls, loss = [], Regression.loss
     monkeypatch.setattr(Regression, "loss", lambda *a: calls.append(1) or loss(*a))
     # In evaluations the loss is traced as well.

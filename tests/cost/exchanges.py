@@ -1,6 +1,6 @@
 """A process of `test_hlo.py`: what eight simulated devices send each other.
 
-    python -m tests.plan.exchanges
+    python -m tests.cost.exchanges
 
 Prints JSON: the bytes that a device sends in each program. `sum` adds up arrays of 64 x 64 numbers
 of all devices, `gather` gives each device the whole of one, `pair` adds up between pairs, `loop` a
@@ -18,7 +18,7 @@ from jax import lax  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
-from mfm_jax.plan.hlo import sent_by, work  # noqa: E402
+from mfm_jax.cost.hlo import sent_by, work  # noqa: E402
 from mfm_jax.sharding import MeshConfig, make_mesh  # noqa: E402
 
 MESH = make_mesh(MeshConfig(data=4, tensor=2))

@@ -5,9 +5,9 @@ import pytest
 from jax import lax
 from jax import numpy as jnp
 
+from mfm_jax.cost.flops import count
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.plan.flops import count
 from mfm_jax.weights import abstract
 
 X, W = jnp.zeros((8, 64)), jnp.zeros((64, 64))

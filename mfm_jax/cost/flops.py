@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from mfm_jax.plan.arithmetic import Axis, convolution, dot
+from mfm_jax.cost.arithmetic import Axis, convolution, dot
 
 
 def count(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:

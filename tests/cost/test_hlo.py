@@ -10,9 +10,9 @@ import pytest
 from jax import lax
 from jax import numpy as jnp
 
+from mfm_jax.cost.flops import count
+from mfm_jax.cost.hlo import HLOError, work
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.plan.flops import count
-from mfm_jax.plan.hlo import HLOError, work
 from mfm_jax.weights import initialise
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_of_an_array_that_is_looked_up_in_only_the_rows_count():
 def test_exchange_between_eight_devices():
     """The process says what devices send; its docstring says what is asked of them."""
     process = subprocess.run(
-        [sys.executable, "-m", "tests.plan.exchanges"],
+        [sys.executable, "-m", "tests.cost.exchanges"],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     size = 4 * 64 * 64

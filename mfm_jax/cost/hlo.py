@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mfm_jax.plan.arithmetic import Axis, convolution, dot
+from mfm_jax.cost.arithmetic import Axis, convolution, dot
 
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",

@@ -1,0 +1,1 @@
+"""What a program costs, as written and as compiled, and what devices can do."""
