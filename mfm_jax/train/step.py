@@ -29,8 +29,9 @@ class ComputeConfig:
     """How the gradients of a batch are computed; what comes out is the same within rounding."""
 
     # Of the networks' arithmetic: "float32" or "bfloat16". Weights, their moments and the sums of
-    # gradients are float32 with either, and running statistics too, so that behind a BatchNorm a
-    # network goes on in float32.
+    # gradients over parts of a batch are float32 with either, and running statistics too, so that
+    # behind a BatchNorm a network goes on in float32. Between devices compilers may add up
+    # gradients in bfloat16, as they do for TPUs (`mfm plan` shows the bytes).
     precision: str = "float32"
     # Parts that a batch is computed in, one after the other. What a loss says of a whole batch, as
     # a contrast does, it says of each part instead.
