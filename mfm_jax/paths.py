@@ -1,7 +1,9 @@
 """Where things lie, and how a folder or a file comes into being whole or not at all."""
 
 import fcntl
+import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -14,8 +16,9 @@ TINY_BUNDLE = Path(__file__).parent / "bundles" / "tiny"
 """The embedded miniature: every network at small size, trained on the Foley world."""
 
 
-PART = re.compile(r"\..*-[0-9a-f]{8}(\..*)?")
-"""Names of files that are not whole yet."""
+MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
+PART = re.compile(rf"\..*-{MACHINE}[0-9a-f]{{8}}(\..*)?")
+"""Names of files that this machine has begun and that are not whole yet."""
 
 
 class MediaError(ValueError):
@@ -38,7 +41,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         MediaError: nothing can be written there.
     """
     target = Path(target)
-    part = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+    part = target.with_name(f".{target.stem}-{MACHINE}{secrets.token_hex(4)}{target.suffix}")
     try:
         if target.is_dir():
             raise IsADirectoryError(0, "it is a folder")
@@ -66,7 +69,10 @@ def _new_locked(part: Path) -> int:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the parts of files that killed processes left in `folder`, and no others."""
+    """Remove the parts of files that killed processes left in `folder`, and no others.
+
+    Those of other machines stay: not every file system tells one machine of another's locks.
+    """
     for part in folder.iterdir() if folder.is_dir() else ():
         if PART.fullmatch(part.name) and part.is_file():
             with suppress(OSError), _open(part) as handle:

@@ -66,10 +66,11 @@ with written_whole(Path(sys.argv[1])) as part:
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
-    others = ["a.txt", ".hidden", ".a-0123.txt"]
+    elsewhere = f".a-{'0000' if paths.MACHINE != '0000' else '1111'}01234567.txt"
+    others = ["a.txt", ".hidden", ".a-0123.txt", elsewhere]
     for name in others:
         (tmp_path / name).write_text("mine")
-    (tmp_path / ".b-01234567").mkdir()
+    (tmp_path / f".b-{paths.MACHINE}01234567").mkdir()
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", HALF, str(tmp_path / name)],
@@ -83,12 +84,12 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
         assert writer.stdout.readline() == "begun\n"
     writers[0].kill()
     writers[0].communicate()
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
     paths.remove_parts(tmp_path)
     assert [p.name for p in tmp_path.glob(".killed*")] == []
     writers[1].communicate("")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [*others, ".b-01234567", "alive.txt"]
+        [*others, f".b-{paths.MACHINE}01234567", "alive.txt"]
     )
     paths.remove_parts(tmp_path / "absent")
 
