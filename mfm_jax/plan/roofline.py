@@ -162,14 +162,20 @@ def seconds(exchange: hlo.Collective, chip: Chip, devices: Sequence[Any]) -> flo
     return exchange.bytes / (max(1, ports) * chip.link) + both_ways * int(hops) * HOP
 
 
+BYTES = r"([\d.]+[KMGT]?)"
+
+
 def _advice(program: Program, error: str, layout: Layout) -> str:
-    used = re.search(r"[Uu]sed ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", error)
+    said = re.search(
+        rf"{BYTES}\) exceeds available HBM \({BYTES}|Used {BYTES} of {BYTES} hbm", error
+    )
+    used = said and [size for size in said.groups() if size]
     given = sum(
         np.prod(x.sharding.shard_shape(x.shape), dtype=float) * x.dtype.itemsize
         for x in jax.tree.leaves(program.arguments)
         if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
-    needs = f"needs {used[1]} of {used[2]} on each device" if used else "needs too much memory"
+    needs = f"needs {used[0]} of {used[1]} on each device" if used else "needs too much memory"
     shape = dict(layout.mesh.shape)
     return (
         f"{program.name} does not fit: {needs}, {given / 2**30:.1f} GiB of it weights, moments and "

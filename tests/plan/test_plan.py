@@ -197,6 +197,18 @@ def test_a_step_for_a_slice_of_tpus(tmp_path, capsys):
     assert [line.split(" | ")[0] for line in printed[2:4]] == [f"| {name}" for name in slices]
 
 
+@needs_libtpu
+def test_a_step_that_does_not_fit_is_told_with_what_to_change(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    plan = ["plan", "--config", str(SMALL), "--topology", "v5e:2x4", "--json", str(file)]
+    assert main([*plan, "--batch", str(2**21)]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("v5e:2x4: training step does not fit: needs 8.")
+    assert "of 15.75G on each device" in last
+    assert "raise compute.accumulate" in last
+    assert json.loads(file.read_text())[0]["does_not_fit"] == last.removeprefix("v5e:2x4: ")
+
+
 def test_a_recipe_that_reads_films_cannot_tell_its_batch():
     config = runpy.run_path(str(ROOT / "configs" / "tiny_cavp.py"))["get_config"]()
     with pytest.raises(SettingError, match="cannot be planned"):
