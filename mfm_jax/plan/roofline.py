@@ -59,7 +59,7 @@ class Estimate:
     @property
     def alike(self) -> float:
         """The share of the arithmetic that several devices do alike, or anew."""
-        return 1 - self.flops / max(1, self.devices * self.device_flops)
+        return max(0.0, 1 - self.flops / max(1, self.devices * self.device_flops))
 
     @property
     def fastest(self) -> float:
