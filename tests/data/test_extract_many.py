@@ -17,6 +17,7 @@ from mfm_jax.data.clips import list_clips
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.data.foley_world import World, write_world
 from mfm_jax.data.foley_world import clip as foley_clip
+from mfm_jax.paths import MACHINE
 from mfm_jax.video import encode_video, write_silent
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +158,7 @@ def test_killed_halfway_nothing_is_done_twice_or_lost(unbroken, listed, tmp_path
     assert 0 < len(notes) < shards, "it was killed halfway"
     done = [*notes, *(next(folder.glob(f"records/*-{note.stem}-of-*")) for note in notes)]
     before = identity(done)
-    (folder / "records" / ".clips-train-0123abcd.array_record-00024-of-00025").touch()
+    (folder / "records" / f".clips-train-{MACHINE}0123abcd.array_record-00024-of-00025").touch()
 
     assert finished(listed[0], folder)[:-1] == unbroken[1][:-1]
     assert identity(done) == before

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.records import Failure, Field, RecordSource, Writing
+from mfm_jax.paths import MACHINE
 
 FIELDS = {"x": Field((2, 3), "float16"), "n": Field((), "int32")}
 ABOUT = {"made": [1, 2]}
@@ -179,8 +180,8 @@ def test_shards_of_another_size(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
     begin(tmp_path / "killed")
     left = [
-        ".unfinished-01234567.json",
-        "records/.clips-train-01234567.array_record-00000-of-00003",
+        f".unfinished-{MACHINE}01234567.json",
+        f"records/.clips-train-{MACHINE}01234567.array_record-00000-of-00003",
     ]
     for name in left:
         (tmp_path / "killed" / name).write_text("half")

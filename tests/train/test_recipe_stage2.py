@@ -266,7 +266,7 @@ def test_held_out_noise_is_the_same_every_time(recipe, elements, module):
 
 def test_networks_that_do_not_fit_are_named(tmp_path):
     place = made_bundle(tmp_path, mapper=MAPPER, unet=replace(UNET, contexts=(8,)))
-    with pytest.raises(SettingError, match="reads LOA of width 8, its mapper predicts 7"):
+    with pytest.raises(SettingError, match="reads LOA of width 8, the mapper predicts 7"):
         abstract(Stage2Recipe(bundle=place).build)
 
 
