@@ -32,7 +32,7 @@ from mfm_jax.settings import SettingError, override, to_json
 from mfm_jax.sharding import Layout, fetch, make_mesh
 from mfm_jax.train.log import Metrics, NonFinite
 from mfm_jax.train.optimizer import build_optimizer, factors
-from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipe import TrainConfig, check_parts
 from mfm_jax.train.speed import Profile, Speed
 from mfm_jax.train.step import TrainState, begin, make_step, trainable
 from mfm_jax.weights import abstract, initialise, with_weights
@@ -138,20 +138,6 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         metrics.summarise(bundle, config.best)
     multihost_utils.sync_global_devices("finished")
     return 0
-
-
-def check_parts(layout: Layout, config: TrainConfig) -> None:
-    """Whether a batch can be cut into `compute.accumulate` parts, and each over the devices.
-
-    Raises:
-        SettingError: it cannot.
-    """
-    count = config.compute.accumulate
-    if config.batch % count:
-        raise SettingError(
-            f"compute.accumulate: a batch of {config.batch} cannot be cut into {count} equal parts"
-        )
-    layout.batch(config.batch // count)
 
 
 def score_of(scores: Mapping[str, float], name: str) -> float | None:

@@ -24,10 +24,11 @@ def count(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     Raises:
         ValueError: a loop that nobody knows the length of.
     """
-    return _of(jax.make_jaxpr(partial(function, **options))(*arguments).jaxpr)
+    return operations(jax.make_jaxpr(partial(function, **options))(*arguments).jaxpr)
 
 
-def _of(jaxpr: Jaxpr) -> int:
+def operations(jaxpr: Jaxpr) -> int:
+    """As `count`, of a function that has been traced."""
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -39,7 +40,7 @@ def _of_equation(equation: JaxprEqn) -> int:
         return dot(output, [left[axis] for axis in contracted])
     if name == "conv_general_dilated":
         return _of_convolution(equation)
-    inner = [_of(jaxpr) for value in params.values() for jaxpr in _programs(value)]
+    inner = [operations(jaxpr) for value in params.values() for jaxpr in _programs(value)]
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "cond":

@@ -208,32 +208,13 @@ class Program:
             return min(source.bytes, there.bytes) * ((not source.near) + (not there.near))
         if operation.opcode == "fusion":
             (name,) = _called(operation)
-            return self._fused_traffic(self.computations[name], operation)
+            return _fused_traffic(self.computations[name])
         if operation.opcode in ("dynamic-slice", "gather", "slice"):
             return 2 * operation.shapes[0].bytes * (not read[0][0].near)
         if operation.opcode == "dynamic-update-slice":
             return 2 * read[1][0].bytes * (not operation.shapes[0].near)
         written = sum(shape.far for shape in operation.shapes)
         return written + sum(shape.far for shapes in read for shape in shapes)
-
-    def _fused_traffic(self, inside: Computation, operation: Operation) -> int:
-        """What a fusion reads and writes; of an array that it only takes pieces of, these."""
-        total = 0
-        for parameter in (o for o in inside.values() if o.opcode == "parameter"):
-            readers = [o for o in inside.values() if parameter.name in o.operands]
-            for shape in parameter.shapes:
-                if readers and all(_takes_a_piece(o, parameter.name) for o in readers):
-                    pieces = (o.shapes[0].bytes for o in readers if "update" not in o.opcode)
-                    total += sum(pieces) * (not shape.near)
-                else:
-                    total += shape.far
-        for root in _roots(inside):
-            if root.opcode == "dynamic-update-slice":
-                piece = inside[root.operands[1]].shapes[0]
-                total += piece.bytes * (not root.shapes[0].near)
-            else:
-                total += sum(shape.far for shape in root.shapes)
-        return total
 
     def _exchange(
         self, kind: str, operation: Operation, computation: Computation
@@ -289,6 +270,26 @@ def _called(operation: Operation) -> list[str]:
         given = " ".join(operation.attribute(name) or "" for name in names)
         return re.findall(r"[\w.\-]+", given)
     return []
+
+
+def _fused_traffic(inside: Computation) -> int:
+    """What a fusion reads and writes; of an array that it only takes pieces of, these."""
+    total = 0
+    for parameter in (o for o in inside.values() if o.opcode == "parameter"):
+        readers = [o for o in inside.values() if parameter.name in o.operands]
+        for shape in parameter.shapes:
+            if readers and all(_takes_a_piece(o, parameter.name) for o in readers):
+                pieces = (o.shapes[0].bytes for o in readers if "update" not in o.opcode)
+                total += sum(pieces) * (not shape.near)
+            else:
+                total += shape.far
+    for root in _roots(inside):
+        if root.opcode == "dynamic-update-slice":
+            piece = inside[root.operands[1]].shapes[0]
+            total += piece.bytes * (not root.shapes[0].near)
+        else:
+            total += sum(shape.far for shape in root.shapes)
+    return total
 
 
 def _roots(inside: Computation) -> list[Operation]:

@@ -29,7 +29,7 @@ from mfm_jax.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_l
 from mfm_jax.settings import SettingError
 from mfm_jax.sharding import Layout
 from mfm_jax.train.optimizer import build_optimizer, factors
-from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipe import TrainConfig, check_parts
 from mfm_jax.train.step import describe, make_step, trainable, weight_places
 from mfm_jax.weights import abstract, cast, named_weights, with_weights
 
@@ -88,7 +88,7 @@ def training(config: TrainConfig, layout: Layout) -> Program:
         SettingError: a batch that does not divide, or a recipe that cannot tell its batch.
     """
     recipe = config.recipe
-    layout.batch(config.batch // config.compute.accumulate)
+    check_parts(layout, config)
     skeleton = abstract(recipe.build)
     factor = factors(config.optimizer.rates, trainable(skeleton))
     tx = build_optimizer(config.optimizer, config.steps, factor)

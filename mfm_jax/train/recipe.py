@@ -12,7 +12,7 @@ from flax import nnx
 
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.settings import SettingError
-from mfm_jax.sharding import MeshConfig, fetch
+from mfm_jax.sharding import Layout, MeshConfig, fetch
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.step import Batch, ComputeConfig
 from mfm_jax.typing import Array, Float
@@ -123,3 +123,17 @@ class TrainConfig:
             raise SettingError(
                 f"samples: what a {type(self.recipe).__name__} trains makes no sound: leave it at 0"
             )
+
+
+def check_parts(layout: Layout, config: TrainConfig) -> None:
+    """Whether a batch can be cut into `compute.accumulate` parts, and each over the devices.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    count = config.compute.accumulate
+    if config.batch % count:
+        raise SettingError(
+            f"compute.accumulate: a batch of {config.batch} cannot be cut into {count} equal parts"
+        )
+    layout.batch(config.batch // count)

@@ -1,7 +1,6 @@
 """Stage 2 on noise: what it computes, and what it changes."""
 
 import json
-import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -316,15 +315,6 @@ def test_features_without_latents_are_refused(recipe, elements):
     element = {name: array for name, array in elements[0].items() if name != "latents"}
     with pytest.raises(DataError, match="the features have no latents: extract them"):
         recipe.read(element)
-
-
-@pytest.fixture
-def handlers():
-    """`train` installs its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.slow
