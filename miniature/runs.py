@@ -218,15 +218,25 @@ def perform(run: Run, place: Place) -> Line:
 def _predicted(run: Run, place: Place) -> tuple[Float[np.ndarray, "N K D"], int]:
     """What the mapper of a run predicts, trained unless it has been, and its parameters."""
     folder = place.runs / run.training()[:16]
-    if not (folder / PREDICTIONS).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("a") as log, redirect_stdout(log), same_handlers():
-            train(run.config, folder, "python -m miniature")
-        if not (folder / PREDICTIONS).exists():
-            raise Stopped(f"{run.name} was stopped: the same command goes on from there")
-        shutil.rmtree(folder / "checkpoints")  # they are many, and no more of use
+    train_once(run.config, folder, PREDICTIONS)
     with np.load(folder / PREDICTIONS) as file:
         return file["loa"], int(file["parameters"])
+
+
+def train_once(config: TrainConfig, folder: Path, left: str) -> None:
+    """Train in `folder` unless the file `left`, which a finished training leaves, is there.
+
+    Raises:
+        Stopped: a signal came; the same call goes on from there.
+    """
+    if (folder / left).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log, redirect_stdout(log), same_handlers():
+        train(config, folder, "python -m miniature")
+    if not (folder / left).exists():
+        raise Stopped(f"{folder} was stopped: the same command goes on from there")
+    shutil.rmtree(folder / "checkpoints")  # they are many, and no more of use
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,28 @@ from mfm_jax.paths import write_text
 from mfm_jax.train.foley import only_one
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER
 from miniature.claims import Budget, Plan, add_common, prepare_features, sizes
 from miniature.measures import SCORES, Asked, Line
 from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
-from miniature.runs import Place, Run, Stage2, by_place, perform_all, remember_programs
+from miniature.runs import (
+    Place,
+    Run,
+    Stage2,
+    by_place,
+    perform_all,
+    remember_programs,
+    train_once,
+)
 
-DEFAULT, STAGE_1 = "default", "stage 1 of `train`"
+DEFAULT, LONGER = "default", "stage 1 for longer"
 RATE, STAGE_2_RATE = 1.5e-3, 3e-4
 STAGE_2_STEPS = 0.8
-"""Of the second stage, as a share of those of a full training."""
+"""Of the second stage, as a share of those of the first; `LONGER` has them as well."""
 POOLS = ((8, 8), (4, 4), (2, 2))
 """Besides the default, (1, 8)."""
 NO_FRAMES = "TimeChat frame tokens, which no features have: add --frame to extract them"
-NO_MAPPER = "stage 2, which begins with what stage 1 left: run python -m miniature train first"
 RECIPES: dict[str, dict[str, Any]] = {
     "error l1": {"error": "l1"},
     "contrast 0": {"contrast": 0.0},
@@ -55,18 +63,26 @@ class Change:
     config: TrainConfig
     asked: Asked
     against: str = DEFAULT
+    begins: "Change | None" = None  # a second stage goes on from the mapper that this one leaves
 
     @property
     def loa(self) -> LOA:
         """The grid that is predicted."""
-        return self.config.recipe.mapper.loa  # type: ignore[attr-defined]
+        config = (self.begins or self).config
+        return config.recipe.mapper.loa  # type: ignore[attr-defined]
 
-    def runs(self, seeds: int) -> list[Run]:
-        """A run for each seed."""
-        return [
-            Run("changes", self.name, replace(self.config, seed=seed), self.asked)
-            for seed in range(seeds)
-        ]
+    def run(self, place: Place, seed: int) -> Run:
+        """The run of a seed; what a second stage goes on from is trained now if it is missing.
+
+        Raises:
+            Stopped: a signal came.
+        """
+        recipe: Any = self.config.recipe
+        if self.begins is not None:
+            bundle = leave_bundle(self.begins.run(place, seed), place)
+            recipe = replace(recipe, bundle=str(bundle))
+        config = replace(self.config, recipe=recipe, seed=seed)
+        return Run("changes", self.name, config, self.asked)
 
 
 def changes(plan: Plan) -> list[Change]:
@@ -77,17 +93,17 @@ def changes(plan: Plan) -> list[Change]:
     asked = Asked(features / "heldout", videos, budget.count, budget.sampler_steps)
     network = sizes(features / "train")
 
-    def trained(network, **fields: Any) -> TrainConfig:
+    def trained(network, **changed: Any) -> TrainConfig:
         config = plan.config(network, asked, RATE, plan.budget.steps, 0, plan.clips)
-        return replace(config, recipe=replace(config.recipe, **fields))
+        return replace(config, recipe=replace(config.recipe, **changed))
 
     found = [Change(DEFAULT, trained(network), asked)]
-    for name, fields in NETWORKS.items():
-        found.append(Change(name, trained(replace(network, **fields)), asked))
+    for name, changed in NETWORKS.items():
+        found.append(Change(name, trained(replace(network, **changed)), asked))
     for pool in POOLS:
         loa = LOA(network.loa.grid, pool, network.loa.patch_seconds)
         found.append(Change(f"LOA pool {pool}", trained(replace(network, loa=loa)), asked))
-    found += [Change(name, trained(network, **fields), asked) for name, fields in RECIPES.items()]
+    found += [Change(name, trained(network, **its), asked) for name, its in RECIPES.items()]
     if has_frames(plan.place):
         frames = frame_folder(plan.place)
         config = trained(
@@ -95,20 +111,19 @@ def changes(plan: Plan) -> list[Change]:
         )
         seen = replace(asked, features=frames / "heldout")
         found.append(Change("TimeChat frame tokens", config, seen))
-    if not has_mapper(plan.place):
-        return found
-    steps = round(STAGE_2_STEPS * plan.budget.steps)
+    steps = plan.budget.steps
+    more = round(STAGE_2_STEPS * steps)
+    longer = replace(found[0].config, steps=steps + more, evaluate=steps + more)
     return [
         *found,
-        Change(STAGE_1, second_stage(plan, asked, 0), asked),
-        Change("stage 2", second_stage(plan, asked, steps), asked, STAGE_1),
+        Change(LONGER, longer, asked),
+        Change("stage 2", second_stage(plan, asked, more), asked, LONGER, begins=found[0]),
     ]
 
 
 def second_stage(plan: Plan, asked: Asked, steps: int) -> TrainConfig:
-    """From the mapper on that the first stage left; with 0 steps it stays what it is."""
+    """From the mapper on that its `bundle` has, which is for each seed to say."""
     recipe = Stage2(
-        bundle=str(stage_1(plan.place)),
         clips=str(plan.place.workdir / "clips"),
         features=str(plan.place.features),
         train=plan.clips,
@@ -125,14 +140,17 @@ def second_stage(plan: Plan, asked: Asked, steps: int) -> TrainConfig:
     )
 
 
-def stage_1(place: Place) -> Path:
-    """The bundle that the first stage of `train` leaves; the shipped mapper has the second, too."""
-    return place.workdir / "mapper"
+def leave_bundle(run: Run, place: Place) -> Path:
+    """A bundle with the mapper that a run of stage 1 trains, trained unless it has been.
 
-
-def has_mapper(place: Place) -> bool:
-    """Whether it is there."""
-    return (stage_1(place) / "bundle.json").exists()
+    Raises:
+        Stopped: a signal came; the same call goes on from there.
+    """
+    recipe: Any = run.config.recipe
+    numbers = {field.name: getattr(recipe, field.name) for field in fields(MapperRecipe)}
+    folder = place.workdir / place.name / "stage1" / run.training()[:16]
+    train_once(replace(run.config, recipe=MapperRecipe(**numbers)), folder, "bundle.json")
+    return folder
 
 
 def ceilings(tried: Sequence[Change]) -> list[Run]:
@@ -186,7 +204,7 @@ def report(tried: Sequence[Change], runs: Sequence[Run], lines: Sequence[Line]) 
             "seeds": [line["seed"] for line in its],
             "scores": summary(its),
         }
-        if change.name not in (DEFAULT, STAGE_1):
+        if change.name != DEFAULT:
             gaps = compare(its, by_name[change.against])
             for gap in gaps.values():
                 del gap["verdict"]  # nothing was claimed
@@ -248,14 +266,11 @@ def run_unknowns(args: argparse.Namespace) -> None:
     clips = read_about(place.features / "train" / DESCRIPTION)["clips"]
     budget = Budget(args.steps, args.seeds, args.batch, args.count, args.sampler_steps)
     tried = changes(Plan(place, budget, clips))
-    runs = [run for change in tried for run in change.runs(args.seeds)] + ceilings(tried)
+    runs = [change.run(place, seed) for change in tried for seed in range(args.seeds)]
+    runs += ceilings(tried)
     lines = perform_all(runs, place, jobs=args.jobs)
     about: dict[str, Any] = {"command": args.command, "heard": args.count}
-    about["skipped"] = [
-        note
-        for there, note in ((has_frames(place), NO_FRAMES), (has_mapper(place), NO_MAPPER))
-        if not there
-    ]
+    about["skipped"] = [] if has_frames(place) else [NO_FRAMES]
     found = {**about, **report(tried, runs, lines)}
     write_text(args.output / "unknowns.json", json.dumps(found, indent=1) + "\n")
     print_tables(found["tables"])

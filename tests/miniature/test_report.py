@@ -232,7 +232,8 @@ def test_one_change_is_compared_with_what_it_changes():
         unknowns.Change("worse", replace(default, batch=8), ASKED),
         unknowns.Change("coarse", plan.config(coarse, ASKED, 1e-3, 500, 0, 1000), ASKED),
     ]
-    runs = [run for change in tried for run in change.runs(2)] + unknowns.ceilings(tried)
+    runs = [change.run(plan.place, seed) for change in tried for seed in range(2)]
+    runs += unknowns.ceilings(tried)
     assert [run.name for run in runs if run.true] == [
         "true LOA, pool (1, 8)",
         "true LOA, pool (8, 8)",

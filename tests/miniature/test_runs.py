@@ -9,22 +9,19 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from jax import numpy as jnp
 
 from mfm_jax.bundle import KINDS, Bundle, Source, write_bundle
 from mfm_jax.data.clips import DataError
-from mfm_jax.data.features import FeatureSource
 from mfm_jax.data.foley_world import SPLITS, World, write_world
-from mfm_jax.pipeline import predict_loa
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.listener import foley_listener
 from mfm_jax.weights import abstract
 from miniature.__main__ import main
 from miniature.claims import Budget, Plan, Tuned, sizes, systems
 from miniature.measures import Asked, Judge, studio_of, true_loa
-from miniature.runs import HOW, PREDICTIONS, Place, Run, Stage1, Stopped, perform, perform_all
+from miniature.runs import HOW, PREDICTIONS, Place, Stage1, Stopped, perform, perform_all
 from miniature.sounds import BATCH
-from miniature.unknowns import STAGE_1, changes, second_stage
+from miniature.unknowns import DEFAULT, LONGER, Change, changes, second_stage
 from tests.bundles import CONFIGS, filled, untrained_bundle
 from tests.feature_folder import write_features
 
@@ -39,7 +36,6 @@ def workdir(tmp_path_factory):
     config = foley_listener()
     listener = filled(abstract(lambda rngs: KINDS["listener"].build(config, rngs=rngs)), 9)
     bundle = write_bundle(bundle.path, {"listener": (config, listener, Source("tests", "none"))})
-    (folder / "mapper").symlink_to("bundle")  # here stage 1 left what all are given
     for part in ("train", "heldout"):
         write_features(bundle, folder / "features" / part, CLIPS)
     start = SPLITS["validation"].start
@@ -237,26 +233,34 @@ def test_another_grid_has_other_moments_and_the_same_networks(place):
 
 
 @pytest.mark.slow
-def test_stage_2_begins_as_the_mapper_of_the_bundle(place):
-    asked = asked_of(place)
-    run = Run("changes", STAGE_1, second_stage(plan_of(place), asked, 0), asked)
-    line = perform(run, place)
-    mapper = Bundle.open(place.bundle).load("mapper")
-    assert line["parameters"] == Bundle.open(place.bundle).entries["mapper"].parameters
-    recipe = run.config.recipe
-    source = FeatureSource(asked.features)
-    read = [recipe.read(source[i]) for i in range(CLIPS)]
-    batch = {name: jnp.asarray(np.stack([element[name] for element in read])) for name in read[0]}
-    wanted = predict_loa(mapper, recipe.streams(batch))
-    (folder,) = place.runs.iterdir()
-    with np.load(folder / PREDICTIONS) as file:
-        np.testing.assert_allclose(file["loa"], wanted, atol=1e-4)
+def test_stage_2_goes_on_from_the_mapper_that_stage_1_trains_with_the_same_seed(place):
+    plan, asked = plan_of(place), asked_of(place)
+    first = changes(plan)[0]
+    assert first.name == DEFAULT
+    second = Change("stage 2", second_stage(plan, asked, 0), asked, begins=first)
+    lines = [
+        perform(change.run(place, seed), place) for seed in (0, 1) for change in (first, second)
+    ]
+    for before, after in (lines[:2], lines[2:]):
+        assert after["parameters"] == before["parameters"]
+        np.testing.assert_allclose(
+            after["counts"]["loa_error"], before["counts"]["loa_error"], atol=1e-3
+        )
+    assert lines[0]["counts"] != lines[2]["counts"]
+    # What is there is not trained again.
+    bundles = sorted((place.workdir / place.name / "stage1").glob("*/bundle.json"))
+    before = [path.stat().st_mtime_ns for path in bundles]
+    assert len(before) == 2
+    assert second.run(place, 1).key(place) == lines[3]["key"]
+    assert [path.stat().st_mtime_ns for path in bundles] == before
 
 
 def test_the_unknowns_are_single_changes(place):
     tried = changes(plan_of(place))
     names = [change.name for change in tried]
     assert len(set(names)) == len(names) == 15
+    assert names[-2:] == [LONGER, "stage 2"]
+    assert tried[-1].against == LONGER
     assert "TimeChat frame tokens" not in names  # no features have them
     assert {str(change.asked.features) for change in tried} == {str(place.features / "heldout")}
     default = tried[0].config.recipe
