@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from mfm_jax.bundle import BundleError
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import SPLITS, World, WorldError, write_world
-from mfm_jax.paths import TINY_BUNDLE, MediaError, new_folder
+from mfm_jax.paths import TINY_BUNDLE, MediaError
 from mfm_jax.settings import SettingError
 from mfm_jax.train.log import NonFinite
 from miniature.claims import add_claims
@@ -21,7 +20,17 @@ from miniature.document import add_report
 from miniature.real import add_real
 from miniature.robust import add_robust
 from miniature.scores import WAYS, open_clips, score, write_scores
-from miniature.stages import BASE, HARD, Stage, StageError, pack, run_stages, write_report
+from miniature.stages import (
+    BASE,
+    HARD,
+    HARD_FAST,
+    Stage,
+    StageError,
+    pack,
+    run_stages,
+    share_sound,
+    write_report,
+)
 from miniature.still import add_still
 from miniature.unknowns import add_unknowns
 
@@ -46,6 +55,14 @@ class Grade:
 GRADES = {
     "base": Grade(World(), BASE, Path("runs/tiny"), TINY_BUNDLE, 512, ""),
     "hard": Grade(World.hard(), HARD, Path("runs/hard"), Path("runs/hard/packed"), 128, "hard_"),
+    "hard_fast": Grade(
+        World.hard(),
+        HARD_FAST,
+        Path("runs/hard_fast"),
+        Path("runs/hard_fast/packed"),
+        128,
+        "hard_fast_",
+    ),
 }
 
 
@@ -64,10 +81,8 @@ def run_train(args: argparse.Namespace) -> None:
     grade = GRADES[args.grade]
     workdir = args.workdir or grade.workdir
     bundle = workdir / "bundle"
-    if args.grade == "hard" and not bundle.exists():
-        # The networks that make sound are the base grade's.
-        with new_folder(bundle) as folder:
-            shutil.copytree(TINY_BUNDLE, folder, dirs_exist_ok=True)
+    if args.grade != "base":
+        share_sound(TINY_BUNDLE, bundle)
     run_stages(workdir, grade.stages, jobs=args.jobs)
     pack(workdir / grade.stages[-1].name, args.target or grade.bundle)
     write_report(workdir, grade.stages, RESULTS, grade.prefix, command=args.command)

@@ -2,15 +2,23 @@
 
 import json
 import os
+import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import KINDS, Bundle, Source, write_bundle
+from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.paths import TINY_BUNDLE
+from mfm_jax.settings import override
+from mfm_jax.train.foley import SPEC
+from mfm_jax.train.recipes.listener import foley_listener
+from mfm_jax.weights import abstract
 from miniature.stages import (
     BASE,
     HARD,
+    HARD_FAST,
     ROOT,
     Stage,
     StageError,
@@ -18,9 +26,11 @@ from miniature.stages import (
     pack,
     run_stages,
     settle,
+    share_sound,
     summary,
     write_report,
 )
+from tests.bundles import filled
 
 CONFIG = {"log": 20, "steps": 40}
 LINES = (
@@ -38,7 +48,7 @@ def trained(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
 
 
-@pytest.mark.parametrize("stages", [BASE, HARD], ids=["base", "hard"])
+@pytest.mark.parametrize("stages", [BASE, HARD, HARD_FAST], ids=["base", "hard", "hard_fast"])
 def test_every_stage_has_a_config_and_comes_after_what_it_needs(stages):
     names = [stage.name for stage in stages]
     for stage in stages:
@@ -54,6 +64,37 @@ def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert "--config.recipe.media=runs/tiny/media" in words
     assert str(ROOT) not in " ".join(words)
+
+
+def test_the_fast_hard_grade_differs_in_what_cavp_sees():
+    recipes = {}
+    for stages in (HARD, HARD_FAST):
+        for stage in stages[:2]:
+            config = runpy.run_path(str(ROOT / "configs" / f"{stage.config}.py"))["get_config"]()
+            config = override(config, [f"recipe.{change}" for change in stage.changes])
+            recipes[stages, stage.name] = config.recipe
+    assert {recipes[HARD_FAST, name].spec for name in ("cavp", "timechat")} == {SPEC}
+    assert {recipes[HARD, name].spec for name in ("cavp", "timechat")} == {
+        replace(SPEC, cavp_fps=4.0)
+    }
+    assert recipes[HARD, "timechat"].network == recipes[HARD_FAST, "timechat"].network
+    words = command(ROOT / "runs" / "hard_fast", HARD_FAST[1])
+    assert words[-1] == "--config.recipe.spec.cavp_fps=12.5"
+
+
+def test_the_hard_grade_keeps_the_sound_of_one_base_bundle(tmp_path):
+    bundle = tmp_path / "hard" / "bundle"
+    share_sound(TINY_BUNDLE, bundle)
+    cavp = CAVPConfig.tiny_slow()
+    network = filled(abstract(lambda rngs: KINDS["cavp"].build(cavp, rngs=rngs)), 1)
+    write_bundle(bundle, {"cavp": (cavp, network, Source("tests", "none"))})
+    share_sound(TINY_BUNDLE, bundle)  # its own encoders are no matter
+    assert Bundle.open(bundle).config("cavp") == cavp
+    listener = foley_listener()
+    network = filled(abstract(lambda rngs: KINDS["listener"].build(listener, rngs=rngs)), 1)
+    write_bundle(bundle, {"listener": (listener, network, Source("tests", "none"))})
+    with pytest.raises(StageError, match=r"another listener than .*: remove .*hard and train anew"):
+        share_sound(TINY_BUNDLE, bundle)
 
 
 def test_a_summary_counts_the_time_of_steps_and_takes_the_last_evaluation(tmp_path):

@@ -1,0 +1,25 @@
+"""The mapper of the hard grade where CAVP sees 12.5 frames a second.
+
+python train.py --config configs/hard_fast.py --workdir runs/hard_fast/mapper
+
+But for CAVP's tokens it is that of `configs/hard.py`.
+"""
+
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.mapper import MapperRecipe
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        recipe=MapperRecipe(
+            bundle="runs/hard_fast/bundle",
+            clips="runs/hard_fast/clips",
+            grade="hard",
+            train=1400,
+            heldout=64,
+        ),
+        optimizer=OptimizerConfig(rate=1.5e-3, warmup=30),
+        steps=1500,
+        batch=32,
+    )
