@@ -123,8 +123,10 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
             ):
                 state, measured = step(state, batch)
             metrics.add(done + 1, measured)
-        if not stopped and checkpoints.best is not None:
-            found = checkpoints.restore(state.averaged_items(), checkpoints.best)
+        if not stopped:
+            found = checkpoints.restore_best(state.averaged_items())
+            if found is None and checkpoints.best is not None:
+                distributed.say("the run ends with its last weights")
             state = state._replace(**(found or {}))
         checkpoints.close()
 

@@ -3,6 +3,7 @@
 Every front end takes 16 kHz mono samples in [-1, 1] and is a pure function of them.
 """
 
+import io
 from functools import cache
 from pathlib import Path
 
@@ -184,5 +185,7 @@ def write_wav(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> No
     """
     import soundfile
 
+    file = io.BytesIO()  # where a disk is full the library itself does not say so
+    soundfile.write(file, np.clip(wave, -1, 1), rate, subtype="PCM_16", format="WAV")
     with written_whole(path) as part:
-        soundfile.write(part, np.clip(wave, -1, 1), rate, subtype="PCM_16", format="WAV")
+        part.write_bytes(file.getbuffer())

@@ -1,7 +1,7 @@
 """Saving and restoring a training run: each save is whole, known by its sums, or not there."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the checkpoint with the least score, if any has one."""
-        known = {step: score for step, score in self._scores.items() if score < math.inf}
-        return min(known, key=lambda step: known[step]) if known else None
+        return next(iter(self._ranked()), None)
 
     def would_be_best(self, score: float | None) -> bool:
         """Whether a checkpoint with this score would be the best."""
@@ -92,28 +91,22 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
         """
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
-        )
-        unusable, reason = [], ""
-        for number in sorted(self._scores, reverse=True) if step is None else [step]:
-            try:
-                found = self._read(number, like)
-            except Exception as error:
-                # Orbax and tensorstore raise many kinds for missing, damaged or unlike files.
-                reason = first_line(error)[:200]
-                self.say(f"checkpoint {number} cannot be used ({reason}): trying the one before")
-                unusable.append(number)
-                continue
-            for bad in unusable:
-                self._delete(bad)  # or this step could not be saved again
-            return found
-        if unusable:
+        steps = sorted(self._scores, reverse=True) if step is None else [step]
+        found, reason = self._first_whole(steps, like, "trying the one before")
+        if found is None and steps:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} fits this run or can be used ({reason}): use "
                 "another --workdir, or remove that folder to start again"
             )
-        return None
+        return found
+
+    def restore_best(self, like: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The items of the checkpoint with the least score that is whole; None where none is.
+
+        Args:
+            like: as in `restore`.
+        """
+        return self._first_whole(self._ranked(), like, "trying the next best")[0]
 
     def close(self) -> None:
         """Wait for the last save and end.
@@ -124,6 +117,33 @@ class Checkpoints:
         self._wait(max(self._scores, default=0))
         self._tidy(self.keep)
         self._manager.close()
+
+    def _ranked(self) -> list[int]:
+        """The steps of the checkpoints that have a score, the least first."""
+        known = {step: score for step, score in self._scores.items() if score < math.inf}
+        return sorted(known, key=lambda step: known[step])
+
+    def _first_whole(
+        self, steps: Sequence[int], like: Mapping[str, Any], then: str
+    ) -> tuple[dict[str, Any] | None, str]:
+        """The items of the first of `steps` that can be read, or why the last could not."""
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
+        )
+        unusable, reason = [], ""
+        for step in steps:
+            try:
+                found = self._read(step, like)
+            except Exception as error:
+                # Orbax and tensorstore raise many kinds for missing, damaged or unlike files.
+                reason = first_line(error)[:200]
+                self.say(f"checkpoint {step} cannot be used ({reason}): {then}")
+                unusable.append(step)
+                continue
+            for bad in unusable:
+                self._delete(bad)  # or this step could not be saved again
+            return found, ""
+        return None, reason
 
     def _read(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """The items of one checkpoint.

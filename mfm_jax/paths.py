@@ -1,5 +1,6 @@
 """Where things lie, and how a folder or a file comes into being whole or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -30,6 +31,28 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a system that has no more room for a file."""
+
+
+@contextmanager
+def told_where_full(place: Path) -> Iterator[None]:
+    """What is written in the block goes to the file or folder `place`.
+
+    Raises:
+        MediaError: there is no room for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        raise MediaError(
+            f"cannot write {place} ({reason}): make room there and start again"
+        ) from None
+
+
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` once the block has succeeded.
@@ -38,7 +61,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     killed process leaves is for `remove_parts`.
 
     Raises:
-        MediaError: nothing can be written there.
+        MediaError: nothing can be written there, or there is no room for it.
     """
     target = Path(target)
     part = target.with_name(f".{target.stem}-{MACHINE}{secrets.token_hex(4)}{target.suffix}")
@@ -50,7 +73,8 @@ def written_whole(target: Path) -> Iterator[Path]:
         reason = (error.strerror or str(error)).lower()
         raise MediaError(f"cannot write {target} ({reason}): choose another output path") from None
     try:
-        yield part
+        with told_where_full(target):
+            yield part
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -96,7 +120,11 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; the bytes are on the disk before the name changes."""
+    """Replace `path` by `text` in one step; the bytes are on the disk before the name changes.
+
+    Raises:
+        MediaError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
         part.write_text(text)

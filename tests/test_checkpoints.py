@@ -111,6 +111,24 @@ def test_a_damaged_one_is_passed_over_and_can_be_saved_again(how, tmp_path):
     same(opened(tmp_path).restore(items(0)), 5)
 
 
+def test_of_damaged_best_ones_the_next_best_is_taken(tmp_path):
+    written(tmp_path, (3, 0.5), (5, 0.1), (7, 0.3), (9, None))
+    damage(tmp_path / "5" / "params", "empty")
+    said = []
+    checkpoints = opened(tmp_path, say=said.append)
+    assert checkpoints.best == 5
+    same(checkpoints.restore_best(items(0)), 7)
+    assert said[0].startswith("checkpoint 5 cannot be used (")
+    assert said[0].endswith("): trying the next best")
+    assert (checkpoints.best, steps(tmp_path)) == (7, [3, 7, 9])
+    for step in (3, 7):
+        damage(tmp_path / str(step) / "params", "gone")
+    assert checkpoints.restore_best(items(0)) is None
+    same(checkpoints.restore(items(0)), 9)
+    written(tmp_path / "other", (3, None))
+    assert opened(tmp_path / "other").restore_best(items(0)) is None
+
+
 def test_values_that_orbax_reads_without_a_word_are_told_by_their_sums(tmp_path, monkeypatch):
     """A byte that flips where nothing is compressed gives another number and no error."""
     written(tmp_path, (3, None), (5, None))

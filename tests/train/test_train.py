@@ -1,6 +1,9 @@
 import json
+import resource
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +15,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.paths import MediaError
 from mfm_jax.settings import SettingError
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
@@ -182,6 +186,61 @@ def test_the_run_ends_with_its_best_weights(tmp_path):
     assert Recipe.evaluate(recipe, with_weights(module, weights), recipe.prepare(tmp_path)[1], 4)[
         "loss"
     ] == pytest.approx(found[best], rel=1e-5)
+
+
+def test_a_damaged_best_checkpoint_is_no_end_of_the_run(tmp_path, capsys):
+    class Worse(Regression):
+        """At its end it is worse than before, and has lost the checkpoint that was better."""
+
+        def evaluate(self, module, source, batch):
+            if self.log:
+                shutil.rmtree(tmp_path / "checkpoints" / "6" / "ema")
+            self.log.append(("evaluate", None))
+            return {"loss": 100.0}
+
+    assert train(config(Regression(stop_at=1), best="loss"), tmp_path, "test") == 0
+    recipe = Worse()
+    assert train(config(recipe, best="loss"), tmp_path, "test") == 0
+    assert recipe.log[-1][0] == "finish"
+    said = capsys.readouterr().out
+    assert "checkpoint 6 cannot be used (" in said
+    assert "trying the next best" in said
+
+
+@contextmanager
+def full_disk():
+    """The system refuses to make a file longer than 16 bytes, as where there is no room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("capsys")  # or what is said would go to a file, which is full as well
+def test_a_disk_that_is_full_for_metrics_is_one_line_and_the_run_goes_on_later(tmp_path):
+    straight, last = Regression(), Regression()
+    assert train(config(straight), tmp_path / "a", "test") == 0
+    assert train(config(Regression(stop_at=1)), tmp_path / "b", "test") == 0
+    with ExitStack() as disk:
+
+        class Full(Regression):
+            """The disk is full when it is evaluated at the end."""
+
+            def evaluate(self, module, source, batch):
+                if self.log:
+                    disk.enter_context(full_disk())
+                return super().evaluate(module, source, batch)
+
+        with pytest.raises(MediaError, match=r"cannot write .*/b \(.*\): make room there") as told:
+            train(config(Full()), tmp_path / "b", "test")
+    assert "\n" not in str(told.value)
+    assert train(config(last), tmp_path / "b", "test") == 0
+    first, second = dict(flat(straight.log[-1][1])), dict(flat(last.log[-1][1]))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
 def test_a_metric_that_the_evaluation_does_not_have(tmp_path):
