@@ -1,8 +1,8 @@
-"""A process of `test_mesh.py`: compiles a step of stage 1 for meshes of eight simulated devices.
+"""A process of `test_mesh.py`: compiles steps of both stages for meshes of eight simulated devices.
 
     python -m tests.train.compiled_on_mesh
 
-Prints the bytes of temporary memory on each device as JSON, by the sizes of the mesh.
+Prints the bytes of temporary memory on each device as JSON, by the stage and the sizes of the mesh.
 """
 
 import json
@@ -16,37 +16,41 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 from mfm_jax.mapper import MapperConfig  # noqa: E402
 from mfm_jax.models.gpt2 import GPT2Config  # noqa: E402
+from mfm_jax.paths import TINY_BUNDLE  # noqa: E402
+from mfm_jax.plan.programs import training  # noqa: E402
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
-from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors  # noqa: E402
+from mfm_jax.train.optimizer import OptimizerConfig  # noqa: E402
+from mfm_jax.train.recipe import TrainConfig  # noqa: E402
 from mfm_jax.train.recipes.mapper import MapperRecipe  # noqa: E402
-from mfm_jax.train.step import begin, make_step, trainable  # noqa: E402
-from mfm_jax.weights import abstract, initialise  # noqa: E402
+from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe  # noqa: E402
 
-CLIPS = 64
 NETWORK = replace(MapperConfig.base(), gpt2=GPT2Config(width=256, depth=2, heads=8), loa_width=256)
+STAGES = {
+    "stage 1": TrainConfig(MapperRecipe(network=NETWORK), OptimizerConfig(rate=1e-3), 10, 64),
+    "stage 2": TrainConfig(
+        Stage2Recipe(bundle=str(TINY_BUNDLE)),
+        OptimizerConfig(rate=1e-3, rates=ONLY_MAPPER),
+        steps=10,
+        batch=64,
+    ),
+}
+MESHES = {"stage 1": [(8, 1, 1), (1, 8, 1), (2, 2, 2)], "stage 2": [(2, 2, 2)]}
 
 
-def temporary(sizes: tuple[int, int, int]) -> int:
+def temporary(config: TrainConfig, sizes: tuple[int, int, int]) -> int:
     """Bytes on each device of a mesh."""
-    recipe = MapperRecipe(network=NETWORK)
     devices = jax.devices()[: int(np.prod(sizes))]
     layout = Layout(make_mesh(MeshConfig(*sizes), devices))
-    skeleton = abstract(recipe.build)
-    factor = factors((), trainable(skeleton))
-    tx = build_optimizer(OptimizerConfig(rate=1e-3), 10, factor)
-    state = begin(initialise(recipe.build, 0), tx, factor, ema=None, seed=0, layout=layout)
-    batch = {}
-    for name, tokens, width in NETWORK.encoders:
-        batch[name] = np.zeros((CLIPS, tokens, width), np.float16)
-        batch[f"{name}_seconds"] = np.zeros((CLIPS, tokens), np.float32)
-    batch["loa"] = np.zeros((CLIPS, NETWORK.loa.tokens, NETWORK.loa_width), np.float32)
-    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=layout)
-    with jax.set_mesh(layout.mesh):
-        compiled = step.lower(state, layout.put_batch(batch, CLIPS)).compile()
-    memory = compiled.memory_analysis()
-    return memory.temp_size_in_bytes
+    compiled = training(config, layout).traced(layout).lower().compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 if __name__ == "__main__":
-    meshes = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
-    print(json.dumps({"x".join(map(str, m)): temporary(m) for m in meshes}))
+    found = {
+        stage: {
+            "x".join(map(str, sizes)): temporary(config, sizes)
+            for sizes in [(1, 1, 1), *MESHES[stage]]
+        }
+        for stage, config in STAGES.items()
+    }
+    print(json.dumps(found))

@@ -121,11 +121,11 @@ def test_every_device_holds_its_share_of_the_activations():
     """Where the compiler copies a batch to all devices, the memory shows it at once."""
     command = [sys.executable, "-m", "tests.train.compiled_on_mesh"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    memory = json.loads(done.stdout.splitlines()[-1])
-    alone = memory.pop("1x1x1")
-    assert len(memory) == 3
-    for mesh, size in memory.items():
-        assert size < alone / 6, f"{mesh}: {size} bytes on each device, {alone} on one"
+    for stage, memory in json.loads(done.stdout.splitlines()[-1]).items():
+        alone = memory.pop("1x1x1")
+        assert memory
+        for mesh, size in memory.items():
+            assert size < alone / 6, f"{stage}, {mesh}: {size} bytes on each device, {alone} on one"
 
 
 def test_neither_do_parts_of_a_batch_and_activations_made_anew(made, tmp_path):
