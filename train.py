@@ -15,7 +15,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,11 +30,10 @@ from mfm_jax.paths import MediaError, write_text
 from mfm_jax.settings import SettingError, override, to_json
 from mfm_jax.sharding import Layout, fetch, make_mesh
 from mfm_jax.train.log import Metrics, NonFinite
-from mfm_jax.train.optimizer import build_optimizer, factors
-from mfm_jax.train.recipe import TrainConfig, check_parts
+from mfm_jax.train.recipe import Assembly, TrainConfig
 from mfm_jax.train.speed import Profile, Speed
-from mfm_jax.train.step import TrainState, begin, make_step, trainable
-from mfm_jax.weights import abstract, initialise, with_weights
+from mfm_jax.train.step import TrainState
+from mfm_jax.weights import initialise, with_weights
 
 KNOWN = (
     BundleError, CheckpointError, DataError, MediaError, NonFinite, SettingError, WorldError
@@ -52,22 +50,16 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
     recipe, first = config.recipe, jax.process_index() == 0
     layout = Layout(make_mesh(config.mesh))
     share = layout.share(config.batch)
-    check_parts(layout, config)
-    skeleton = abstract(recipe.build)
-    factor = factors(config.optimizer.rates, trainable(skeleton))
+    work = Assembly.of(config, layout)
     if first:
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 
     source, heldout = recipe.prepare(workdir)
-    tx = build_optimizer(config.optimizer, config.steps, factor)
-    make = partial(make_step, skeleton, recipe.loss, tx, ema=config.ema, layout=layout)
-    step = make(compute=config.compute)
+    step = work.step()
     # What is computed anew to save memory is no work that an MFU counts.
     once = replace(config.compute, remat="none")
-    counted = step if config.compute == once else make(compute=once)
-    module = recipe.begin(initialise(recipe.build, config.seed), source)
-    state = begin(module, tx, factor, ema=config.ema, seed=config.seed, layout=layout)
-    del module
+    counted = step if config.compute == once else work.step(once)
+    state = work.begin(recipe.begin(initialise(recipe.build, config.seed), source))
 
     # The newest checkpoint that can be read, else the one before, else a fresh start.
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep, say=distributed.say)
@@ -95,13 +87,13 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
             last, score = done >= config.steps, None
             if last or done % config.evaluate == 0:
                 metrics.settle()
-                module = with_weights(skeleton, state.weights(averaged=True))
+                module = with_weights(work.skeleton, state.weights(averaged=True))
                 scores = recipe.evaluate(module, heldout, config.batch)
                 metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
                 score = score_of(scores, config.best)
             if config.samples and (last or done % config.samples == 0):
                 metrics.settle()
-                module = with_weights(skeleton, state.weights(averaged=True))
+                module = with_weights(work.skeleton, state.weights(averaged=True))
                 metrics.sounds(done, recipe.sounds(module, heldout))
             stopped = stop.at(done)
             due = done % config.save == 0 or checkpoints.would_be_best(score)
@@ -135,7 +127,7 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         return 130 if stop.signal == signal.SIGINT else 0
     weights = fetch(state.weights(averaged=True))
     if first:
-        module = with_weights(skeleton, jax.tree.map(jax.numpy.asarray, weights))
+        module = with_weights(work.skeleton, jax.tree.map(jax.numpy.asarray, weights))
         bundle = recipe.finish(module, workdir, command)
         metrics.summarise(bundle, config.best)
     multihost_utils.sync_global_devices("finished")

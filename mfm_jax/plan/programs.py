@@ -28,9 +28,8 @@ from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
 from mfm_jax.settings import SettingError
 from mfm_jax.sharding import Layout
-from mfm_jax.train.optimizer import build_optimizer, factors
-from mfm_jax.train.recipe import TrainConfig, check_parts
-from mfm_jax.train.step import describe, make_step, trainable, weight_places
+from mfm_jax.train.recipe import Assembly, TrainConfig
+from mfm_jax.train.step import weight_places
 from mfm_jax.weights import abstract, cast, named_weights, with_weights
 
 MEGACORE = {"v4": {"chip_config_name": "megacore"}}
@@ -87,22 +86,14 @@ def training(config: TrainConfig, layout: Layout) -> Program:
     Raises:
         SettingError: a batch that does not divide, or a recipe that cannot tell its batch.
     """
-    recipe = config.recipe
-    check_parts(layout, config)
-    skeleton = abstract(recipe.build)
-    factor = factors(config.optimizer.rates, trainable(skeleton))
-    tx = build_optimizer(config.optimizer, config.steps, factor)
-    step = make_step(
-        skeleton, recipe.loss, tx, ema=config.ema, layout=layout, compute=config.compute
-    )
-    state = describe(skeleton, tx, factor, ema=config.ema, layout=layout)
+    work = Assembly.of(config, layout)
     batch = {
         name: jax.ShapeDtypeStruct(
             (config.batch, *row.shape), row.dtype, sharding=layout.batch(config.batch)
         )
-        for name, row in recipe.row().items()
+        for name, row in config.recipe.row().items()
     }
-    return Program("training step", step, (state, batch), {})
+    return Program("training step", work.step(), (work.describe(), batch), {})
 
 
 def generation(

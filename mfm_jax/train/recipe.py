@@ -1,6 +1,6 @@
 """What a training run consists of: its recipe and its numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -8,14 +8,24 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.settings import SettingError
 from mfm_jax.sharding import Layout, MeshConfig, fetch
-from mfm_jax.train.optimizer import OptimizerConfig
-from mfm_jax.train.step import Batch, ComputeConfig
+from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
+from mfm_jax.train.step import (
+    Batch,
+    ComputeConfig,
+    TrainState,
+    begin,
+    describe,
+    make_step,
+    trainable,
+)
 from mfm_jax.typing import Array, Float
+from mfm_jax.weights import abstract
 
 
 @dataclass(frozen=True)
@@ -125,15 +135,56 @@ class TrainConfig:
             )
 
 
-def check_parts(layout: Layout, config: TrainConfig) -> None:
-    """Whether a batch can be cut into `compute.accumulate` parts, and each over the devices.
+@dataclass(frozen=True)
+class Assembly:
+    """What a run steps with, for some devices: the same for training and for planning it."""
 
-    Raises:
-        SettingError: it cannot.
-    """
-    count = config.compute.accumulate
-    if config.batch % count:
-        raise SettingError(
-            f"compute.accumulate: a batch of {config.batch} cannot be cut into {count} equal parts"
+    config: TrainConfig
+    layout: Layout
+    skeleton: nnx.Module  # the network with shapes instead of weights
+    factor: dict[str, float | None]  # of the learning rate, by weight; None: frozen
+    tx: optax.GradientTransformation
+
+    @classmethod
+    def of(cls, config: TrainConfig, layout: Layout) -> "Assembly":
+        """For the devices of `layout`.
+
+        Raises:
+            SettingError: a batch cannot be cut into `compute.accumulate` parts, and each over the
+                devices, or a pattern of `optimizer.rates` names no weight.
+        """
+        count = config.compute.accumulate
+        if config.batch % count:
+            raise SettingError(
+                f"compute.accumulate: a batch of {config.batch} cannot be cut into {count} equal "
+                "parts"
+            )
+        layout.batch(config.batch // count)
+        skeleton = abstract(config.recipe.build)
+        factor = factors(config.optimizer.rates, trainable(skeleton))
+        return cls(
+            config, layout, skeleton, factor,
+            build_optimizer(config.optimizer, config.steps, factor),
+        )  # fmt: skip
+
+    def step(
+        self, compute: ComputeConfig | None = None
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+        """The jitted step, computed as the config says or in another way."""
+        return make_step(
+            self.skeleton, self.config.recipe.loss, self.tx,
+            ema=self.config.ema, layout=self.layout, compute=compute or self.config.compute,
+        )  # fmt: skip
+
+    def begin(self, module: nnx.Module) -> TrainState:
+        """The state before the first step, on the devices."""
+        config = self.config
+        return begin(
+            module, self.tx, self.factor, ema=config.ema, seed=config.seed, layout=self.layout
         )
-    layout.batch(config.batch // count)
+
+    def describe(self) -> TrainState:
+        """As `begin`, of shapes that say where their arrays lie: nothing is on any device."""
+        return describe(
+            self.skeleton, self.tx, self.factor, ema=self.config.ema, layout=self.layout
+        )
