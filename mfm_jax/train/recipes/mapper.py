@@ -138,7 +138,7 @@ class MapperRecipe(LOARecipe):
     """
 
     network: MapperConfig = field(default_factory=tiny_mapper)
-    error: str = "mse"  # or "l1", as in AudioLDM2's code; it learns silence at small budgets
+    error: str = "mse"  # or "l1", as in AudioLDM2's code; the sound is the same (miniature.md)
     cosine: float = 0.0  # weight of one minus the cosine between predicted and true tokens
     contrast: float = 0.1  # weight of telling the clips of a batch apart by their LOA
     temperature: float = 0.1  # of that
