@@ -26,7 +26,7 @@ from mfm_jax.checkpoints import CheckpointError, Checkpoints
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import WorldError
 from mfm_jax.data.loader import batches, clips_of
-from mfm_jax.paths import MediaError, write_text
+from mfm_jax.paths import MediaError, told_where_full, write_text
 from mfm_jax.settings import SettingError, override, to_json
 from mfm_jax.sharding import Layout, fetch, make_mesh
 from mfm_jax.train.log import Metrics, NonFinite
@@ -78,11 +78,14 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
 
     stop = Stop()
     speed = Speed.of(config.batch, jax.devices())
-    metrics = Metrics(
-        workdir, speed, start=start, steps=config.steps, every=config.log, clips=clips
-    )
-    trace = Profile(workdir / "profile", start=start, count=profile)
-    with jax.set_mesh(layout.mesh), closing(metrics), closing(trace):
+    with (
+        told_where_full(workdir),
+        jax.set_mesh(layout.mesh),
+        closing(
+            Metrics(workdir, speed, start=start, steps=config.steps, every=config.log, clips=clips)
+        ) as metrics,
+        closing(Profile(workdir / "profile", start=start, count=profile)) as trace,
+    ):
         for done in range(start, max(start, config.steps) + 1):
             last, score = done >= config.steps, None
             if last or done % config.evaluate == 0:

@@ -31,6 +31,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def system_reason(error: OSError) -> str:
+    """What the system says of a file, for a message of ours."""
+    return (error.strerror or str(error)).lower()
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a system that has no more room for a file."""
 
@@ -47,7 +52,7 @@ def told_where_full(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         raise MediaError(
             f"cannot write {place} ({reason}): make room there and start again"
         ) from None
@@ -70,7 +75,7 @@ def written_whole(target: Path) -> Iterator[Path]:
             raise IsADirectoryError(0, "it is a folder")
         handle = _new_locked(part)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         raise MediaError(f"cannot write {target} ({reason}): choose another output path") from None
     try:
         with told_where_full(target):

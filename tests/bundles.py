@@ -52,12 +52,17 @@ def filled(network, seed: int):
     return with_weights(network, weights)
 
 
+def untrained_component(name: str, config, seed: int) -> tuple:
+    """One network of this kind, as `write_bundle` takes it."""
+    network = filled(abstract(partial(KINDS[name].build, config)), seed)
+    return config, network, Source("tests/bundles.py", "none")
+
+
 @cache
 def untrained() -> dict:
     """Config, network and source of every component."""
-    source = Source("tests/bundles.py", "none")
     return {
-        name: (config, filled(abstract(partial(KINDS[name].build, config)), i), source)
+        name: untrained_component(name, config, i)
         for i, (name, config) in enumerate(CONFIGS.items())
     }
 

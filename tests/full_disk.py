@@ -1,16 +1,29 @@
-"""A process of `test_checkpoints.py`: saves where the system refuses to write, as on a full disk.
+"""A system that refuses to write, as on a full disk, and a process that saves there.
 
     python -m tests.full_disk FOLDER
 
-Prints the error. It is a process of its own because Orbax leaves writes behind when one fails.
+Prints the error, for `test_checkpoints.py`. It is a process of its own because Orbax leaves writes
+behind when one fails.
 """
 
 import logging
 import resource
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from mfm_jax.checkpoints import CheckpointError, Checkpoints
+
+
+@contextmanager
+def full_disk():
+    """No file can be made longer than 16 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def main(folder: str) -> None:
@@ -18,12 +31,12 @@ def main(folder: str) -> None:
 
     logging.disable()
     checkpoints = Checkpoints(Path(folder), keep=9)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
-    try:
-        checkpoints.save(5, items(5))
-        checkpoints.close()
-    except CheckpointError as error:
-        print(error, flush=True)
+    with full_disk():
+        try:
+            checkpoints.save(5, items(5))
+            checkpoints.close()
+        except CheckpointError as error:
+            print(error, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Files and folders appear whole or not at all."""
 
-import resource
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 
 from mfm_jax import paths
 from mfm_jax.audio import write_wav
+from tests.full_disk import full_disk
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -118,14 +118,10 @@ def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypa
 
 def test_no_room_is_one_line_that_names_the_file_and_leaves_nothing(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))  # the system refuses longer files
-    try:
+    with full_disk():
         with pytest.raises(paths.MediaError, match=r"write .*a\.txt \(.*\): make room there"):
             paths.write_text(tmp_path / "a.txt", "x" * 99)
         with pytest.raises(paths.MediaError, match=r"write .*a\.wav \(.*\): make room there"):
             write_wav(tmp_path / "a.wav", np.zeros(99, np.float32))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

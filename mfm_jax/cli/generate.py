@@ -13,7 +13,7 @@ import numpy as np
 from mfm_jax.audio import RATE, write_wav
 from mfm_jax.cli import UsageError
 from mfm_jax.data.clips import VIDEO_SUFFIXES
-from mfm_jax.paths import TINY_BUNDLE, MediaError
+from mfm_jax.paths import TINY_BUNDLE, MediaError, system_reason
 from mfm_jax.progress import Progress
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.video import probe, windows, write_video
@@ -181,7 +181,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         raise UsageError(f"cannot make output folder {folder}: {reason}") from None
 
 

@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mfm_jax.data.clips import Clip, DataError
-from mfm_jax.paths import flush, remove_parts, write_text, written_whole
+from mfm_jax.paths import flush, remove_parts, system_reason, write_text, written_whole
 
 SHARD = 256
 """Clips in one file if not told otherwise: as much work as an interruption can cost."""
@@ -91,7 +91,7 @@ class Writing:
             folder.mkdir(parents=True, exist_ok=True)
             there = {p.name for p in folder.iterdir()}
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = system_reason(error)
             raise DataError(f"cannot write {folder} ({reason}): choose another folder") from None
         if begun := there & {name, UNFINISHED}:
             default, found = {"shard": SHARD}, read_about(folder / begun.pop())

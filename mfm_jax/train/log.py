@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mfm_jax.audio import write_wav
-from mfm_jax.paths import told_where_full, write_text, written_whole
+from mfm_jax.paths import write_text, written_whole
 from mfm_jax.progress import Progress
 from mfm_jax.spectrogram import picture
 from mfm_jax.train.board import Board
@@ -65,8 +65,7 @@ class Metrics:
             kept = _kept(self.file, start)
             self._scores = [line for line in kept if _is_score(line)]
             self._again = [line.keys() for line in kept if line["step"] == start]
-            with told_where_full(workdir):
-                self._board = Board(workdir / "tensorboard", start=start)
+            self._board = Board(workdir / "tensorboard", start=start)
             if sys.stdout.isatty() and sys.stderr.isatty():
                 self._bar = Progress(steps, "steps", done=start)
 
@@ -95,33 +94,23 @@ class Metrics:
         self.speed.halt()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Report `values` of `step`.
-
-        Raises:
-            MediaError: the disk is full.
-        """
+        """Report `values` of `step`."""
         if self._first:
-            with told_where_full(self.workdir):  # the terminal may be a file, too
-                self._say(step, values)
-                self._keep(step, values)
+            self._say(step, values)
+            self._keep(step, values)
 
     def sounds(self, step: int, waves: Mapping[str, Float[np.ndarray, " A"]]) -> None:
-        """Write the sound of each clip and how it looks.
-
-        Raises:
-            MediaError: the disk is full.
-        """
+        """Write the sound of each clip and how it looks."""
         folder = self.workdir / "samples" / f"step-{step}"
         if self._board is None or (step == self.start > 0 and folder.exists()):
             return
-        with told_where_full(self.workdir):
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, wave in waves.items():
-                file, image = folder / name.replace("/", "_"), picture(wave)
-                write_wav(file.with_name(f"{file.name}.wav"), wave)
-                with written_whole(file.with_name(f"{file.name}.png")) as part:
-                    Image.fromarray(image).save(part)
-                self._board.sound(step, f"samples/{name}", wave, image)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, wave in waves.items():
+            file, image = folder / name.replace("/", "_"), picture(wave)
+            write_wav(file.with_name(f"{file.name}.wav"), wave)
+            with written_whole(file.with_name(f"{file.name}.png")) as part:
+                Image.fromarray(image).save(part)
+            self._board.sound(step, f"samples/{name}", wave, image)
 
     def summarise(self, bundle: Path | None, best: str) -> None:
         """Write what came of the run, which has ended; `best` is the metric that tells, if set."""
@@ -141,17 +130,11 @@ class Metrics:
         print("\n".join(_told(found)), flush=True)
 
     def close(self) -> None:
-        """End the files and the bar.
-
-        Raises:
-            MediaError: the disk is full.
-        """
-        bar, self._bar = self._bar, None
-        if bar is not None:
-            bar.close()
-        if self._board is not None:
-            with told_where_full(self.workdir):
-                self._board.close()
+        """End the files and the bar."""
+        for part in (self._bar, self._board):  # a full disk raises in the second
+            if part is not None:
+                part.close()
+        self._bar = None
 
     def _heldout(self, best: str) -> dict[str, Any] | None:
         """The least and the last value of the metric that tells, by default the first one."""

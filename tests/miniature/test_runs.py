@@ -10,19 +10,18 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from mfm_jax.bundle import KINDS, Bundle, Source, write_bundle
+from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import SPLITS, World, write_world
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.listener import foley_listener
-from mfm_jax.weights import abstract
 from miniature.__main__ import main
 from miniature.claims import Budget, Plan, Tuned, sizes, systems
 from miniature.measures import Asked, Judge, studio_of, true_loa
 from miniature.runs import HOW, PREDICTIONS, Place, Stage1, Stopped, perform, perform_all
 from miniature.sounds import BATCH
 from miniature.unknowns import DEFAULT, LONGER, Change, changes, second_stage
-from tests.bundles import CONFIGS, filled, untrained_bundle
+from tests.bundles import CONFIGS, untrained_bundle, untrained_component
 from tests.feature_folder import write_features
 
 CLIPS, HEARD = 8, 2
@@ -33,9 +32,8 @@ def workdir(tmp_path_factory):
     """What the miniature's training leaves, as far as the experiments need it."""
     folder = tmp_path_factory.mktemp("miniature")
     bundle = untrained_bundle(folder / "bundle")
-    config = foley_listener()
-    listener = filled(abstract(lambda rngs: KINDS["listener"].build(config, rngs=rngs)), 9)
-    bundle = write_bundle(bundle.path, {"listener": (config, listener, Source("tests", "none"))})
+    listener = untrained_component("listener", foley_listener(), 9)
+    bundle = write_bundle(bundle.path, {"listener": listener})
     for part in ("train", "heldout"):
         write_features(bundle, folder / "features" / part, CLIPS)
     start = SPLITS["validation"].start

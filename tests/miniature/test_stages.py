@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mfm_jax.bundle import KINDS, Bundle, Source, write_bundle
+from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.paths import TINY_BUNDLE
 from mfm_jax.settings import override
 from mfm_jax.train.foley import SPEC
 from mfm_jax.train.recipes.listener import foley_listener
-from mfm_jax.weights import abstract
 from miniature.stages import (
     BASE,
     HARD,
@@ -30,7 +29,7 @@ from miniature.stages import (
     summary,
     write_report,
 )
-from tests.bundles import filled
+from tests.bundles import untrained_component
 
 CONFIG = {"log": 20, "steps": 40}
 LINES = (
@@ -86,13 +85,10 @@ def test_the_hard_grade_keeps_the_sound_of_one_base_bundle(tmp_path):
     bundle = tmp_path / "hard" / "bundle"
     share_sound(TINY_BUNDLE, bundle)
     cavp = CAVPConfig.tiny_slow()
-    network = filled(abstract(lambda rngs: KINDS["cavp"].build(cavp, rngs=rngs)), 1)
-    write_bundle(bundle, {"cavp": (cavp, network, Source("tests", "none"))})
+    write_bundle(bundle, {"cavp": untrained_component("cavp", cavp, 1)})
     share_sound(TINY_BUNDLE, bundle)  # its own encoders are no matter
     assert Bundle.open(bundle).config("cavp") == cavp
-    listener = foley_listener()
-    network = filled(abstract(lambda rngs: KINDS["listener"].build(listener, rngs=rngs)), 1)
-    write_bundle(bundle, {"listener": (listener, network, Source("tests", "none"))})
+    write_bundle(bundle, {"listener": untrained_component("listener", foley_listener(), 1)})
     with pytest.raises(StageError, match=r"another listener than .*: remove .*hard and train anew"):
         share_sound(TINY_BUNDLE, bundle)
 

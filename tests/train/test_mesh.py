@@ -121,9 +121,10 @@ def test_every_device_holds_its_share_of_the_activations():
     """Where the compiler copies a batch to all devices, the memory shows it at once."""
     command = [sys.executable, "-m", "tests.train.compiled_on_mesh"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for stage, memory in json.loads(done.stdout.splitlines()[-1]).items():
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {stage: len(memory) for stage, memory in found.items()} == {"stage 1": 4, "stage 2": 2}
+    for stage, memory in found.items():
         alone = memory.pop("1x1x1")
-        assert memory
         for mesh, size in memory.items():
             assert size < alone / 6, f"{stage}, {mesh}: {size} bytes on each device, {alone} on one"
 

@@ -1,9 +1,8 @@
 import json
-import resource
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from mfm_jax.train.recipe import Recipe, mean_metrics
 from mfm_jax.train.step import ComputeConfig, TrainState, begin, make_step, trainable
 from mfm_jax.weights import abstract, initialise, with_weights
 from tests.bundles import untrained_bundle
+from tests.full_disk import full_disk
 from tests.train.regression import RATES, Regression, config
 from train import main, train
 
@@ -205,17 +205,6 @@ def test_a_damaged_best_checkpoint_is_no_end_of_the_run(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "checkpoint 6 cannot be used (" in said
     assert "trying the next best" in said
-
-
-@contextmanager
-def full_disk():
-    """The system refuses to make a file longer than 16 bytes, as where there is no room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.usefixtures("capsys")  # or what is said would go to a file, which is full as well
