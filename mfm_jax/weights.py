@@ -3,11 +3,15 @@
 Every weight is an `nnx.Param` or an `nnx.BatchStat` (the running statistics of BatchNorm).
 """
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 
 WEIGHT = (nnx.Param, nnx.BatchStat)
 M = TypeVar("M", bound=nnx.Module)
@@ -46,10 +50,39 @@ def abstract(build: Callable[..., M]) -> M:
 
 
 def initialise(build: Callable[..., M], seed: int) -> M:
-    """The network that `build(rngs=...)` makes, its weights drawn from `seed` in one go."""
+    """The network that `build(rngs=...)` makes, its weights drawn from `seed` on the host.
+
+    They are the same for every device that they may go to. A GPU's compiler takes minutes for so
+    many draws, and so does a CPU's for all draws of a large network in one program.
+    """
+    drawn, module = jax.make_jaxpr(lambda: build(rngs=_rngs(seed)), return_shape=True)()
+    shapes, structure = jax.tree.flatten(module)
+    host = _host()
     # It runs once: on a CPU most of the time would go into optimising it.
-    fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(lambda: build(rngs=_rngs(seed)), compiler_options=fast)()
+    fast = None if host is None else {"xla_backend_optimization_level": 0}
+
+    def part(start: int) -> list[jax.Array]:
+        wanted = [start <= i < start + _TOGETHER for i in range(len(shapes))]
+        jaxpr, _ = dce_jaxpr(drawn.jaxpr, wanted)
+        program = jaxpr_as_fun(ClosedJaxpr(jaxpr, drawn.consts))
+        with jax.default_device(host):
+            return jax.jit(program, compiler_options=fast)()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = pool.map(part, range(0, len(shapes), _TOGETHER))
+        return jax.tree.unflatten(structure, [leaf for leaves in parts for leaf in leaves])
+
+
+_TOGETHER = 200
+"""Arrays that one program draws."""
+
+
+def _host() -> jax.Device | None:
+    """The CPU, unless JAX has been told to leave it out (`JAX_PLATFORMS`)."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def _rngs(seed: int) -> nnx.Rngs:
