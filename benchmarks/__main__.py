@@ -19,7 +19,7 @@ from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 from transformers import GPT2Config as TheirGPT2Config
 from transformers import GPT2Model
 
-from benchmarks.conversion import hardware
+from benchmarks.hardware import hardware
 from convert import gpt2, unet, vae
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.unet import UNet

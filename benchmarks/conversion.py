@@ -17,7 +17,6 @@ import dataclasses
 import json
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.hardware import hardware
 from benchmarks.sources import CASES, Checkpoint
 from mfm_jax.bundle import Bundle, BundleError
 from mfm_jax.paths import TINY_BUNDLE
@@ -216,16 +216,6 @@ def line(row: Row) -> str:
         "yes" if row.verified else "no",
         "yes" if row.equal else "no",
     )
-
-
-def hardware(folder: Path) -> str:
-    """Processor, cores, memory, and the file system of `folder`."""
-    info = Path("/proc/cpuinfo")
-    said = info.read_text().splitlines() if info.exists() else []
-    cpu = next((s.partition(": ")[2] for s in said if s.startswith("model name")), "")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    disk = run("df", "--output=fstype", folder).split()[-1]
-    return f"{cpu or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB, {disk}"
 
 
 def print_table(args: argparse.Namespace, work: Path) -> bool:

@@ -1,6 +1,7 @@
 """The PyTorch program of docs/mapper_in_pytorch.md, which benchmarks time and tests hold to it."""
 
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,5 +18,6 @@ def program() -> ModuleType:
     before, source, _ = re.split(r"^```(?:python)?\n", text, flags=re.MULTILINE)
     module = ModuleType("mapper_in_pytorch")
     source = "\n" * before.count("\n") + "\n" + source
+    sys.modules[module.__name__] = module  # torch.compile looks functions up by their module
     exec(compile(source, str(DOCUMENT), "exec"), module.__dict__)
     return module

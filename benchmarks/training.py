@@ -4,6 +4,9 @@ The same mapper, with the same weights and batch, teaches itself the same LOA: o
 of docs/mapper_in_pytorch.md with Hugging Face's `GPT2Model` and AdamW. The losses of both are
 compared before anything is timed. Own outputs are not fed and nothing is contrasted, which both
 could do. The loader reads features of the same sizes from the disk.
+
+Both run on the GPU where JAX finds one. There PyTorch has `torch.compile` (`--compiled`), autocast
+(`--precision bfloat16`) and the fused AdamW.
 """
 
 import argparse
@@ -21,10 +24,12 @@ import numpy as np
 import torch
 from jax import numpy as jnp
 
-from benchmarks.conversion import hardware
 from benchmarks.documented import program
+from benchmarks.hardware import hardware
 from convert.__main__ import main as convert
 from mfm_jax.bundle import Source, write_bundle
+from mfm_jax.cost import flops
+from mfm_jax.cost.chips import peak_flops
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.loader import batches
 from mfm_jax.data.records import Field, RecordSource, Writing
@@ -32,7 +37,7 @@ from mfm_jax.mapper import MapperConfig
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
-from mfm_jax.train.step import Batch, begin, make_step, trainable
+from mfm_jax.train.step import PRECISIONS, Batch, ComputeConfig, begin, make_step, trainable
 from mfm_jax.weights import abstract, count, initialise
 
 SIZES = {"base": MapperConfig.base, "tiny": tiny_mapper}
@@ -41,11 +46,19 @@ STEPS = 1000
 """Of the schedule; all that are timed are near its beginning."""
 
 
-class Pair(NamedTuple):
-    """A step of ours and one of theirs, which each change their own weights; they give losses."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
+"""Relative, of the losses of the first two steps."""
 
-    ours: Callable[[], float]
-    theirs: Callable[[], float]
+
+class Pair(NamedTuple):
+    """A step of ours and one of theirs, which each change their own weights.
+
+    They give losses, which may still be on their way: `float` waits for them.
+    """
+
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    operations: int  # of a step
 
 
 def drawn(config: MapperConfig, clips: int) -> dict[str, np.ndarray]:
@@ -60,27 +73,34 @@ def drawn(config: MapperConfig, clips: int) -> dict[str, np.ndarray]:
     return {**batch, "loa": rng.standard_normal(loa).astype(np.float32)}
 
 
-def our_step(recipe: MapperRecipe, module: Any, batch: Batch) -> Callable[[], float]:
-    """A step of `train.py`."""
+def our_step(
+    recipe: MapperRecipe, module: Any, batch: Batch, precision: str
+) -> tuple[Callable[[], jax.Array], int]:
+    """A step of `train.py`, and its operations."""
     layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]))
     skeleton = abstract(recipe.build)
     factor = factors((), trainable(skeleton))
     tx = build_optimizer(OPTIMIZER, STEPS, factor)
-    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=layout)
+    compute = ComputeConfig(precision=precision)
+    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=layout, compute=compute)
     state = begin(module, tx, factor, ema=None, seed=0, layout=layout)
+    operations = flops.count(step, state, batch)
 
-    def run() -> float:
+    def run() -> jax.Array:
         nonlocal state
         state, metrics = step(state, batch)
-        return float(metrics["loss"])
+        return metrics["loss"]
 
-    return run
+    return run, operations
 
 
-def their_step(folder: Path, config: MapperConfig, batch: dict) -> Callable[[], float]:
+def their_step(
+    folder: Path, config: MapperConfig, batch: dict, *, precision: str, compiled: bool
+) -> Callable[[], torch.Tensor]:
     """The same in PyTorch."""
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     module = program()
-    mapper = module.Mapper(folder)
+    mapper = module.Mapper(folder, device)
     mapper.gpt2.train()
     for layer in mapper.gpt2.modules():
         if isinstance(layer, torch.nn.Dropout):
@@ -96,20 +116,21 @@ def their_step(folder: Path, config: MapperConfig, batch: dict) -> Callable[[], 
         ],
         lr=OPTIMIZER.rate,
         betas=(OPTIMIZER.b1, OPTIMIZER.b2),
+        fused=device == "cuda",
     )
     streams = {
         name: module.Stream(
-            torch.tensor(batch[name]).float(),
-            torch.tensor(batch[f"{name}_seconds"]),
-            torch.ones(batch[name].shape[:2], dtype=torch.bool),
+            torch.tensor(batch[name]).float().to(device),
+            torch.tensor(batch[f"{name}_seconds"]).to(device),
+            torch.ones(batch[name].shape[:2], dtype=torch.bool, device=device),
         )
         for name, _, _ in config.encoders
     }
-    loa = torch.tensor(batch["loa"])
+    loa = torch.tensor(batch["loa"]).to(device)
     if "loa_std" in mapper.weights:
         loa = (loa - mapper.weights["loa_mean"]) / mapper.weights["loa_std"]
 
-    def run() -> float:
+    def loss_of(streams: dict, loa: torch.Tensor) -> torch.Tensor:
         prefix, _ = mapper.prefix(streams)
         width = prefix.shape[-1]
         known = mapper.linear("loa_in", loa[:, :-1]) if config.head else loa[:, :-1]
@@ -118,17 +139,24 @@ def their_step(folder: Path, config: MapperConfig, batch: dict) -> Callable[[], 
         hidden = mapper.gpt2(inputs_embeds=torch.cat(read, 1), use_cache=False).last_hidden_state
         hidden = hidden[:, prefix.shape[1] - 1 :]
         predicted = mapper.linear("loa_out", hidden) if config.head else hidden
-        loss = torch.nn.functional.mse_loss(predicted, loa)
+        return torch.nn.functional.mse_loss(predicted.float(), loa)
+
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+    half = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+
+    def run() -> torch.Tensor:
+        with half:
+            loss = loss_of(streams, loa)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, OPTIMIZER.clip)
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     return run
 
 
-def pair(config: MapperConfig, clips: int, folder: Path) -> Pair:
+def pair(config: MapperConfig, clips: int, folder: Path, *, precision: str, compiled: bool) -> Pair:
     """Both steps from the same weights."""
     recipe = MapperRecipe(network=config, own=0.0, contrast=0.0)
     module = initialise(recipe.build, 0)
@@ -136,23 +164,30 @@ def pair(config: MapperConfig, clips: int, folder: Path) -> Pair:
     if convert(["mapper", str(bundle.path), "--to", "torch", "-o", str(folder / "torch")]):
         raise SystemExit("the mapper was not converted")
     batch = drawn(config, clips)
-    ours = our_step(recipe, module, {k: jnp.asarray(v) for k, v in batch.items()})
-    return Pair(ours, their_step(folder / "torch", config, batch))
+    arrays = {k: jnp.asarray(v) for k, v in batch.items()}
+    ours, operations = our_step(recipe, module, arrays, precision)
+    theirs = their_step(folder / "torch", config, batch, precision=precision, compiled=compiled)
+    return Pair(ours, theirs, operations)
 
 
-def compared(steps: Pair, rounds: int) -> tuple[float, float]:
-    """Median seconds of each over alternating runs; their losses go along together."""
+def seconds(run: Callable[[], Any], steps: int) -> float:
+    """Of one step of `steps` in a row, which nobody waits for but at the end."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        loss = run()
+    float(loss)
+    return (time.perf_counter() - start) / steps
+
+
+def compared(both: Pair, rounds: int, steps: int, tolerance: float) -> tuple[float, float]:
+    """Median seconds of a step of each over alternating rounds; their losses go along together."""
     for number in range(2):  # the first one compiles
-        ours, theirs = steps.ours(), steps.theirs()
-        print(f"loss of step {number}: ours {ours:.6f}, theirs {theirs:.6f}")
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    spent: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for run, times in zip(steps, spent, strict=True):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    return statistics.median(spent[0]), statistics.median(spent[1])
+        ours, theirs = float(both.ours()), float(both.theirs())
+        print(f"loss of step {number}: ours {ours:.6f}, theirs {theirs:.6f}", flush=True)
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+    spent = [(seconds(both.ours, steps), seconds(both.theirs, steps)) for _ in range(rounds)]
+    ours, theirs = (statistics.median(times) for times in zip(*spent, strict=True))
+    return ours, theirs
 
 
 def loaded(config: MapperConfig, clips: int, folder: Path) -> float:
@@ -194,22 +229,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="base", help="of the mapper")
     parser.add_argument("--batch", type=int, default=4, help="clips in a step")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each")
+    parser.add_argument("--steps", type=int, default=1, help="steps in a round")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile what PyTorch runs")
     args = parser.parse_args()
-    config = SIZES[args.size]()
+    config, device = SIZES[args.size](), jax.devices()[0]
     parameters = count(abstract(partial(MapperRecipe(network=config).build)))
     print(
-        f"{hardware(Path())}; jax {jax.__version__} on {jax.devices()[0].device_kind}, "
-        f"torch {torch.__version__} on cpu with {torch.get_num_threads()} threads, float32"
+        f"{hardware(Path())}; {device.device_kind}; jax {jax.__version__}, torch "
+        f"{torch.__version__}{' compiled' if args.compiled else ''}; {args.precision}"
     )
     print(
         f"stage 1, {args.size} mapper, {parameters / 1e6:.0f} M parameters, {args.batch} clips of "
         f"{sum(n for _, n, _ in config.encoders)} + {config.loa.tokens} tokens"
     )
+    how = {"precision": args.precision, "compiled": args.compiled}
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = compared(pair(config, args.batch, Path(folder)), args.rounds)
+        both = pair(config, args.batch, Path(folder), **how)
+        ours, theirs = compared(both, args.rounds, args.steps, TOLERANCE[args.precision])
         rate = loaded(config, args.batch, Path(folder))
-    print(f"step: ours {1e3 * ours:.0f} ms, torch {1e3 * theirs:.0f} ms, ratio {ours / theirs:.2f}")
+    print(f"step: ours {1e3 * ours:.1f} ms, torch {1e3 * theirs:.1f}, ratio {ours / theirs:.2f}")
+    if (peak := peak_flops(device.device_kind)) is not None:
+        shares = (both.operations / (time * peak) for time in (ours, theirs))
+        print("MFU of {:.0f} TFLOP/s: ours {:.1%}, torch {:.1%}".format(peak / 1e12, *shares))
     print(f"loader: {rate:.1f} batches/s, {rate * ours:.1f} times what our step takes")
 
 
