@@ -1,12 +1,15 @@
 """Attention as one pure function, and the module that owns its four projections.
 
-There are no modes. Causality is a mask, T5's relative positions are a bias, rotary or clock
+There are no modes. Causality is an argument, T5's relative positions are a bias, rotary or clock
 positions are a function argument, cross-attention is a second input, a cache is a value.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
 
+import jax
 from einops import rearrange
 from flax import nnx
 from jax import lax
@@ -24,35 +27,142 @@ def attend(
     *,
     mask: Bool[Array, "#B #N #L S"] | None = None,
     bias: Float[Array, "#B #N #L S"] | None = None,
+    causal: bool = False,
     scale: float | None = None,
 ) -> Float[Array, "B L N K"]:
     """`softmax(scale q kT + bias) v`, the only place that picks an implementation.
 
-    `mask` is True where a key may be seen; `bias` is added to the scaled scores. `scale` defaults
-    to `K ** -0.5`. Scores and softmax are float32, the products are in the precision of the inputs.
-    Written out because `jax.nn.dot_product_attention` takes several times as long on a CPU.
+    `mask` is True where a key may be seen; `causal` hides from a query the keys behind its own
+    place; `bias` is added to the scaled scores. `scale` defaults to `K ** -0.5`. Scores and softmax
+    are float32, the products are in the precision of the inputs.
     """
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bnlk,bnsk->bnls", q, k, preferred_element_type=jnp.float32)
-    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+
+    def written_out(q: Array, k: Array, v: Array) -> Array:
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+        seen = jnp.tril(jnp.ones((1, 1, q.shape[2], k.shape[2]), bool)) if causal else None
+        seen = mask if seen is None else seen if mask is None else seen & mask
+        return jnp.swapaxes(_combine([_scores(q, k, scale, seen, bias)], [v]), 1, 2)
+
+    if mask is None and bias is None and _cudnn_attends(q, k):
+        flash = partial(_flash, causal=causal, scale=scale)
+        return lax.platform_dependent(q, k, v, cuda=flash, default=written_out)
+    return written_out(q, k, v)
+
+
+def attend_to_all(
+    q: Float[Array, "B L N K"],
+    sources: Sequence[tuple["KV", Bool[Array, "#B 1 #L S"] | None]],
+    *,
+    scale: float | None = None,
+) -> Float[Array, "B L N K"]:
+    """As `attend`, over several sequences of keys and values as if they were one: none is copied.
+
+    Each comes with its mask, which is True where a key may be seen.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q = jnp.swapaxes(q, 1, 2)
+    scores = [_scores(q, jnp.swapaxes(kv.k, 1, 2), scale, mask, None) for kv, mask in sources]
+    return jnp.swapaxes(_combine(scores, [jnp.swapaxes(kv.v, 1, 2) for kv, _ in sources]), 1, 2)
+
+
+# Written out because `jax.nn.dot_product_attention` takes several times as long on a CPU.
+def _scores(
+    q: Float[Array, "B N L K"],
+    k: Float[Array, "B N S K"],
+    scale: float,
+    mask: Bool[Array, "#B #N #L S"] | None,
+    bias: Float[Array, "#B #N #L S"] | None,
+) -> Float[Array, "B N L S"]:
+    scores = _products(q, k) * scale
     if bias is not None:
         scores = scores + bias.astype(scores.dtype)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    # Dividing after the product with the values touches K numbers a query instead of S.
-    weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    y = jnp.einsum("bnls,bnsk->bnlk", weights.astype(v.dtype), v)
-    return jnp.swapaxes(y / total.astype(y.dtype), 1, 2)
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
 
 
-def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
-    """True on and below the diagonal."""
-    return jnp.tril(jnp.ones((1, 1, length, length), bool))
+@jax.custom_vjp
+def _products(q: Float[Array, "B N L K"], k: Float[Array, "B N S K"]) -> Float[Array, "B N L S"]:
+    """In float32; their gradients multiply in the precision of the inputs, as flash attention's."""
+    return jnp.einsum("bnlk,bnsk->bnls", q, k, preferred_element_type=jnp.float32)
+
+
+def _products_backward(
+    inputs: tuple[Array, Array], dy: Float[Array, "B N L S"]
+) -> tuple[Array, Array]:
+    q, k = inputs
+    dy = dy.astype(q.dtype)
+    return jnp.einsum("bnls,bnsk->bnlk", dy, k), jnp.einsum("bnls,bnlk->bnsk", dy, q)
+
+
+_products.defvjp(lambda q, k: (_products(q, k), (q, k)), _products_backward)
+
+
+def _combine(
+    scores: Sequence[Float[Array, "B N L _S"]], values: Sequence[Float[Array, "B N _S K"]]
+) -> Float[Array, "B N L K"]:
+    """The values, weighed by one softmax over all scores."""
+    dtype = values[0].dtype
+    top = functools.reduce(jnp.maximum, (s.max(axis=-1, keepdims=True) for s in scores))
+    weights = [jnp.exp(s - lax.stop_gradient(top)) for s in scores]
+    # Dividing after the products with the values touches K numbers a query instead of S.
+    total = functools.reduce(jnp.add, (w.sum(axis=-1, keepdims=True) for w in weights))
+    parts = (
+        jnp.einsum("bnls,bnsk->bnlk", w.astype(dtype), v)
+        for w, v in zip(weights, values, strict=True)
+    )
+    return functools.reduce(jnp.add, parts) / total.astype(dtype)
+
+
+def _cudnn_attends(q: Float[Array, "B L N K"], k: Float[Array, "B S N K"]) -> bool:
+    """Whether cuDNN's flash attention, which never writes the scores down, takes these.
+
+    Asked while a program is traced; what it is compiled for is decided later.
+    """
+    half, width = q.dtype in (jnp.bfloat16, jnp.float16), q.shape[-1]
+    return half and width % 8 == 0 and width <= 128 and k.shape[1] >= 8 and _has_cudnn()
+
+
+@cache
+def _has_cudnn() -> bool:
+    """Whether this process has GPUs with tensor cores for it: NVIDIA's, from Ampere on."""
+    if jax.default_backend() != "gpu":
+        return False
+    device = jax.local_devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
+
+
+def _flash(
+    q: Float[Array, "B L N K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    *,
+    causal: bool,
+    scale: float,
+) -> Float[Array, "B L N K"]:
+    """cuDNN's, for which JAX allows no gradients where a length is odd: such ones are padded."""
+    queries, keys = q.shape[1], k.shape[1]
+    lengths: dict[str, Any] = {}
+    if queries % 2 or keys % 2:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+        lengths = {
+            "query_seq_lengths": jnp.full(q.shape[:1], queries, jnp.int32),
+            "key_value_seq_lengths": jnp.full(q.shape[:1], keys, jnp.int32),
+        }
+    y = jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=causal, implementation="cudnn", **lengths
+    )
+    return y[:, :queries]
+
+
+class KV(NamedTuple):
+    """Keys and values of `S` positions."""
+
+    k: Float[Array, "B S N K"]
+    v: Float[Array, "B S N K"]
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the positions read so far; the first `filled` of `S` are valid."""
+    """Keys and values of positions behind a prefix; the first `filled` of `S` are valid."""
 
     k: Float[Array, "B S N K"]
     v: Float[Array, "B S N K"]
@@ -108,6 +218,7 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "#B #N #L S"] | None = None,
         bias: Float[Array, "#B #N #L S"] | None = None,
+        causal: bool = False,
         position: Callable | None = None,
     ) -> Float[Array, "B L D"]:
         """Reads `context` (or `x` itself); `position(q, k)` may rotate or shift both first."""
@@ -115,7 +226,14 @@ class Attention(nnx.Module):
         q, k, v = (self._split(y) for y in (self.q(x), self.k(source), self.v(source)))
         if position is not None:
             q, k = position(q, k)
-        return self._merge(attend(q, k, v, mask=mask, bias=bias, scale=self.scale))
+        return self._merge(attend(q, k, v, mask=mask, bias=bias, causal=causal, scale=self.scale))
+
+    def begin(
+        self, x: Float[Array, "B P D"], *, mask: Bool[Array, "B 1 1 P"] | None = None
+    ) -> tuple[Float[Array, "B P D"], KV]:
+        """Causal attention of `x` to itself, and what `extend` needs of it; not beyond `mask`."""
+        q, k, v = (self._split(y) for y in (self.q(x), self.k(x), self.v(x)))
+        return self._merge(attend(q, k, v, mask=mask, causal=True, scale=self.scale)), KV(k, v)
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """Room for `length` positions, in the precision of the weights."""
@@ -127,21 +245,20 @@ class Attention(nnx.Module):
     def extend(
         self,
         x: Float[Array, "B L D"],
+        prefix: KV,
         cache: KVCache,
         *,
-        mask: Bool[Array, "#B S"] | None = None,
+        mask: Bool[Array, "B 1 1 P"] | None = None,
     ) -> tuple[Float[Array, "B L D"], KVCache]:
-        """Causal attention of `L` new positions over the cached ones and themselves.
+        """Causal attention of `L` new positions over a prefix, the cached ones and themselves.
 
-        `mask` is False at cached positions that nobody may read (padding).
+        `mask` is False at positions of the prefix that nobody may read (padding).
         """
         start, length = cache.filled, x.shape[1]
         k = lax.dynamic_update_slice(cache.k, self._split(self.k(x)), (0, start, 0, 0))
         v = lax.dynamic_update_slice(cache.v, self._split(self.v(x)), (0, start, 0, 0))
         keys = jnp.arange(k.shape[1])
         seen = keys[None, :] <= (start + jnp.arange(length))[:, None]
-        seen = seen[None, None]
-        if mask is not None:
-            seen = seen & mask[:, None, None, :]
-        y = self._merge(attend(self._split(self.q(x)), k, v, mask=seen, scale=self.scale))
-        return y, KVCache(k, v, start + length)
+        read = (prefix, mask), (KV(k, v), seen[None, None])
+        y = attend_to_all(self._split(self.q(x)), read, scale=self.scale)
+        return self._merge(y), KVCache(k, v, start + length)

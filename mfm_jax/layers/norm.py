@@ -1,8 +1,14 @@
 """Normalisations. Statistics are computed in float32, and the epsilon is always stated."""
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+import jax
 from flax import nnx
+from jax import lax
+from jax import numpy as jnp
+
+from mfm_jax.typing import Array, Float
 
 _AXES: dict[str, Any] = {
     "scale_metadata": {"axes": ("norm",)},
@@ -10,9 +16,53 @@ _AXES: dict[str, Any] = {
 }
 
 
-def layer_norm(d: int, *, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+    """Flax's, whose gradient is written out.
+
+    Left to themselves compilers for GPUs compute the mean anew for the gradients, and write down,
+    in float32, what they then add up for the gradient of the scale.
+    """
+
+    def __call__(self, x: Float[Array, "*B D"], **_: Any) -> Float[Array, "*B D"]:
+        scale, bias = cast(nnx.Param, self.scale), cast(nnx.Param, self.bias)
+        return _layer_norm(x, scale[...], bias[...], self.epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    return _forward(x, scale, bias, epsilon)[0]
+
+
+def _forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    rate = lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+    y = (wide - mean) * (rate * _last(scale, x)) + _last(bias, x)
+    return y.astype(x.dtype), (x, mean, rate, scale, bias)
+
+
+def _backward(epsilon: float, kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
+    x, mean, rate, scale, bias = lax.optimization_barrier(kept)  # else they are not kept
+    dy, normed = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rate
+    rows = tuple(range(x.ndim - 1))
+    dscale, dbias = (dy * normed).sum(axis=rows), dy.sum(axis=rows)
+    dy = dy * _last(scale, x)
+    along = (dy * normed).mean(axis=-1, keepdims=True)
+    dx = rate * (dy - dy.mean(axis=-1, keepdims=True) - normed * along)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+_layer_norm.defvjp(_forward, _backward)
+
+
+def _last(vector: Array, x: Array) -> Array:
+    """Broadcast over all axes of `x` but the last, in float32."""
+    return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def layer_norm(d: int, *, epsilon: float, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm over the last axis of `[..., d]`."""
-    return nnx.LayerNorm(d, epsilon=epsilon, use_fast_variance=False, rngs=rngs, **_AXES)
+    return LayerNorm(d, epsilon=epsilon, use_fast_variance=False, rngs=rngs, **_AXES)
 
 
 def group_norm(channels: int, groups: int, *, epsilon: float, rngs: nnx.Rngs) -> nnx.GroupNorm:

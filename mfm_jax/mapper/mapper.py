@@ -4,13 +4,14 @@
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from einops import rearrange, reduce
 from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
-from mfm_jax.layers import clock, linear
+from mfm_jax.layers import KV, clock, linear
 from mfm_jax.mapper.fusion import FUSIONS, select, stream_of
 from mfm_jax.mapper.streams import Streams
 from mfm_jax.models.audiomae import LOA
@@ -120,40 +121,63 @@ class GPT2Mapper(_Mapper):
     def _predict(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B L D"]:
         return self.loa_out(hidden) if self.config.head else hidden
 
-    def _prefix(self, streams: Streams) -> tuple[Float[Array, "B P W"], Bool[Array, "B L"] | None]:
-        """The fused prefix and the mask of the whole sequence, LOA included (or None)."""
+    def _prefix(self, streams: Streams) -> tuple[Float[Array, "B P W"], Bool[Array, "B P"] | None]:
+        """The fused prefix and its mask."""
         prefix, mask = self.fusion(streams)
-        if mask is not None:
-            later = self.config.loa.tokens - 1
-            mask = jnp.pad(mask, ((0, 0), (0, later)), constant_values=True)
         return prefix.at[:, -1:].add(self._clock(0, 1)), mask
 
     def __call__(self, streams: Streams, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
         prefix, mask = self._prefix(streams)
         known = self._read(self.standardise(loa)[:, :-1])
         known = known + self._clock(1, known.shape[1])
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, known.shape[1])), constant_values=True)
         hidden = self.gpt2(jnp.concatenate([prefix, known], axis=1), mask)
         return self._predict(hidden[:, prefix.shape[1] - 1 :])
 
-    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
+    def begin(self, streams: Streams) -> "Begun":
+        """The video read: what `follow` and `generate` go on from."""
         prefix, mask = self._prefix(streams)
-        batch, length, _ = prefix.shape
-        tokens = self.config.loa.tokens
-        hidden, caches = self.gpt2.extend(
-            prefix, self.gpt2.empty_cache(batch, length + tokens - 1), mask
+        before = None if mask is None else mask[:, :-1]
+        _, kvs = self.gpt2.begin(prefix[:, :-1], before)
+        return Begun(kvs, before, prefix[:, -1:])
+
+    def follow(self, begun: "Begun", loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        """As the call: of several LOA for the same streams, these are read only once."""
+        known = self._read(self.standardise(loa)[:, :-1])
+        embeds = jnp.concatenate([begun.last, known + self._clock(1, known.shape[1])], axis=1)
+        # Else XLA copies the activations of these few positions and of the whole prefix into one
+        # array, to multiply it with a weight of both.
+        gpt2 = lax.platform_dependent(
+            self.gpt2, cuda=lax.optimization_barrier, default=lambda gpt2: gpt2
         )
-        first = self._predict(hidden[:, -1:])
+        hidden, _ = gpt2.extend(
+            embeds, begun.prefix, gpt2.empty_cache(*embeds.shape[:2]), begun.mask
+        )
+        return self._predict(hidden)
+
+    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
+        begun, tokens = self.begin(streams), self.config.loa.tokens
 
         def step(carry, k):
-            caches, last = carry
-            embeds = self._read(last) + self._clock(k, 1)
-            hidden, caches = self.gpt2.extend(embeds, caches, mask)
-            following = self._predict(hidden)
-            return (caches, following), following[:, 0]
+            caches, embeds = carry
+            hidden, caches = self.gpt2.extend(embeds, begun.prefix, caches, begun.mask)
+            predicted = self._predict(hidden)
+            # After the last one nothing reads the time, which is then any.
+            embeds = self._read(predicted) + self._clock(jnp.minimum(k + 1, tokens - 1), 1)
+            return (caches, embeds), predicted[:, 0]
 
-        _, rest = lax.scan(step, (caches, first), jnp.arange(1, tokens))
-        standard = jnp.concatenate([first, rearrange(rest, "k b d -> b k d")], axis=1)
-        return self.restore(standard)
+        caches = self.gpt2.empty_cache(len(begun.last), tokens)
+        _, standard = lax.scan(step, (caches, begun.last), jnp.arange(tokens))
+        return self.restore(rearrange(standard, "k b d -> b k d"))
+
+
+class Begun(NamedTuple):
+    """A mapper that has read the video and no LOA yet."""
+
+    prefix: tuple[KV, ...]  # of each block of GPT-2, without the last position
+    mask: Bool[Array, "B P"] | None  # of those positions
+    last: Float[Array, "B 1 W"]  # what GPT-2 reads at the last position of the prefix
 
 
 class LinearMapper(_Mapper):

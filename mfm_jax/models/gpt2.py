@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.layers import MLP, Attention, KVCache, embedding, layer_norm
-from mfm_jax.layers.attention import causal_mask
+from mfm_jax.layers import KV, MLP, Attention, KVCache, embedding, layer_norm
 from mfm_jax.layers.boundary import finished
 from mfm_jax.layers.mlp import gelu_tanh
 from mfm_jax.layers.remat import run
@@ -49,16 +48,22 @@ class Block(nnx.Module):
         self.mlp = MLP(d, 4 * d, activation=gelu_tanh, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B 1 L L"]
-    ) -> Float[Array, "B L D"]:
-        x = x + self.attn(self.norm1(x), mask=mask)
-        return x + self.mlp(self.norm2(x))
+        self, x: Float[Array, "B P D"], mask: Bool[Array, "B 1 1 P"] | None
+    ) -> tuple[Float[Array, "B P D"], KV]:
+        """The block, and the keys and values of its attention."""
+        y, kv = self.attn.begin(self.norm1(x), mask=mask)
+        x = x + y
+        return x + self.mlp(self.norm2(x)), kv
 
     def extend(
-        self, x: Float[Array, "B L D"], cache: KVCache, mask: Bool[Array, "#B S"] | None
+        self,
+        x: Float[Array, "B L D"],
+        prefix: KV,
+        cache: KVCache,
+        mask: Bool[Array, "B 1 1 P"] | None,
     ) -> tuple[Float[Array, "B L D"], KVCache]:
-        """The block over `L` new positions, reading the cached ones."""
-        y, cache = self.attn.extend(self.norm1(x), cache, mask=mask)
+        """The block over `L` new positions, reading the prefix and the cached ones."""
+        y, cache = self.attn.extend(self.norm1(x), prefix, cache, mask=mask)
         x = x + y
         return x + self.mlp(self.norm2(x)), cache
 
@@ -85,33 +90,46 @@ class GPT2(nnx.Module):
         Raises:
             ValueError: the sequence is longer than the table of positions.
         """
+        return self.begin(embeds, mask)[0]
+
+    def begin(
+        self, embeds: Float[Array, "B P D"], mask: Bool[Array, "B P"] | None = None
+    ) -> tuple[Float[Array, "B P D"], tuple[KV, ...]]:
+        """As the call, with what `extend` needs to go on behind these positions."""
         length = embeds.shape[1]
         self._check(length)
-        seen = causal_mask(length)
-        if mask is not None:
-            seen = seen & mask[:, None, None, :]
+        seen = _visible(mask)
         x = embeds.astype(self.wpe.embedding.dtype) + self._positions(0, length)
+        kvs = []
         for block in self.blocks:
-            x = finished(run(block, x, seen))
-        return self.norm(x)
+            x, kv = run(block, x, seen)
+            x = finished(x)
+            kvs.append(kv)
+        return self.norm(x), tuple(kvs)
 
     def empty_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
-        """One cache a block, with room for `length` positions."""
-        self._check(length)
+        """One cache a block, with room for `length` positions behind a prefix."""
         return tuple(block.attn.empty_cache(batch, length) for block in self.blocks)
 
     def extend(
         self,
         embeds: Float[Array, "B L D"],
+        prefix: tuple[KV, ...],
         caches: tuple[KVCache, ...],
-        mask: Bool[Array, "B S"] | None = None,
+        mask: Bool[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[KVCache, ...]]:
-        """Hidden states of `L` further positions; `mask` covers the whole cache."""
+        """Hidden states of `L` further positions; `mask` is the prefix's.
+
+        Raises:
+            ValueError: prefix and caches are longer than the table of positions.
+        """
+        before = prefix[0].k.shape[1]
+        self._check(before + caches[0].k.shape[1])
         x = embeds.astype(self.wpe.embedding.dtype)
-        x = x + self._positions(caches[0].filled, embeds.shape[1])
-        filled = []
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block.extend(x, cache, mask)
+        x = x + self._positions(before + caches[0].filled, embeds.shape[1])
+        filled, seen = [], _visible(mask)
+        for block, kv, cache in zip(self.blocks, prefix, caches, strict=True):
+            x, cache = block.extend(x, kv, cache, seen)
             filled.append(cache)
         return self.norm(x), tuple(filled)
 
@@ -121,3 +139,7 @@ class GPT2(nnx.Module):
                 f"a sequence of {length} tokens does not fit this GPT-2, which has "
                 f"{self.config.positions} positions: give it fewer tokens or a larger table"
             )
+
+
+def _visible(mask: Bool[Array, "B P"] | None) -> Bool[Array, "B 1 1 P"] | None:
+    return None if mask is None else mask[:, None, None, :]

@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from mfm_jax.layers import Attention, attend, clock
-from mfm_jax.layers.attention import causal_mask
 
 
 def qkv(dtype=jnp.float32):
@@ -27,6 +26,43 @@ def test_attend_equals_jax(scale, masked, biased):
     np.testing.assert_allclose(
         attend(q, k, v, **given), jax.nn.dot_product_attention(q, k, v, **given), atol=2e-6
     )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_causal_attention_equals_jax(masked):
+    q, k, v = qkv()
+    mask = jax.random.bernoulli(jax.random.key(1), 0.6, (2, 1, 5, 7)).at[..., 0].set(True)
+    mask = mask if masked else None
+    np.testing.assert_allclose(
+        attend(q, k, v, mask=mask, causal=True),
+        jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True),
+        atol=2e-6,
+    )
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("lengths", "head_dim", "causal"),
+    [((144, 144), 64, True), ((257, 257), 88, False), ((1024, 8), 32, False)],
+    ids=["GPT-2", "EVA-CLIP", "UNet's LOA"],
+)
+def test_cudnn_attends_like_the_written_out_form(lengths, head_dim, causal):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(2, length, 4, head_dim) for length in (lengths[0], lengths[1], lengths[1])]
+    inputs = [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, shapes, strict=True)]
+
+    def value(q, k, v):
+        y = attend(q, k, v, causal=causal).astype(jnp.float32)
+        return (y * jnp.sin(jnp.arange(y.size).reshape(y.shape))).sum(), y
+
+    program = jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))
+    assert "__cudnn$fmha" in program.lower(*inputs).compile().as_text()
+    exact = [x.astype(jnp.float32) for x in inputs]  # of which cuDNN does nothing
+    with jax.default_matmul_precision("highest"):
+        expected = jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))(*exact)
+    for made, true in zip(*map(jax.tree.leaves, (program(*inputs), expected)), strict=True):
+        error = jnp.linalg.norm(made.astype(jnp.float32) - true) / jnp.linalg.norm(true)
+        assert error < 1e-2
 
 
 def test_scores_and_softmax_are_float32_in_half_precision():
@@ -51,10 +87,11 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 def test_cached_steps_equal_causal_attention():
     layer = Attention(12, heads=3, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 6, 12))
-    whole = layer(x, mask=causal_mask(6))
-    cache, steps = layer.empty_cache(2, 6), []
-    for i in range(6):
-        y, cache = layer.extend(x[:, i : i + 1], cache)
+    whole = layer(x, causal=True)
+    y, prefix = layer.begin(x[:, :2])
+    cache, steps = layer.empty_cache(2, 4), [y]
+    for i in range(2, 6):
+        y, cache = layer.extend(x[:, i : i + 1], prefix, cache)
         steps.append(y)
     np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, atol=1e-6)
 

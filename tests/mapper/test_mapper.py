@@ -182,6 +182,19 @@ def gradient(mapper, streams, loa, k):
     return jax.grad(lambda y: mapper(streams, y)[0, k].sum())(loa)
 
 
+@pytest.mark.parametrize("fusion", ["tokens", "channels", "wrapped"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_following_a_video_that_was_read_before_changes_nothing(fusion, padded, streams):
+    mapper = lively(dataclasses.replace(SMALL, fusion=fusion))
+    if padded:
+        mask = jnp.ones(streams["cavp"].tokens.shape[:2], bool).at[0, 1].set(False)
+        streams = {**streams, "cavp": streams["cavp"]._replace(mask=mask)}
+    loa = jax.random.normal(jax.random.key(4), (2, SMALL.loa.tokens, SMALL.loa_width))
+    np.testing.assert_allclose(
+        mapper.follow(mapper.begin(streams), loa), mapper(streams, loa), atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_predictions_do_not_see_the_token_they_predict(name, streams):
     config = VARIANTS[name]

@@ -51,9 +51,10 @@ def test_reading_in_pieces_through_the_cache_changes_nothing(ours):
     embeds = jax.random.normal(jax.random.key(0), (2, 13, 24))
     mask = jnp.ones((2, 13), bool).at[0, 2].set(False)
     whole = ours(embeds, mask)
-    caches, pieces = ours.empty_cache(2, 13), []
-    for start, stop in ((0, 5), (5, 6), (6, 13)):
-        hidden, caches = ours.extend(embeds[:, start:stop], caches, mask)
+    hidden, prefix = ours.begin(embeds[:, :5], mask[:, :5])
+    caches, pieces = ours.empty_cache(2, 8), [hidden]
+    for start, stop in ((5, 6), (6, 13)):
+        hidden, caches = ours.extend(embeds[:, start:stop], prefix, caches, mask[:, :5])
         pieces.append(hidden)
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-6)
 

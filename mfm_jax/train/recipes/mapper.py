@@ -145,7 +145,7 @@ class MapperRecipe(LOARecipe):
     # A component of the bundle whose GPT-2 the mapper starts from: "gpt2", or AudioLDM2's own
     # "sequence". From random weights if empty.
     start: str = ""
-    own: float = 0.5  # share of fed LOA tokens that are the mapper's own; 0 saves a second pass
+    own: float = 0.5  # share of fed LOA tokens that are the mapper's own
     noise: float = 0.0  # largest deviation of noise on the true tokens fed, in those of LOA
     blank: float = 0.0  # share of fed tokens that are zeros in the units of `standardise`
 
@@ -191,7 +191,7 @@ class MapperRecipe(LOARecipe):
 
     def loss(self, module: Mapper, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         streams, loa = self.streams(batch), batch["loa"]
-        predicted = module(streams, self.feed(module, streams, loa, key)).astype(jnp.float32)
+        predicted = self.predict(module, streams, loa, key).astype(jnp.float32)
         target = module.standardise(loa)
         metrics = {self.error: ERRORS[self.error](predicted, target)}
         total = metrics[self.error]
@@ -203,16 +203,33 @@ class MapperRecipe(LOARecipe):
             total = total + self.contrast * metrics["contrast"]
         return total, metrics
 
-    def feed(
+    def predict(
         self, module: Mapper, streams: Streams, loa: Float[Array, "B K D"], key: Array
+    ) -> Float[Array, "B K D"]:
+        """LOA as the mapper predicts it in training, in the units of `standardise`.
+
+        What it has made of the video serves both passes, where there are two.
+        """
+        if not isinstance(module, GPT2Mapper):  # reads no LOA
+            return module(streams, loa)
+        if not self.own:
+            return module(streams, self.feed(module, loa, loa, key))
+        begun = module.begin(streams)
+        own = module.restore(module.follow(begun, loa)).astype(loa.dtype)
+        return module.follow(begun, self.feed(module, loa, jax.lax.stop_gradient(own), key))
+
+    def feed(
+        self,
+        module: GPT2Mapper,
+        loa: Float[Array, "B K D"],
+        own: Float[Array, "B K D"],
+        key: Array,
     ) -> Float[Array, "B K D"]:
         """True LOA as the mapper is fed it in training, in LOA's own units.
 
-        Each clip has a level of noise of its own, drawn from 0 to `noise`. Tokens of the mapper's
-        own come from a first pass over the true LOA and get no noise.
+        Each clip has a level of noise of its own, drawn from 0 to `noise`. `own` is what the mapper
+        makes of the true LOA; tokens from there get no noise.
         """
-        if self.network.kind != "gpt2":  # reads no LOA
-            return loa
         level_key, noise_key, blank_key = (jax.random.fold_in(key, i) for i in range(3))
         fed = loa
         if self.noise:
@@ -220,10 +237,9 @@ class MapperRecipe(LOARecipe):
             spread = module.loa_std[...] if module.standardised else loa.std(axis=(0, 1))
             fed = loa + level * spread[None, None] * jax.random.normal(noise_key, loa.shape)
         if self.own:
-            first = jax.lax.stop_gradient(module.restore(module(streams, loa)).astype(loa.dtype))
             mine = jax.random.uniform(key, (*loa.shape[:2], 1)) < self.own
-            # Position k reads vectors before k, so `first` at k is what the mapper would feed on.
-            fed = jnp.where(mine, first, fed)
+            # Position k reads vectors before k, so `own` at k is what the mapper would feed on.
+            fed = jnp.where(mine, own, fed)
         if self.blank:
             lost = jax.random.uniform(blank_key, (*loa.shape[:2], 1)) < self.blank
             fed = jnp.where(lost, module.restore(jnp.zeros_like(fed)), fed)
