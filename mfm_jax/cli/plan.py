@@ -50,6 +50,9 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--per-chip", type=int, help="clips a chip in place of --batch: the table shows scaling"
     )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PROGRAM", help="of generation: such as mapper"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     parser.set_defaults(run=run)
 
@@ -108,7 +111,10 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
         bundle = Bundle.open(folder if args.released else args.bundle)
         fields = override(MeshConfig(), (item.removeprefix("mesh.") for item in args.set))
         layout = Layout(make_mesh(fields, devices))
-        return generation(bundle, layout, batch=batch or 64), layout, chip, batch or 64
+        programs = generation(bundle, layout, batch=batch or 64)
+        return _chosen(programs, args.only), layout, chip, batch or 64
+    if args.only is not None:
+        raise UsageError("--only chooses among the programs of generation: leave out --config")
     if not args.config.is_file():
         raise UsageError(f"there is no config {args.config}")
     config = override(runpy.run_path(str(args.config))["get_config"](), args.set)
@@ -118,6 +124,15 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
         config = replace(config, batch=batch)
     layout = Layout(make_mesh(config.mesh, devices))
     return [training(config, layout)], layout, chip, config.batch
+
+
+def _chosen(programs: list[Any], only: Sequence[str] | None) -> list[Any]:
+    """Those of these names, or all."""
+    names = [program.name for program in programs]
+    for name in only or ():
+        if name not in names:
+            raise UsageError(f"--only: there is no program {name!r}, but {', '.join(names)}")
+    return [program for program in programs if only is None or program.name in only]
 
 
 def _scale(rows: Sequence[dict[str, Any]]) -> None:

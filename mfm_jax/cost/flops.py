@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from mfm_jax.cost.arithmetic import Axis, convolution, dot
 
@@ -19,7 +20,7 @@ def count(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
 
     The arguments may be shapes; options are passed on as they are. A loop counts as often as it
     runs, and of branches the one that does most. What is computed anew for gradients
-    (rematerialisation) counts again.
+    (rematerialisation) counts again, and what nothing reads does not count.
 
     Raises:
         ValueError: a loop that nobody knows the length of.
@@ -29,6 +30,10 @@ def count(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
 
 def operations(jaxpr: Jaxpr) -> int:
     """As `count`, of a function that has been traced."""
+    return _operations(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _operations(jaxpr: Jaxpr) -> int:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -40,7 +45,7 @@ def _of_equation(equation: JaxprEqn) -> int:
         return dot(output, [left[axis] for axis in contracted])
     if name == "conv_general_dilated":
         return _of_convolution(equation)
-    inner = [operations(jaxpr) for value in params.values() for jaxpr in _programs(value)]
+    inner = [_operations(jaxpr) for value in params.values() for jaxpr in _programs(value)]
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "cond":

@@ -156,6 +156,8 @@ def test_chips_are_known_by_what_jax_calls_them():
         (["--config", str(SMALL), "--set", "mesh.fsdp=3"], "change mesh.data, mesh.fsdp"),
         (["--config", str(SMALL), "--batch", "6"], "6 clips do not divide over the 8 devices"),
         (["--config", "configs/tiny_cavp.py"], "cannot be planned"),
+        (["--config", str(SMALL), "--only", "mapper"], "leave out --config"),
+        (["--only", "voice"], "no program 'voice', but CAVP, TimeChat, mapper, AudioLDM2"),
     ],
 )
 @needs_libtpu
@@ -164,6 +166,14 @@ def test_wrong_usage_is_one_line(arguments, says, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mfm plan: ")
     assert says in line
+
+
+@needs_libtpu
+def test_one_program_of_generation_is_compiled_alone(tmp_path):
+    file = tmp_path / "plan.json"
+    plan = ["plan", "--topology", "v5e:2x4", "--batch", "8", "--json", str(file)]
+    assert main([*plan, "--only", "mapper"]) == 0
+    assert [row["program"] for row in json.loads(file.read_text())] == ["mapper"]
 
 
 @needs_libtpu

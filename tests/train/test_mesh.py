@@ -118,7 +118,11 @@ def test_a_mesh_changes_nothing_but_the_place(sizes, made, alone, tmp_path):
 
 
 def test_every_device_holds_its_share_of_the_activations():
-    """Where the compiler copies a batch to all devices, the memory shows it at once."""
+    """Where the compiler copies a batch to all devices, the memory shows it at once.
+
+    At (2, 2, 2) each has the clips of one in four, and of what is wide in the layers every other
+    column as well.
+    """
     command = [sys.executable, "-m", "tests.train.compiled_on_mesh"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -126,7 +130,7 @@ def test_every_device_holds_its_share_of_the_activations():
     for stage, memory in found.items():
         alone = memory.pop("1x1x1")
         for mesh, size in memory.items():
-            assert size < alone / 6, f"{stage}, {mesh}: {size} bytes on each device, {alone} on one"
+            assert size < alone / 5, f"{stage}, {mesh}: {size} bytes on each device, {alone} on one"
 
 
 def test_neither_do_parts_of_a_batch_and_activations_made_anew(made, tmp_path):
