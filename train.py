@@ -26,6 +26,7 @@ from mfm_jax.checkpoints import CheckpointError, Checkpoints
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import WorldError
 from mfm_jax.data.loader import batches, clips_of
+from mfm_jax.memory import keep_freed_memory
 from mfm_jax.paths import MediaError, told_where_full, write_text
 from mfm_jax.settings import SettingError, override, to_json
 from mfm_jax.sharding import Layout, fetch, make_mesh
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.config.is_file():
         parser.error(f"there is no config {args.config}")
     command = shlex.join(["python", "train.py", *arguments])
+    keep_freed_memory()
     try:
         distributed.start(args)
         config = runpy.run_path(str(args.config))["get_config"]()

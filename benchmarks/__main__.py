@@ -21,6 +21,7 @@ from transformers import GPT2Model
 
 from benchmarks.hardware import hardware
 from convert import gpt2, unet, vae
+from mfm_jax.memory import keep_freed_memory
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE, VAEConfig
@@ -113,6 +114,7 @@ def vae_pair():
 
 def main() -> None:
     """Print the table."""
+    keep_freed_memory()
     print(
         f"{hardware(Path())}; jax {jax.__version__} on {jax.devices()[0].device_kind}, "
         f"torch {torch.__version__} on cpu with {torch.get_num_threads()} threads, float32"

@@ -18,6 +18,7 @@ from jax import numpy as jnp
 from benchmarks.hardware import hardware
 from mfm_jax.cost import flops
 from mfm_jax.cost.chips import peak_flops
+from mfm_jax.memory import keep_freed_memory
 from mfm_jax.plan.released import write_released
 from mfm_jax.settings import override
 from mfm_jax.sharding import Layout, make_mesh
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     parser.add_argument("--steps", type=int, default=10, help="steps in a round")
     args = parser.parse_args()
+    keep_freed_memory()
     config = override(runpy.run_path(str(args.config))["get_config"](), args.set)
     kind, devices = jax.devices()[0].device_kind, len(jax.devices())
     peak = peak_flops(kind)

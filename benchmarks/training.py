@@ -10,6 +10,7 @@ Both run on the GPU where JAX finds one. There PyTorch has `torch.compile` (`--c
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -34,6 +35,7 @@ from mfm_jax.data.clips import Clip
 from mfm_jax.data.loader import batches
 from mfm_jax.data.records import Field, RecordSource, Writing
 from mfm_jax.mapper import MapperConfig
+from mfm_jax.memory import keep_freed_memory
 from mfm_jax.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
@@ -234,6 +236,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--compiled", action="store_true", help="torch.compile what PyTorch runs")
     args = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
+    keep_freed_memory()
     config, device = SIZES[args.size](), jax.devices()[0]
     parameters = count(abstract(partial(MapperRecipe(network=config).build)))
     print(

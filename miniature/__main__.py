@@ -12,6 +12,7 @@ from pathlib import Path
 from mfm_jax.bundle import BundleError
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.foley_world import SPLITS, World, WorldError, write_world
+from mfm_jax.memory import keep_freed_memory
 from mfm_jax.paths import TINY_BUNDLE, MediaError
 from mfm_jax.settings import SettingError
 from mfm_jax.train.log import NonFinite
@@ -130,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_report(commands)
     args = parser.parse_args(arguments)
     args.command = shlex.join(["python", "-m", "miniature", *arguments])
+    keep_freed_memory()
     try:
         args.run(args)
     except KNOWN as error:

@@ -33,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     args = build_parser().parse_args(arguments)
     from mfm_jax.bundle import BundleError
+    from mfm_jax.memory import keep_freed_memory
     from mfm_jax.paths import MediaError
 
+    keep_freed_memory()
     try:
         return args.run(args)
     except (UsageError, BundleError, MediaError) as error:
