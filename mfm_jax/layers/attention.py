@@ -229,11 +229,24 @@ class Attention(nnx.Module):
         return self._merge(attend(q, k, v, mask=mask, bias=bias, causal=causal, scale=self.scale))
 
     def begin(
-        self, x: Float[Array, "B P D"], *, mask: Bool[Array, "B 1 1 P"] | None = None
-    ) -> tuple[Float[Array, "B P D"], KV]:
-        """Causal attention of `x` to itself, and what `extend` needs of it; not beyond `mask`."""
-        q, k, v = (self._split(y) for y in (self.q(x), self.k(x), self.v(x)))
-        return self._merge(attend(q, k, v, mask=mask, causal=True, scale=self.scale)), KV(k, v)
+        self,
+        x: Float[Array, "B P D"],
+        *,
+        mask: Bool[Array, "B 1 1 P"] | None = None,
+        last: int | None = None,
+    ) -> tuple[Float[Array, "B L D"], KV]:
+        """Causal attention of `x`, or its `last` positions, to `x`; not beyond `mask`.
+
+        Also what `extend` needs of `x`.
+        """
+        reading = x if last is None else x[:, -last:]
+        q, k, v = (self._split(y) for y in (self.q(reading), self.k(x), self.v(x)))
+        if last is not None:
+            places = jnp.arange(x.shape[1])
+            before = (places[None] <= places[-last:, None])[None, None]
+            mask = before if mask is None else mask & before
+        y = attend(q, k, v, mask=mask, causal=last is None, scale=self.scale)
+        return self._merge(y), KV(k, v)
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """Room for `length` positions, in the precision of the weights."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,13 +31,14 @@ def rematerialise(policy: str) -> Iterator[None]:
         _policy.reset(token)
 
 
-def run(block: nnx.Module, *inputs: Any) -> Any:
-    """`block(*inputs)`; networks call the blocks that they are a stack of like this."""
+def run(block: nnx.Module, *inputs: Any, **static: Any) -> Any:
+    """`block(*inputs, **static)`; networks call the blocks that they are a stack of like this."""
     policy = _policy.get()
     if policy == "none":
-        return block(*inputs)
-    return jax.checkpoint(_call, policy=POLICIES[policy])(block, *inputs)
+        return block(*inputs, **static)
+    call = partial(_call, static=static)
+    return jax.checkpoint(call, policy=POLICIES[policy])(block, *inputs)
 
 
-def _call(block: Callable[..., Any], *inputs: Any) -> Any:
-    return block(*inputs)
+def _call(block: Callable[..., Any], *inputs: Any, static: dict[str, Any]) -> Any:
+    return block(*inputs, **static)

@@ -132,8 +132,8 @@ class GPT2Mapper(_Mapper):
         known = known + self._clock(1, known.shape[1])
         if mask is not None:
             mask = jnp.pad(mask, ((0, 0), (0, known.shape[1])), constant_values=True)
-        hidden = self.gpt2(jnp.concatenate([prefix, known], axis=1), mask)
-        return self._predict(hidden[:, prefix.shape[1] - 1 :])
+        embeds = jnp.concatenate([prefix, known], axis=1)
+        return self._predict(self.gpt2(embeds, mask, last=loa.shape[1]))
 
     def begin(self, streams: Streams) -> "Begun":
         """The video read: what `follow` and `generate` go on from."""

@@ -48,11 +48,15 @@ class Block(nnx.Module):
         self.mlp = MLP(d, 4 * d, activation=gelu_tanh, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B P D"], mask: Bool[Array, "B 1 1 P"] | None
-    ) -> tuple[Float[Array, "B P D"], KV]:
-        """The block, and the keys and values of its attention."""
-        y, kv = self.attn.begin(self.norm1(x), mask=mask)
-        x = x + y
+        self,
+        x: Float[Array, "B P D"],
+        mask: Bool[Array, "B 1 1 P"] | None,
+        *,
+        last: int | None = None,
+    ) -> tuple[Float[Array, "B L D"], KV]:
+        """The block at all or the `last` positions, and the keys and values of all."""
+        y, kv = self.attn.begin(self.norm1(x), mask=mask, last=last)
+        x = (x if last is None else x[:, -last:]) + y
         return x + self.mlp(self.norm2(x)), kv
 
     def extend(
@@ -81,28 +85,37 @@ class GPT2(nnx.Module):
         return self.wpe(start + jnp.arange(length))[None]
 
     def __call__(
-        self, embeds: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None = None
+        self,
+        embeds: Float[Array, "B P D"],
+        mask: Bool[Array, "B P"] | None = None,
+        *,
+        last: int | None = None,
     ) -> Float[Array, "B L D"]:
-        """Hidden states after the final LayerNorm.
+        """Hidden states after the final LayerNorm, of all or the `last` positions.
 
-        `mask` is False at padding. Padding still takes up positions, as in the original.
+        `mask` is False at padding. Padding still takes up positions, as in the original. Where
+        only the last positions are read, the last block computes no others.
 
         Raises:
             ValueError: the sequence is longer than the table of positions.
         """
-        return self.begin(embeds, mask)[0]
+        return self.begin(embeds, mask, last=last)[0]
 
     def begin(
-        self, embeds: Float[Array, "B P D"], mask: Bool[Array, "B P"] | None = None
-    ) -> tuple[Float[Array, "B P D"], tuple[KV, ...]]:
+        self,
+        embeds: Float[Array, "B P D"],
+        mask: Bool[Array, "B P"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> tuple[Float[Array, "B L D"], tuple[KV, ...]]:
         """As the call, with what `extend` needs to go on behind these positions."""
         length = embeds.shape[1]
         self._check(length)
         seen = _visible(mask)
         x = embeds.astype(self.wpe.embedding.dtype) + self._positions(0, length)
         kvs = []
-        for block in self.blocks:
-            x, kv = run(block, x, seen)
+        for i, block in enumerate(self.blocks, 1):
+            x, kv = run(block, x, seen, last=last if i == len(self.blocks) else None)
             x = finished(x)
             kvs.append(kv)
         return self.norm(x), tuple(kvs)

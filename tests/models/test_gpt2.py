@@ -1,5 +1,7 @@
 """GPT-2 against transformers, and its cache against plain recomputation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import transformers
 from flax import nnx
 
 from convert.gpt2 import table
+from mfm_jax.cost import flops
+from mfm_jax.layers.remat import POLICIES, rematerialise
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.weights import abstract, with_weights
 from tests.randomise import randomise
@@ -57,6 +61,26 @@ def test_reading_in_pieces_through_the_cache_changes_nothing(ours):
         hidden, caches = ours.extend(embeds[:, start:stop], prefix, caches, mask[:, :5])
         pieces.append(hidden)
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-6)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_last_positions_alone_are_the_same_for_less(ours, policy):
+    embeds = jax.random.normal(jax.random.key(3), (2, 13, 24))
+    mask = jnp.ones((2, 13), bool).at[0, 2].set(False)
+
+    def value(gpt2, embeds, last):
+        hidden = gpt2(embeds, mask, last=last)[:, -4:]
+        return (hidden * jnp.linspace(0.0, 1.0, 24)[None, None]).sum(), hidden
+
+    gradients = jax.grad(value, argnums=(0, 1), has_aux=True)
+    with rematerialise(policy):
+        whole, last = (jax.tree.leaves(gradients(ours, embeds, last)) for last in (None, 4))
+    for one, other in zip(last, whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    # Queries, what comes of them and the MLP of nine positions of one block.
+    saved = 2 * 2 * 9 * (10 * 24 * 24 + 2 * 13 * 24)
+    less, more = (flops.count(partial(ours, last=last), embeds) for last in (4, None))
+    assert more - less == saved
 
 
 def test_no_gradient_comes_from_the_future(ours):
