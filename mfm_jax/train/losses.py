@@ -3,6 +3,7 @@
 import jax
 from jax import numpy as jnp
 
+from mfm_jax.sharding import constrain
 from mfm_jax.train.contrastive import clip_loss
 from mfm_jax.typing import Array, Float
 
@@ -29,9 +30,15 @@ def cosine_distance(
 def clip_contrast(
     predicted: Float[Array, "B K D"], target: Float[Array, "B K D"], temperature: float
 ) -> Float[Array, ""]:
-    """InfoNCE over the clips of the batch, both ways, each clip's LOA one vector of unit length."""
-    sides = [x.reshape(len(x), -1) for x in (predicted, target)]
+    """InfoNCE over the clips of the batch, both ways, each clip's LOA one vector of unit length.
+
+    Vectors are multiplied in the precision of `predicted`, which halves what devices send each
+    other of the batch in bfloat16; lengths, scores and what comes of them are float32.
+    """
+    sides = [x.reshape(len(x), -1).astype(jnp.float32) for x in (predicted, target)]
     sides = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in sides]
+    # Cut by clips up to here, or they would be sent before they are rounded.
+    sides = [constrain(x.astype(predicted.dtype), "batch") for x in sides]
     return clip_loss(sides[0], sides[1], jnp.array(1 / temperature))
 
 

@@ -17,6 +17,7 @@ from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.settings import SettingError, override
+from mfm_jax.train.losses import clip_contrast
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
@@ -172,6 +173,27 @@ def test_the_loss_is_what_its_formula_says(name):
     assert float(loss) == pytest.approx(formula(made, true), rel=1e-5)
     expected = {recipe.error, *({"cosine", "contrast"} & changes.keys())}
     assert metrics.keys() == expected
+
+
+def test_the_contrast_multiplies_in_the_precision_of_what_is_predicted():
+    keys = jax.random.split(jax.random.key(0))
+    made, true = (jax.random.normal(key, (16, 4, 96)) for key in keys)
+    made = made + true
+
+    def value(made):
+        return clip_contrast(made, true, 0.1)
+
+    exact, half = (jax.value_and_grad(value)(made.astype(d)) for d in (jnp.float32, jnp.bfloat16))
+    assert half[0].dtype == jnp.float32
+    assert float(half[0]) == pytest.approx(contrast(*np.float64((made, true))), abs=2e-3)
+    error = half[1].astype(jnp.float32) - exact[1]
+    assert jnp.linalg.norm(error) < 0.02 * jnp.linalg.norm(exact[1])
+    products = [
+        equation.invars
+        for equation in jax.make_jaxpr(value)(made.astype(jnp.bfloat16)).eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    assert [[x.aval.dtype for x in inputs] for inputs in products] == [[jnp.bfloat16] * 2]
 
 
 def fed(recipe: MapperRecipe, mapper, *, clips: int = 400, seed: int = 0):

@@ -191,15 +191,15 @@ class MapperRecipe(LOARecipe):
 
     def loss(self, module: Mapper, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         streams, loa = self.streams(batch), batch["loa"]
-        predicted = self.predict(module, streams, loa, key).astype(jnp.float32)
-        target = module.standardise(loa)
+        made = self.predict(module, streams, loa, key)
+        predicted, target = made.astype(jnp.float32), module.standardise(loa)
         metrics = {self.error: ERRORS[self.error](predicted, target)}
         total = metrics[self.error]
         if self.cosine:
             metrics["cosine"] = cosine_distance(predicted, target)
             total = total + self.cosine * metrics["cosine"]
         if self.contrast:
-            metrics["contrast"] = clip_contrast(predicted, target, self.temperature)
+            metrics["contrast"] = clip_contrast(made, target, self.temperature)
             total = total + self.contrast * metrics["contrast"]
         return total, metrics
 
