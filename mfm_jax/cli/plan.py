@@ -136,13 +136,16 @@ def _chosen(programs: list[Any], only: Sequence[str] | None) -> list[Any]:
 
 
 def _scale(rows: Sequence[dict[str, Any]]) -> None:
-    """How much of the first slice's speed a chip keeps, where each chip has as many clips."""
-    first: dict[str, dict[str, Any]] = {}
+    """How much of its speed on the first slice of its kind a chip keeps, with as many clips."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         if "seconds" not in row:
             continue
-        base = first.setdefault(row["program"], row)
-        if row["clips"] * base["devices"] == base["clips"] * row["devices"]:
+        kind = row["slice"].split(":")[0]
+        base = first.setdefault((row["program"], kind), row)
+        alike = row["clips"] * base["devices"] == base["clips"] * row["devices"]
+        if row is not base and alike:
+            base["scaling"] = 1.0
             row["scaling"] = base["seconds"]["slowest"] / row["seconds"]["slowest"]
 
 
