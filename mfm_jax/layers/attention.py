@@ -16,6 +16,8 @@ from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.layers.linear import linear
+from mfm_jax.layers.norm import LayerNorm
+from mfm_jax.layers.products import apart, project
 from mfm_jax.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
 
@@ -61,8 +63,10 @@ def attend_to_all(
     Each comes with its mask, which is True where a key may be seen.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q = jnp.swapaxes(q, 1, 2)
-    scores = [_scores(q, jnp.swapaxes(kv.k, 1, 2), scale, mask, None) for kv, mask in sources]
+    q, scores = jnp.swapaxes(q, 1, 2), []
+    for kv, mask in sources:
+        scores.append(_scores(q, jnp.swapaxes(kv.k, 1, 2), scale, mask, None))
+        q = apart(q)
     return jnp.swapaxes(_combine(scores, [jnp.swapaxes(kv.v, 1, 2) for kv, _ in sources]), 1, 2)
 
 
@@ -110,7 +114,7 @@ def _combine(
         jnp.einsum("bnls,bnsk->bnlk", w.astype(dtype), v)
         for w, v in zip(weights, values, strict=True)
     )
-    return functools.reduce(jnp.add, parts) / total.astype(dtype)
+    return functools.reduce(lambda y, part: apart(y) + part, parts) / total.astype(dtype)
 
 
 def _cudnn_attends(q: Float[Array, "B L N K"], k: Float[Array, "B S N K"]) -> bool:
@@ -208,6 +212,14 @@ class Attention(nnx.Module):
     def _split(self, x: Float[Array, "B L NK"]) -> Float[Array, "B L N K"]:
         return rearrange(x, "b l (n k) -> b l n k", n=self.heads)
 
+    def _project(
+        self, x: Float[Array, "B L D"], source: Float[Array, "B S C"], norm: LayerNorm | None = None
+    ) -> tuple[Float[Array, "B L N K"], Float[Array, "B S N K"], Float[Array, "B S N K"]]:
+        """Queries of `x`, keys and values of `source`."""
+        q, source = project(self.q, x, norm), apart(source)
+        k, source = project(self.k, source, norm), apart(source)
+        return self._split(q), self._split(k), self._split(project(self.v, source, norm))
+
     def _merge(self, x: Float[Array, "B L N K"]) -> Float[Array, "B L D"]:
         return constrain(self.o(rearrange(x, "b l n k -> b l (n k)")), "batch")
 
@@ -222,8 +234,7 @@ class Attention(nnx.Module):
         position: Callable | None = None,
     ) -> Float[Array, "B L D"]:
         """Reads `context` (or `x` itself); `position(q, k)` may rotate or shift both first."""
-        source = x if context is None else context
-        q, k, v = (self._split(y) for y in (self.q(x), self.k(source), self.v(source)))
+        q, k, v = self._project(x, x if context is None else context)
         if position is not None:
             q, k = position(q, k)
         return self._merge(attend(q, k, v, mask=mask, bias=bias, causal=causal, scale=self.scale))
@@ -234,13 +245,13 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "B 1 1 P"] | None = None,
         last: int | None = None,
+        norm: LayerNorm | None = None,
     ) -> tuple[Float[Array, "B L D"], KV]:
         """Causal attention of `x`, or its `last` positions, to `x`; not beyond `mask`.
 
-        Also what `extend` needs of `x`.
+        Also what `extend` needs of `x`. `x` and `norm` may be those of `to_project`.
         """
-        reading = x if last is None else x[:, -last:]
-        q, k, v = (self._split(y) for y in (self.q(reading), self.k(x), self.v(x)))
+        q, k, v = self._project(x if last is None else x[:, -last:], x, norm)
         if last is not None:
             places = jnp.arange(x.shape[1])
             before = (places[None] <= places[-last:, None])[None, None]

@@ -6,9 +6,12 @@ from functools import partial
 
 import jax
 from flax import nnx
+from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.layers.linear import linear
+from mfm_jax.layers.norm import LayerNorm
+from mfm_jax.layers.products import as_rows, project
 from mfm_jax.sharding import constrain
 from mfm_jax.typing import Array, Float
 
@@ -21,11 +24,22 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
     Its gradient is worked out from `x` alone: left to itself, JAX keeps the tanh as well.
     """
-    wide = x.astype(jnp.float32)
-    return (wide * (0.5 * (1.0 + jnp.tanh(_inner(wide))))).astype(x.dtype)
+
+    def wide(x: Array) -> Array:
+        return _gelu(x.astype(jnp.float32)).astype(x.dtype)
+
+    if x.ndim != 2:
+        return wide(x)
+    # Of rows (`as_rows`) cuBLAS does it, in float32 as well, if it is written in one precision:
+    # that is how XLA knows it.
+    return lax.platform_dependent(x, cuda=_gelu, default=wide)
 
 
 _CUBIC = 0.044715
+
+
+def _gelu(x: Array) -> Array:
+    return x * (0.5 * (1.0 + jnp.tanh(_inner(x))))
 
 
 def _inner(x: Array) -> Array:
@@ -58,5 +72,9 @@ class MLP(nnx.Module):
         self.up = linear(d, d_ff, ("embed", "mlp"), rngs=rngs)
         self.down = linear(d_ff, d, ("mlp", "embed"), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return constrain(self.down(self.activation(self.up(x))), "batch")
+    def __call__(
+        self, x: Float[Array, "*B D"], *, norm: LayerNorm | None = None
+    ) -> Float[Array, "*B D"]:
+        """`x` and `norm` may be those of `to_project`."""
+        y = self.down(self.activation(project(self.up, as_rows(x), norm)))
+        return constrain(y.reshape(x.shape), "batch")

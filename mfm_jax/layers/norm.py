@@ -24,8 +24,16 @@ class LayerNorm(nnx.LayerNorm):
     """
 
     def __call__(self, x: Float[Array, "*B D"], **_: Any) -> Float[Array, "*B D"]:
-        scale, bias = cast(nnx.Param, self.scale), cast(nnx.Param, self.bias)
-        return _layer_norm(x, scale[...], bias[...], self.epsilon)
+        return _layer_norm(x, *self.affine, self.epsilon)
+
+    @property
+    def affine(self) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        """Scale and bias."""
+        return cast(nnx.Param, self.scale)[...], cast(nnx.Param, self.bias)[...]
+
+    def standardise(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """`x` before scale and bias. For its gradient nothing but `x` is kept."""
+        return _standardise(x, self.epsilon)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -53,6 +61,29 @@ def _backward(epsilon: float, kept: tuple, dy: Array) -> tuple[Array, Array, Arr
 
 
 _layer_norm.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _standardise(x: Array, epsilon: float) -> Array:
+    return _standard(x, epsilon)[0].astype(x.dtype)
+
+
+def _standard(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """And one over the standard deviation, both float32."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    rate = lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
+    return centred * rate, rate
+
+
+def _standardise_backward(epsilon: float, x: Array, dy: Array) -> tuple[Array]:
+    normed, rate = _standard(lax.optimization_barrier(x), epsilon)  # else the first one is kept
+    dy = dy.astype(jnp.float32)
+    along = (dy * normed).mean(axis=-1, keepdims=True)
+    return ((rate * (dy - dy.mean(axis=-1, keepdims=True) - normed * along)).astype(x.dtype),)
+
+
+_standardise.defvjp(lambda x, epsilon: (_standardise(x, epsilon), x), _standardise_backward)
 
 
 def _last(vector: Array, x: Array) -> Array:

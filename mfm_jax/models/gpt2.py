@@ -12,6 +12,7 @@ from jax import numpy as jnp
 from mfm_jax.layers import KV, MLP, Attention, KVCache, embedding, layer_norm
 from mfm_jax.layers.boundary import finished
 from mfm_jax.layers.mlp import gelu_tanh
+from mfm_jax.layers.products import add, to_project
 from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Bool, Float
 
@@ -55,9 +56,11 @@ class Block(nnx.Module):
         last: int | None = None,
     ) -> tuple[Float[Array, "B L D"], KV]:
         """The block at all or the `last` positions, and the keys and values of all."""
-        y, kv = self.attn.begin(self.norm1(x), mask=mask, last=last)
-        x = (x if last is None else x[:, -last:]) + y
-        return x + self.mlp(self.norm2(x)), kv
+        reading, norm = to_project(self.norm1, x)
+        y, kv = self.attn.begin(reading, mask=mask, last=last, norm=norm)
+        x = add(x if last is None else x[:, -last:], y)
+        reading, norm = to_project(self.norm2, x)
+        return add(x, self.mlp(reading, norm=norm)), kv
 
     def extend(
         self,
@@ -68,8 +71,8 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], KVCache]:
         """The block over `L` new positions, reading the prefix and the cached ones."""
         y, cache = self.attn.extend(self.norm1(x), prefix, cache, mask=mask)
-        x = x + y
-        return x + self.mlp(self.norm2(x)), cache
+        x = add(x, y)
+        return add(x, self.mlp(self.norm2(x))), cache
 
 
 class GPT2(nnx.Module):

@@ -18,6 +18,7 @@ from jax import numpy as jnp
 
 from mfm_jax.layers import Attention, clock, conv, group_norm, layer_norm, linear
 from mfm_jax.layers.mlp import gelu_exact
+from mfm_jax.layers.products import add
 from mfm_jax.layers.remat import run
 from mfm_jax.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
@@ -189,9 +190,10 @@ class Block(nnx.Module):
         bias: Float[Array, "B 1 1 S"] | None,
         times: tuple[Float[Array, "1 L D"], Float[Array, "#B S D"]] | None,
     ) -> Float[Array, "B L D"]:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context, bias=bias, position=self._position(times))
-        return x + self.ff(self.norm3(x))
+        x = add(x, self.attn1(self.norm1(x)))
+        y = self.attn2(self.norm2(x), context, bias=bias, position=self._position(times))
+        x = add(x, y)
+        return add(x, self.ff(self.norm3(x)))
 
     def _position(self, times: tuple[Array, Array] | None) -> Callable | None:
         if self.clock is None or times is None:

@@ -44,6 +44,12 @@ def test_layer_norm(shape):
     compare(partial(call, layer_norm), partial(call, theirs), x, scale, bias, atol=2e-6)
 
 
+def test_standardising():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 5, 12))
+    layer = layer_norm(12, epsilon=1e-5, rngs=nnx.Rngs(0))  # of scale 1 and bias 0
+    compare(layer.standardise, layer, x, atol=2e-6)
+
+
 def test_in_half_precision_only_the_ends_are_rounded():
     x = jnp.linspace(-4.0, 4.0, 257).astype(jnp.bfloat16)
     exact = jax.nn.gelu(x.astype(jnp.float32), approximate=True)
