@@ -59,9 +59,13 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where a program does not fit."""
+    import jax
+
     from mfm_jax.plan.roofline import SPARE, DoesNotFit, Estimate, estimate
     from mfm_jax.settings import SettingError
 
+    # Nothing runs, and what networks do for GPUs alone (`layers/products.py`) is not for TPUs.
+    jax.config.update("jax_platforms", "cpu")
     rows: list[dict[str, Any]] = []
     progress, tight = Progress(None, "programs"), []
     with tempfile.TemporaryDirectory() as folder:
