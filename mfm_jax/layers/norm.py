@@ -42,10 +42,8 @@ def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
 
 
 def _forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple]:
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axis=-1, keepdims=True)
-    rate = lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
-    y = (wide - mean) * (rate * _last(scale, x)) + _last(bias, x)
+    mean, rate = _statistics(x, epsilon)
+    y = (x.astype(jnp.float32) - mean) * (rate * _last(scale, x)) + _last(bias, x)
     return y.astype(x.dtype), (x, mean, rate, scale, bias)
 
 
@@ -54,9 +52,7 @@ def _backward(epsilon: float, kept: tuple, dy: Array) -> tuple[Array, Array, Arr
     dy, normed = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rate
     rows = tuple(range(x.ndim - 1))
     dscale, dbias = (dy * normed).sum(axis=rows), dy.sum(axis=rows)
-    dy = dy * _last(scale, x)
-    along = (dy * normed).mean(axis=-1, keepdims=True)
-    dx = rate * (dy - dy.mean(axis=-1, keepdims=True) - normed * along)
+    dx = _through(dy * _last(scale, x), normed, rate)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
@@ -65,25 +61,31 @@ _layer_norm.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _standardise(x: Array, epsilon: float) -> Array:
-    return _standard(x, epsilon)[0].astype(x.dtype)
-
-
-def _standard(x: Array, epsilon: float) -> tuple[Array, Array]:
-    """And one over the standard deviation, both float32."""
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    rate = lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
-    return centred * rate, rate
+    mean, rate = _statistics(x, epsilon)
+    return ((x.astype(jnp.float32) - mean) * rate).astype(x.dtype)
 
 
 def _standardise_backward(epsilon: float, x: Array, dy: Array) -> tuple[Array]:
-    normed, rate = _standard(lax.optimization_barrier(x), epsilon)  # else the first one is kept
-    dy = dy.astype(jnp.float32)
-    along = (dy * normed).mean(axis=-1, keepdims=True)
-    return ((rate * (dy - dy.mean(axis=-1, keepdims=True) - normed * along)).astype(x.dtype),)
+    x = lax.optimization_barrier(x)  # else the statistics are kept as well
+    mean, rate = _statistics(x, epsilon)
+    normed = (x.astype(jnp.float32) - mean) * rate
+    return (_through(dy.astype(jnp.float32), normed, rate).astype(x.dtype),)
 
 
 _standardise.defvjp(lambda x, epsilon: (_standardise(x, epsilon), x), _standardise_backward)
+
+
+def _statistics(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """The mean of each row, and one over its standard deviation, in float32."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    return mean, lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+
+
+def _through(dy: Array, normed: Array, rate: Array) -> Array:
+    """The gradient of what was standardised to `normed`, from that of `normed`, in float32."""
+    along = (dy * normed).mean(axis=-1, keepdims=True)
+    return rate * (dy - dy.mean(axis=-1, keepdims=True) - normed * along)
 
 
 def _last(vector: Array, x: Array) -> Array:

@@ -17,9 +17,7 @@ def to_project(
     take up scale and bias, whose gradients are then no sums over all of `x`. XLA makes one kernel
     of that, and another one of its gradient; it makes five of a whole norm.
     """
-    if jax.default_backend() == "gpu":
-        return norm.standardise(x), norm
-    return norm(x), None
+    return (norm.standardise(x), norm) if _on_gpus() else (norm(x), None)
 
 
 def project(
@@ -42,7 +40,7 @@ def as_rows(x: Float[Array, "..."]) -> Float[Array, "..."]:
     XLA copies what is added, or multiplies once more for the gradient of the GELU. TPUs would lay
     out anew what is made rows.
     """
-    return x.reshape(-1, x.shape[-1]) if jax.default_backend() == "gpu" else x
+    return x.reshape(-1, x.shape[-1]) if _on_gpus() else x
 
 
 def add(x: Float[Array, "*B D"], y: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -57,3 +55,7 @@ def apart(x: Array) -> Array:
     keys of several sources, and cuts what comes out.
     """
     return lax.platform_dependent(x, cuda=lax.optimization_barrier, default=lambda x: x)
+
+
+def _on_gpus() -> bool:
+    return jax.default_backend() == "gpu"

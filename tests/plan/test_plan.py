@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -214,8 +213,8 @@ def test_a_step_that_does_not_fit_is_told_with_what_to_change(tmp_path, capsys):
     plan = ["plan", "--config", str(SMALL), "--topology", "v5e:2x4", "--json", str(file)]
     assert main([*plan, "--batch", str(2**21)]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    start = "v5e:2x4: training step does not fit: needs "
-    assert re.match(re.escape(start) + r"\d+\.\d+T of 15\.75G on each device", last), last
+    assert last.startswith("v5e:2x4: training step does not fit: needs 6.")
+    assert "of 15.75G on each device" in last
     assert "raise compute.accumulate" in last
     assert json.loads(file.read_text())[0]["does_not_fit"] == last.removeprefix("v5e:2x4: ")
 
