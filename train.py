@@ -20,21 +20,22 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from mfm_jax import distributed
 from mfm_jax.bundle import BundleError
-from mfm_jax.checkpoints import CheckpointError, Checkpoints
 from mfm_jax.data.clips import DataError
-from mfm_jax.data.foley_world import WorldError
 from mfm_jax.data.loader import batches, clips_of
-from mfm_jax.memory import keep_freed_memory
-from mfm_jax.paths import MediaError, told_where_full, write_text
-from mfm_jax.settings import SettingError, override, to_json
-from mfm_jax.sharding import Layout, fetch, make_mesh
+from mfm_jax.errors import MediaError, SettingError
+from mfm_jax.foley.world import WorldError
+from mfm_jax.runtime import distributed
+from mfm_jax.runtime.config import override, to_json
+from mfm_jax.runtime.memory import keep_freed_memory
+from mfm_jax.runtime.sharding import Layout, fetch, make_mesh
+from mfm_jax.storage.checkpoints import CheckpointError, Checkpoints
+from mfm_jax.storage.files import told_where_full, write_text
+from mfm_jax.storage.weights import initialise, with_weights
 from mfm_jax.train.log import Metrics, NonFinite
 from mfm_jax.train.recipe import Assembly, TrainConfig
 from mfm_jax.train.speed import Profile, Speed
 from mfm_jax.train.step import TrainState
-from mfm_jax.weights import initialise, with_weights
 
 KNOWN = (
     BundleError, CheckpointError, DataError, MediaError, NonFinite, SettingError, WorldError

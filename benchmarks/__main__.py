@@ -21,11 +21,11 @@ from transformers import GPT2Model
 
 from benchmarks.hardware import hardware
 from convert import gpt2, unet, vae
-from mfm_jax.memory import keep_freed_memory
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE, VAEConfig
-from mfm_jax.weights import abstract, with_weights
+from mfm_jax.runtime.memory import keep_freed_memory
+from mfm_jax.storage.weights import abstract, with_weights
 
 ROUNDS = 7
 UNET = {

@@ -36,8 +36,8 @@ from safetensors.torch import load_file
 from benchmarks.hardware import hardware
 from benchmarks.sources import CASES, Checkpoint
 from mfm_jax.bundle import Bundle, BundleError
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.store import digest_file
+from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.storage.store import digest_file
 
 ROOT = Path(__file__).parents[1]
 CONVERT = (sys.executable, "-m", "convert")

@@ -20,16 +20,16 @@ from convert import audiomae, cavp, cnn14, gpt2, mapper, t5, timechat, unet, vae
 from convert.model import CONFIG, DIFFUSERS_WEIGHTS, OURS, WEIGHTS
 from convert.outgoing import to_torch
 from convert.table import Table
-from mfm_jax.bundle import KINDS, Component, Source, write_bundle
+from mfm_jax.bundle import COMPONENTS, Component, Source, write_bundle
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.audiomae import AudioMAEConfig
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.models.timechat import TimeChatConfig
-from mfm_jax.settings import to_json
-from mfm_jax.weights import abstract, named_weights
-from mfm_jax.wordpiece import SPECIAL, TIMESTAMP_WORDS
+from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.weights import abstract, named_weights
+from mfm_jax.text.wordpiece import SPECIAL, TIMESTAMP_WORDS
 
 Manifest = Mapping[str, Sequence[Any]]  # [shape, dtype] by key
 State = dict[str, torch.Tensor]
@@ -349,7 +349,7 @@ def _reference(name: str) -> dict[str, Any]:
 
 def _shrunk(manifest: Manifest, component: str, config: Any, table: Table) -> Manifest:
     """The tensors that the network of `config` reads, and small ones for those it ignores."""
-    ours = named_weights(abstract(partial(KINDS[component].build, config)))
+    ours = named_weights(abstract(partial(COMPONENTS[component].build, config)))
     shapes = table.shapes({name: tuple(weight.shape) for name, weight in ours.items()})
     types = {key: dtype for key, (_, dtype) in manifest.items()}
     ignored = {

@@ -18,14 +18,14 @@ from jax import numpy as jnp
 from benchmarks.hardware import hardware
 from mfm_jax.cost import flops
 from mfm_jax.cost.chips import peak_flops
-from mfm_jax.memory import keep_freed_memory
 from mfm_jax.plan.released import write_released
-from mfm_jax.settings import override
-from mfm_jax.sharding import Layout, make_mesh
+from mfm_jax.runtime.config import override
+from mfm_jax.runtime.memory import keep_freed_memory
+from mfm_jax.runtime.sharding import Layout, make_mesh
+from mfm_jax.storage.weights import initialise
 from mfm_jax.train.recipe import Assembly, TrainConfig
 from mfm_jax.train.speed import peak_memory
 from mfm_jax.train.step import Batch
-from mfm_jax.weights import initialise
 
 
 @dataclass(frozen=True)

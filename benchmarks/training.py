@@ -35,12 +35,12 @@ from mfm_jax.data.clips import Clip
 from mfm_jax.data.loader import batches
 from mfm_jax.data.records import Field, RecordSource, Writing
 from mfm_jax.mapper import MapperConfig
-from mfm_jax.memory import keep_freed_memory
-from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.runtime.memory import keep_freed_memory
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.weights import abstract, count, initialise
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
 from mfm_jax.train.step import PRECISIONS, Batch, ComputeConfig, begin, make_step, trainable
-from mfm_jax.weights import abstract, count, initialise
 
 SIZES = {"base": MapperConfig.base, "tiny": tiny_mapper}
 OPTIMIZER = OptimizerConfig(rate=1e-4, warmup=0, decay=0.05)

@@ -5,8 +5,8 @@ python train.py --config configs/hard_cavp.py --workdir runs/hard/cavp
 
 from dataclasses import replace
 
+from mfm_jax.foley.clips import SPEC
 from mfm_jax.models.cavp import CAVPConfig
-from mfm_jax.train.foley import SPEC
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.cavp import CAVPRecipe

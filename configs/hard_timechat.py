@@ -5,10 +5,10 @@ python train.py --config configs/hard_timechat.py --workdir runs/hard/timechat
 
 from dataclasses import replace
 
-from mfm_jax.train.foley import SPEC
+from mfm_jax.foley.clips import SPEC
+from mfm_jax.foley.recipes.timechat import TimeChatRecipe
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.timechat import TimeChatRecipe
 
 
 def get_config() -> TrainConfig:

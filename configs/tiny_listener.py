@@ -3,9 +3,9 @@
 python train.py --config configs/tiny_listener.py --workdir runs/tiny/listener
 """
 
+from mfm_jax.foley.recipes.listener import ListenerRecipe
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.listener import ListenerRecipe
 
 
 def get_config() -> TrainConfig:

@@ -3,9 +3,9 @@
 python train.py --config configs/tiny_timechat.py --workdir runs/tiny/timechat
 """
 
+from mfm_jax.foley.recipes.timechat import TimeChatRecipe
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.timechat import TimeChatRecipe
 
 
 def get_config() -> TrainConfig:

@@ -23,8 +23,8 @@ from convert.source import resolve
 from convert.table import ConversionError
 from convert.tensors import SourceError
 from mfm_jax.bundle import Bundle, BundleError
-from mfm_jax.progress import Progress
-from mfm_jax.store import StoreError
+from mfm_jax.runtime.progress import Progress
+from mfm_jax.storage.store import StoreError
 
 MODELS: dict[str, Model] = {
     "cavp": cavp.MODEL,

@@ -18,9 +18,9 @@ import numpy as np
 from convert.safetensors_file import write
 from convert.table import Shape, Table, raise_if_any
 from convert.tensors import Tensor, digest, excused
-from mfm_jax.bundle import KINDS, Bundle, Component, Settings, Source, write_bundle
+from mfm_jax.bundle import COMPONENTS, Bundle, Component, Settings, Source, write_bundle
 from mfm_jax.diffusion import Schedule
-from mfm_jax.weights import abstract, named_weights
+from mfm_jax.storage.weights import abstract, named_weights
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 """What networks compute in."""
@@ -111,7 +111,7 @@ def fit(incoming: Incoming, choices: Choices) -> Fit:
         ConversionError: lists the missing, unknown and misshaped keys that no pattern excuses, and
             those in a precision that no network computes in.
     """
-    network = abstract(partial(KINDS[incoming.component].build, incoming.config))
+    network = abstract(partial(COMPONENTS[incoming.component].build, incoming.config))
     ours = {name: tuple(leaf.shape) for name, leaf in named_weights(network).items()}
     table = incoming.table
     expected, optional = table.shapes(ours), table.optional(ours)

@@ -19,7 +19,7 @@ from convert.table import Row, Table
 from convert.tensors import SourceError
 from mfm_jax.bundle import Bundle
 from mfm_jax.mapper import MapperConfig
-from mfm_jax.settings import to_json
+from mfm_jax.runtime.config import to_json
 
 GPT2 = "gpt2."
 """What the names of GPT-2's tensors begin with."""

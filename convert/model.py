@@ -10,9 +10,10 @@ from convert.outgoing import Outgoing
 from convert.source import Weights, open_weights, read_json
 from convert.table import Table
 from convert.tensors import SourceError
-from mfm_jax.bundle import KINDS, Bundle
+from mfm_jax.bundle import COMPONENTS, Bundle
 from mfm_jax.diffusion import Schedule
-from mfm_jax.settings import SettingError, from_json, to_json
+from mfm_jax.errors import SettingError
+from mfm_jax.runtime.config import from_json, to_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"  # as transformers names it, and we
@@ -97,7 +98,7 @@ def write_own(component: str, table: Callable[[Any], Table]) -> Callable[[Bundle
 
     def write(bundle: Bundle) -> list[Outgoing]:
         config = bundle.config(component)
-        described = {"_class_name": KINDS[component].build.__name__, OURS: to_json(config)}
+        described = {"_class_name": COMPONENTS[component].build.__name__, OURS: to_json(config)}
         return [Outgoing(component, table(config), {CONFIG: described}, {"": WEIGHTS})]
 
     return write

@@ -14,8 +14,8 @@ from convert.safetensors_file import read_header, read_metadata, write
 from convert.table import Table
 from convert.tensors import Tensor
 from mfm_jax.bundle import Bundle
-from mfm_jax.paths import new_folder
-from mfm_jax.store import Store, StoreError, digest_array
+from mfm_jax.storage.files import new_folder
+from mfm_jax.storage.store import Store, StoreError, digest_array
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from convert import safetensors_file, torch_file
 from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
-from mfm_jax.paths import first_line
+from mfm_jax.errors import first_line
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 # What a folder is searched for: the first of these of which it has any decides.

@@ -24,8 +24,8 @@ from convert.table import Ignore, Row, Table, Tied
 from convert.tensors import SourceError
 from mfm_jax.bundle import Bundle
 from mfm_jax.models.t5 import Block, T5Config, relative_buckets, rms_norm
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from mfm_jax.typing import Float
-from mfm_jax.weights import abstract, named_weights, with_weights
 
 WHAT = "t5 config"
 READ = (

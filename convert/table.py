@@ -15,13 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
+from mfm_jax.errors import UserError
+
 Names = str | tuple[str, ...]
 Sizes = Mapping[str, int]
 Shape = tuple[int, ...]
 Weights = Mapping[str, np.ndarray]
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A checkpoint that does not fit its table; the message lists the weights concerned."""
 
 

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from mfm_jax.errors import UserError
+
 CHUNK = 1 << 20  # bytes that are inflated at a time
 RANK = 64  # axes that a numpy array may have
 LINE = 4000  # characters of a message
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """A checkpoint that cannot be read; the message is one line that says what to do."""
 
     def __init__(self, message: str) -> None:

@@ -15,8 +15,8 @@ from convert.source import open_weights
 from convert.table import Ignore, Row, Table
 from convert.tensors import SourceError, Tensor
 from mfm_jax.models.timechat import TimeChatConfig
+from mfm_jax.text.wordpiece import Vocabulary, timestamp_vocabulary
 from mfm_jax.typing import Float
-from mfm_jax.wordpiece import Vocabulary, timestamp_vocabulary
 
 VIT = "visual_encoder."
 """What TimeChat calls the vision transformer, whose own file has no prefix."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from convert.configs import builtin, count, counts, required
 from convert.table import Computed, ConversionError, Row, Table, WeightNorm
-from mfm_jax.audio import RATE
+from mfm_jax.media.audio import RATE
 from mfm_jax.models.vocoder import VocoderConfig
 
 WHAT = "vocoder config"

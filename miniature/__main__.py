@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mfm_jax.bundle import BundleError
 from mfm_jax.data.clips import DataError
-from mfm_jax.data.foley_world import SPLITS, World, WorldError, write_world
-from mfm_jax.memory import keep_freed_memory
-from mfm_jax.paths import TINY_BUNDLE, MediaError
-from mfm_jax.settings import SettingError
+from mfm_jax.errors import MediaError, SettingError
+from mfm_jax.foley.world import SPLITS, World, WorldError, write_world
+from mfm_jax.runtime.memory import keep_freed_memory
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.log import NonFinite
 from miniature.claims import add_claims
 from miniature.document import add_report

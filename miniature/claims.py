@@ -16,12 +16,13 @@ import numpy as np
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.features import DESCRIPTION, extract
-from mfm_jax.data.foley_world import SPLITS, World, write_world
 from mfm_jax.data.records import read_about
+from mfm_jax.foley.clips import only_one
+from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.paths import TINY_BUNDLE, write_text
-from mfm_jax.train.foley import only_one
+from mfm_jax.storage.files import write_text
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper

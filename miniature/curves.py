@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mfm_jax.paths import written_whole
+from mfm_jax.storage.files import written_whole
 from miniature.measures import SCORES, Line, ratio
 from miniature.report import CURVES, LINEAR
 from miniature.runs import Run

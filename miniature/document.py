@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mfm_jax.data.clips import DataError
-from mfm_jax.data.foley_world import KINDS
-from mfm_jax.paths import write_text
+from mfm_jax.foley.world import KINDS
+from mfm_jax.storage.files import write_text
 
 RESULTS = Path("docs/miniature")
 """Folder of the results; the document that shows them lies beside it."""

@@ -17,11 +17,11 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.features import FeatureSource
+from mfm_jax.foley.scores import Heard
+from mfm_jax.inference.pipeline import stitch
 from mfm_jax.mapper import build_mapper
-from mfm_jax.metrics.foley import Heard
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.listener import Listener
-from mfm_jax.pipeline import stitch
 from mfm_jax.typing import Float
 from miniature.scores import hear
 from miniature.sounds import BATCH, Clip, Studio, read_clip

@@ -14,11 +14,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from mfm_jax.audio import prepare_for_audiomae
-from mfm_jax.paths import TINY_BUNDLE, MediaError, write_text, written_whole
-from mfm_jax.spectrogram import show
+from mfm_jax.errors import MediaError
+from mfm_jax.media.audio import prepare_for_audiomae
+from mfm_jax.media.probe import VideoInfo, probe
+from mfm_jax.media.soundtrack import read_audio
+from mfm_jax.media.spectrogram import show
+from mfm_jax.media.write import CONTAINERS
+from mfm_jax.storage.files import write_text, written_whole
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import Float
-from mfm_jax.video import CONTAINERS, VideoInfo, probe, read_audio
 from miniature.document import RESULTS, Table, number
 from miniature.report import print_tables
 from miniature.sounds import Studio

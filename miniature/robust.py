@@ -18,12 +18,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.data.foley_world import SPLITS, World, write_world
-from mfm_jax.metrics.foley import Heard
-from mfm_jax.paths import TINY_BUNDLE, write_text, written_whole
+from mfm_jax.foley.scores import Heard
+from mfm_jax.foley.world import SPLITS, World, write_world
+from mfm_jax.media.probe import probe
+from mfm_jax.media.windows import cavp_frame_indices
+from mfm_jax.media.write import encode_video
+from mfm_jax.storage.files import write_text, written_whole
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import UInt8
-from mfm_jax.video import encode_video, probe
-from mfm_jax.windows import cavp_frame_indices
 from miniature.document import LABELS, POINTS, RESULTS, Table, number
 from miniature.report import print_tables
 from miniature.scores import hear, open_clips

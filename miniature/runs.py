@@ -27,16 +27,17 @@ from mfm_jax.data.clips import DataError
 from mfm_jax.data.features import DESCRIPTION, FeatureSource
 from mfm_jax.data.loader import batches
 from mfm_jax.data.records import digest, read_about
+from mfm_jax.foley.clips import Remembered
 from mfm_jax.mapper import Mapper
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.paths import TINY_BUNDLE, locked, written_whole
-from mfm_jax.settings import to_json
-from mfm_jax.train.foley import Remembered
+from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.files import locked, written_whole
+from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.storage.weights import count
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import LOARecipe, MapperRecipe, predictions
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.typing import Float
-from mfm_jax.weights import count
 from miniature.measures import Asked, Judge, Line
 from train import train
 

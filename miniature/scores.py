@@ -11,10 +11,10 @@ from jax import numpy as jnp
 from tqdm import tqdm
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.data.foley_world import KINDS
-from mfm_jax.metrics.foley import Heard, score_waves
+from mfm_jax.foley.scores import Heard, score_waves
+from mfm_jax.foley.world import KINDS
 from mfm_jax.models.listener import Listener
-from mfm_jax.paths import write_text
+from mfm_jax.storage.files import write_text
 from mfm_jax.typing import Float
 from miniature.sounds import WAYS, Clip, Studio, read_clip
 

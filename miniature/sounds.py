@@ -9,18 +9,20 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from mfm_jax.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.bundle import Bundle
-from mfm_jax.data.foley_world import read_events
-from mfm_jax.encoders import encode_video
-from mfm_jax.metrics.foley import Contacts
+from mfm_jax.foley.scores import Contacts
+from mfm_jax.foley.world import read_events
+from mfm_jax.inference.encoders import encode_video
+from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa, stitch
+from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
+from mfm_jax.media.frames import windows
+from mfm_jax.media.probe import probe
+from mfm_jax.media.soundtrack import read_audio
+from mfm_jax.media.windows import Window, WindowSpec
 from mfm_jax.models.audiomae import AudioMAE, pool_loa
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
-from mfm_jax.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa, stitch
 from mfm_jax.typing import Array, Float
-from mfm_jax.video import probe, read_audio, windows
-from mfm_jax.windows import Window, WindowSpec
 
 WAYS = ("video", "loa", "vae", "vocoder", "real")
 """From the video alone; then ceilings: from true LOA, true latents, the true mel, and no loss."""

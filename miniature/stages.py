@@ -14,12 +14,13 @@ from typing import Any
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, write_bundle
-from mfm_jax.paths import new_folder, write_text
+from mfm_jax.errors import UserError
+from mfm_jax.storage.files import new_folder, write_text
 
 ROOT = Path(__file__).parents[1]
 
 
-class StageError(ValueError):
+class StageError(UserError):
     """A stage did not end well; the message names its log."""
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mfm_jax.audio import RATE, level, log_mel
-from mfm_jax.data.foley_world import SPLITS, World, write_world
-from mfm_jax.metrics.contacts import detect_contacts
-from mfm_jax.metrics.foley import Contacts
-from mfm_jax.paths import write_text
+from mfm_jax.foley.contacts import detect_contacts
+from mfm_jax.foley.scores import Contacts
+from mfm_jax.foley.world import SPLITS, World, write_world
+from mfm_jax.media.audio import RATE, level, log_mel
+from mfm_jax.media.probe import probe
+from mfm_jax.media.write import encode_video
+from mfm_jax.storage.files import write_text
 from mfm_jax.typing import Float, UInt8
-from mfm_jax.video import encode_video, probe
 from miniature.document import Table, number
 from miniature.report import print_tables
 from miniature.robust import add_common, first_clips, read_frames

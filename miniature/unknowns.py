@@ -11,9 +11,9 @@ from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.features import DESCRIPTION, FeatureSource, extract
 from mfm_jax.data.records import read_about
+from mfm_jax.foley.clips import only_one
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.paths import write_text
-from mfm_jax.train.foley import only_one
+from mfm_jax.storage.files import write_text
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe

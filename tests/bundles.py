@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jax import numpy as jnp
 
-from mfm_jax.bundle import KINDS, Bundle, Settings, Source, write_bundle
+from mfm_jax.bundle import COMPONENTS, Bundle, Settings, Source, write_bundle
 from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import LOA, AudioMAEConfig
@@ -16,7 +16,7 @@ from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.models.vae import VAEConfig
 from mfm_jax.models.vocoder import VocoderConfig
-from mfm_jax.weights import abstract, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
 
 CONFIGS = {
     "cavp": CAVPConfig.tiny(),
@@ -54,7 +54,7 @@ def filled(network, seed: int):
 
 def untrained_component(name: str, config, seed: int) -> tuple:
     """One network of this kind, as `write_bundle` takes it."""
-    network = filled(abstract(partial(KINDS[name].build, config)), seed)
+    network = filled(abstract(partial(COMPONENTS[name].build, config)), seed)
     return config, network, Source("tests/bundles.py", "none")
 
 

@@ -11,7 +11,7 @@ import torch
 from jax import numpy as jnp
 from safetensors.numpy import save_file
 
-from mfm_jax.weights import abstract, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
 
 
 def random_network(build, config, seed: int = 0):

@@ -12,7 +12,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from mfm_jax.checkpoints import CheckpointError, Checkpoints
+from mfm_jax.storage.checkpoints import CheckpointError, Checkpoints
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def full_disk():
 
 
 def main(folder: str) -> None:
-    from tests.test_checkpoints import items
+    from tests.storage.test_checkpoints import items
 
     logging.disable()
     checkpoints = Checkpoints(Path(folder), keep=9)

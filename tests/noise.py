@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mfm_jax.windows import Window, WindowSpec
+from mfm_jax.media.windows import Window, WindowSpec
 
 
 def window(spec: WindowSpec, index: int) -> Window:

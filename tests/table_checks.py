@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from convert.table import ConversionError, Table
-from mfm_jax.weights import WeightError, check_weights, named_weights
+from mfm_jax.storage.weights import WeightError, check_weights, named_weights
 
 
 def _index_coded(manifest) -> dict[str, np.ndarray]:

@@ -29,19 +29,23 @@ FLOORS = {
     "benchmarks": 7,
     "miniature": 7,
     "configs": 6,
+    "mfm_jax.foley": 5.2,
+    "mfm_jax.foley.clips": 5.4,
+    "mfm_jax.foley.recipes": 5.4,
     "mfm_jax.plan": 5.5,
-    "mfm_jax.train": 5,
-    "mfm_jax.pipeline": 5,
-    "mfm_jax.data": 4,
+    "mfm_jax.train": 5.4,
+    "mfm_jax.data": 5.2,
+    "mfm_jax.inference": 5,
     "mfm_jax.bundle": 4,
-    "mfm_jax.store": 4,
-    "mfm_jax.encoders": 4,
-    "mfm_jax.checkpoints": 4,
     "mfm_jax.metrics": 4,
     "mfm_jax.mapper": 3,
     "mfm_jax.models": 2,
     "mfm_jax.diffusion": 2,
+    "mfm_jax.media": 1.6,
+    "mfm_jax.storage": 1.5,
     "mfm_jax.layers": 1,
+    "mfm_jax.text": 0.7,
+    "mfm_jax.runtime": 0.5,
     "mfm_jax.cost": 0,
     "mfm_jax": 0,
 }
@@ -59,7 +63,12 @@ OTHERS = (
     "jaxtyping",
     "beartype",
 )
-SLIM_PACKAGES = ("mfm_jax.models", "mfm_jax.mapper", "mfm_jax.diffusion", "mfm_jax.pipeline")
+SLIM_PACKAGES = (
+    "mfm_jax.models",
+    "mfm_jax.mapper",
+    "mfm_jax.diffusion",
+    "mfm_jax.inference.pipeline",
+)
 
 
 def module_name(path: Path) -> str:

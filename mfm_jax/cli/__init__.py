@@ -9,9 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-
-class UsageError(ValueError):
-    """A command that cannot be carried out as given; the message says what to change."""
+from mfm_jax.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,16 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     args = build_parser().parse_args(arguments)
-    from mfm_jax.bundle import BundleError
-    from mfm_jax.memory import keep_freed_memory
-    from mfm_jax.paths import MediaError
+    from mfm_jax.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     try:
         return args.run(args)
-    except (UsageError, BundleError, MediaError) as error:
+    except UserError as error:
         print(f"mfm {args.command}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

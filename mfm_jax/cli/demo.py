@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mfm_jax.audio import RATE, write_wav
 from mfm_jax.bundle import Bundle
-from mfm_jax.data.foley_world import SPLITS, Clip, World
-from mfm_jax.data.foley_world import clip as make_clip
-from mfm_jax.paths import TINY_BUNDLE
+from mfm_jax.foley.world import SPLITS, Clip, World
+from mfm_jax.foley.world import clip as make_clip
+from mfm_jax.media.audio import RATE, write_wav
+from mfm_jax.storage.paths import TINY_BUNDLE
 
 SEED = SPLITS["test"][3]  # a held-out clip of the Foley world: no network was trained on it
 
@@ -32,8 +32,10 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png, and print the scores."""
     from mfm_jax.cli.generate import make_folder
-    from mfm_jax.pipeline import VideoToAudio, stitch
-    from mfm_jax.video import encode_video, probe, windows, write_video
+    from mfm_jax.inference.pipeline import VideoToAudio, stitch
+    from mfm_jax.media.frames import windows
+    from mfm_jax.media.probe import probe
+    from mfm_jax.media.write import encode_video, write_video
 
     make_folder(args.output)
     started = time.monotonic()
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def scores(listener, wave: np.ndarray, clip: Clip) -> str:
     """What is heard of the clip, and how well it fits what is seen."""
-    from mfm_jax.metrics.foley import Contacts, listen, score_waves
+    from mfm_jax.foley.scores import Contacts, listen, score_waves
 
     heard = listen(listener, wave)
     names = (f"{time:.2f} s {name}" for time, name in zip(*astuple(heard), strict=True))
@@ -81,7 +83,7 @@ def draw(path: Path, wave: np.ndarray, clip: Clip) -> None:
     """The generated and the true log-mel, with the true contacts as dashed lines."""
     from matplotlib.figure import Figure
 
-    from mfm_jax.spectrogram import show
+    from mfm_jax.media.spectrogram import show
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from mfm_jax import distributed
-from mfm_jax.cli import UsageError
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.progress import Progress
+from mfm_jax.errors import UsageError
+from mfm_jax.runtime import distributed
+from mfm_jax.runtime.progress import Progress
+from mfm_jax.storage.paths import TINY_BUNDLE
 
 
 def add_parser(commands) -> None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from mfm_jax.bundle import Bundle
     from mfm_jax.data.clips import DataError, list_clips
     from mfm_jax.data.features import DESCRIPTION, extract
-    from mfm_jax.settings import SettingError
+    from mfm_jax.errors import SettingError
 
     for name, value in (("batch", args.batch), ("shard", args.shard)):
         if value is not None and value < 1:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mfm_jax.audio import RATE, write_wav
-from mfm_jax.cli import UsageError
 from mfm_jax.data.clips import VIDEO_SUFFIXES
-from mfm_jax.paths import TINY_BUNDLE, MediaError, system_reason
-from mfm_jax.progress import Progress
-from mfm_jax.sharding import Layout, MeshConfig, make_mesh
-from mfm_jax.video import probe, windows, write_video
-from mfm_jax.windows import Window, WindowSpec
+from mfm_jax.errors import UsageError, UserError, system_reason
+from mfm_jax.media.audio import RATE, write_wav
+from mfm_jax.media.frames import windows
+from mfm_jax.media.probe import probe
+from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.write import write_video
+from mfm_jax.runtime.progress import Progress
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.paths import TINY_BUNDLE
 
 BATCH = 4
 """Windows computed at once where the devices divide them."""
@@ -71,7 +73,7 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate; 1 where some videos failed, each named."""
-    from mfm_jax.pipeline import VideoToAudio
+    from mfm_jax.inference.pipeline import VideoToAudio
 
     _check(args)
     jobs = plan(expand(args.videos), args.output, args.format)
@@ -105,7 +107,7 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
 
 def finish(job: Job, spec: WindowSpec, progress: Progress) -> None:
     """Write the job's file once its last window is there."""
-    from mfm_jax.pipeline import stitch
+    from mfm_jax.inference.pipeline import stitch
 
     if job.failed or len(job.waves) < job.windows:
         return
@@ -117,7 +119,7 @@ def finish(job: Job, spec: WindowSpec, progress: Progress) -> None:
         else:
             write_video(job.source, job.target, wave)
         progress.say(f"{job.source} -> {job.target}")
-    except MediaError as error:
+    except UserError as error:
         job.failed = str(error)
 
 
@@ -196,7 +198,7 @@ def _opened(jobs: list[Job], spec: WindowSpec) -> Iterator[tuple[Job, Window]]:
             job.windows = len(spec.starts(info.seconds))
             for window in windows(job.source, spec):
                 yield job, window
-        except MediaError as error:
+        except UserError as error:
             job.failed = str(error)
 
 
@@ -237,7 +239,7 @@ def layout_and_batch(args: argparse.Namespace) -> tuple[Layout, int]:
 
 
 def _sampling(args: argparse.Namespace, settings):
-    from mfm_jax.pipeline import Sampling
+    from mfm_jax.inference.pipeline import Sampling
 
     return Sampling(
         args.sampler or settings.sampler,
@@ -260,6 +262,6 @@ def _read_text(args: argparse.Namespace, text: str | None):
     bundle = Bundle.open(args.bundle)
     if "t5" not in bundle.entries or len(bundle.config("unet").contexts) < 2:
         raise UsageError(f"bundle {args.bundle} has no text encoder: leave the prompts out")
-    from mfm_jax.cli.prompt import encode_prompt
+    from mfm_jax.inference.prompts import encode_prompt
 
     return encode_prompt(bundle, text, args.precision)

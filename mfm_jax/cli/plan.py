@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mfm_jax.cli import UsageError
-from mfm_jax.paths import TINY_BUNDLE, write_text
-from mfm_jax.progress import Progress
+from mfm_jax.errors import UsageError
+from mfm_jax.runtime.progress import Progress
+from mfm_jax.storage.files import write_text
+from mfm_jax.storage.paths import TINY_BUNDLE
 
 COLUMNS = (
     "slice", "program", "chips", "clips", "PFLOP", "GFLOP/chip", "alike", "GB/chip", "FLOP/B",
@@ -61,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where a program does not fit."""
     import jax
 
+    from mfm_jax.errors import SettingError
     from mfm_jax.plan.roofline import SPARE, DoesNotFit, Estimate, estimate
-    from mfm_jax.settings import SettingError
 
     # Nothing runs, and what networks do for GPUs alone (`layers/products.py`) is not for TPUs.
     jax.config.update("jax_platforms", "cpu")
@@ -99,10 +100,11 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
     """What is to be compiled for a slice, its mesh, its chip and the clips in a step."""
     from mfm_jax.bundle import Bundle
     from mfm_jax.cost.chips import chip_of
+    from mfm_jax.errors import SettingError
     from mfm_jax.plan.programs import generation, tpu_slice, training
     from mfm_jax.plan.released import write_released
-    from mfm_jax.settings import SettingError, override
-    from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+    from mfm_jax.runtime.config import override
+    from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 
     devices = tpu_slice(topology)
     chip = chip_of(devices[0].device_kind)

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from mfm_jax.errors import UserError
+
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Files that a folder is searched for."""
 SPLITS = ("train", "test")
 """Those of VGGSound."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A list of clips or a dataset folder that cannot be used; the message says what to do."""
 
 

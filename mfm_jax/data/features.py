@@ -1,7 +1,7 @@
 """What training reads of each clip, computed once: video features, AudioMAE tokens, latents.
 
-The encoders are those of `mfm_jax.encoders`, which generation runs: a mapper is trained on the
-features that it will be given.
+The encoders are those of `mfm_jax.inference.encoders`, which generation runs: a mapper is trained
+on the features that it will be given.
 """
 
 from collections import deque
@@ -19,10 +19,9 @@ from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
 
-from mfm_jax.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
-from mfm_jax.bundle import KINDS, Bundle
+from mfm_jax.bundle import COMPONENTS, Bundle
 from mfm_jax.data.clips import Clip, DataError
-from mfm_jax.data.media import first_window, samples_of
+from mfm_jax.data.decoded import first_window, samples_of
 from mfm_jax.data.records import (
     Failure,
     Field,
@@ -32,7 +31,8 @@ from mfm_jax.data.records import (
     digest,
     read_about,
 )
-from mfm_jax.encoders import (
+from mfm_jax.errors import MediaError
+from mfm_jax.inference.encoders import (
     encode_cavp,
     encode_timechat,
     sentence_length,
@@ -40,14 +40,14 @@ from mfm_jax.encoders import (
     stack_timechat,
     window_spec,
 )
+from mfm_jax.media.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
+from mfm_jax.media.windows import Window, WindowSpec
 from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.vae import VAE
-from mfm_jax.paths import MediaError
-from mfm_jax.settings import to_json
-from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.runtime.config import to_json
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.weights import abstract
 from mfm_jax.typing import Array, Float, Shaped
-from mfm_jax.weights import abstract
-from mfm_jax.windows import Window, WindowSpec
 
 ENCODERS = ("cavp", "timechat", "audiomae", "vae")
 """Components whose outputs are stored, those of them that the bundle has."""
@@ -284,7 +284,8 @@ def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> di
     """The arrays of an element, from shapes alone."""
     bundle = preparation.bundle
     networks = {
-        n: abstract(lambda rngs, n=n: KINDS[n].build(bundle.config(n), rngs=rngs)) for n in names
+        n: abstract(lambda rngs, n=n: COMPONENTS[n].build(bundle.config(n), rngs=rngs))
+        for n in names
     }
     inputs = preparation.batch([preparation.blank()])
     features = jax.eval_shape(lambda n, x: encode(n, x, timechat=timechat), networks, inputs)

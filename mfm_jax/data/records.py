@@ -22,7 +22,8 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mfm_jax.data.clips import Clip, DataError
-from mfm_jax.paths import flush, remove_parts, system_reason, write_text, written_whole
+from mfm_jax.errors import system_reason
+from mfm_jax.storage.files import flush, remove_parts, write_text, written_whole
 
 SHARD = 256
 """Clips in one file if not told otherwise: as much work as an interruption can cost."""

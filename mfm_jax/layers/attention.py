@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from mfm_jax.layers.linear import linear
 from mfm_jax.layers.norm import LayerNorm
 from mfm_jax.layers.products import apart, project
-from mfm_jax.sharding import constrain
+from mfm_jax.runtime.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
 
 

@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from mfm_jax.layers.linear import linear
 from mfm_jax.layers.norm import LayerNorm
 from mfm_jax.layers.products import as_rows, project
-from mfm_jax.sharding import constrain
+from mfm_jax.runtime.sharding import constrain
 from mfm_jax.typing import Array, Float
 
 gelu_exact = partial(jax.nn.gelu, approximate=False)

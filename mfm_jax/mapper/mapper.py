@@ -11,12 +11,12 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
+from mfm_jax.errors import SettingError
 from mfm_jax.layers import KV, clock, linear
 from mfm_jax.mapper.fusion import FUSIONS, select, stream_of
 from mfm_jax.mapper.streams import Streams
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.settings import SettingError
 from mfm_jax.typing import Array, Bool, Float
 
 

@@ -11,7 +11,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from mfm_jax.audio import mel_filters
+from mfm_jax.media.audio import mel_filters
 from mfm_jax.metrics.spectra import magnitude
 from mfm_jax.typing import Float, Int, Shaped
 

@@ -1,7 +1,7 @@
 """Spectral front ends of the published scores, each exact to its source.
 
-None replaces another, nor the mels in `mfm_jax.audio`: a network sees what it was trained on, and a
-score is only comparable on its own spectrogram. Everything computes in float64.
+None replaces another, nor the mels in `mfm_jax.media.audio`: a network sees what it was trained on,
+and a score is only comparable on its own spectrogram. Everything computes in float64.
 
 Waves are mono floats in [-1, 1] at 16 kHz.
 """
@@ -9,7 +9,7 @@ Waves are mono floats in [-1, 1] at 16 kHz.
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from mfm_jax.audio import RATE, mel_filters
+from mfm_jax.media.audio import RATE, mel_filters
 from mfm_jax.typing import Float
 
 CNN14_SHORTEST = 2 * RATE  # samples; audioldm_eval pads shorter clips, datasets/load_mel.py:139

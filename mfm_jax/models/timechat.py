@@ -16,8 +16,8 @@ from jax import numpy as jnp
 from mfm_jax.layers import layer_norm, linear, table
 from mfm_jax.models.eva_vit import EvaViT, EvaViTConfig
 from mfm_jax.models.qformer import QFormer, QFormerConfig
+from mfm_jax.text.wordpiece import Vocabulary, tiny_timestamp_vocabulary
 from mfm_jax.typing import Array, Bool, Float, Int, UInt8
-from mfm_jax.wordpiece import Vocabulary, tiny_timestamp_vocabulary
 
 # CLIP's, of red, green and blue in 0..1 (video_processor.py:214-230).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -20,7 +20,7 @@ from mfm_jax.layers import Attention, clock, conv, group_norm, layer_norm, linea
 from mfm_jax.layers.mlp import gelu_exact
 from mfm_jax.layers.products import add
 from mfm_jax.layers.remat import run
-from mfm_jax.sharding import constrain
+from mfm_jax.runtime.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
 
 # A masked key gets this added to its score. It is finite on purpose: where every key is masked, the

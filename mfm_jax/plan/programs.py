@@ -1,6 +1,6 @@
 """The programs of training and generation with shapes in place of arrays, for devices of any kind.
 
-They are the very ones that `train.py` and `mfm_jax.pipeline` run.
+They are the very ones that `train.py` and `mfm_jax.inference.pipeline` run.
 """
 
 import os
@@ -14,8 +14,9 @@ from jax import numpy as jnp
 from jax.experimental import topologies
 from jax.typing import DTypeLike
 
-from mfm_jax.bundle import KINDS, Bundle
-from mfm_jax.encoders import (
+from mfm_jax.bundle import COMPONENTS, Bundle
+from mfm_jax.errors import SettingError
+from mfm_jax.inference.encoders import (
     CAVPFrames,
     TimeChatFrames,
     encode_cavp,
@@ -23,14 +24,13 @@ from mfm_jax.encoders import (
     sentence_length,
     window_spec,
 )
+from mfm_jax.inference.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
 from mfm_jax.mapper import Stream
 from mfm_jax.mapper.fusion import stream_of
-from mfm_jax.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import Layout
+from mfm_jax.runtime.sharding import Layout
+from mfm_jax.storage.weights import abstract, cast, named_weights, with_weights
 from mfm_jax.train.recipe import Assembly, TrainConfig
 from mfm_jax.train.step import weight_places
-from mfm_jax.weights import abstract, cast, named_weights, with_weights
 
 MEGACORE = {"v4": {"chip_config_name": "megacore"}}
 """By generation, what makes a chip one device."""
@@ -104,7 +104,7 @@ def generation(
     dtype: DTypeLike = jnp.bfloat16,
     sampling: Sampling | None = None,
 ) -> list[Program]:
-    """What `mfm_jax.pipeline.VideoToAudio` runs for `batch` windows, one after the other.
+    """What `mfm_jax.inference.pipeline.VideoToAudio` runs for `batch` windows, one after the other.
 
     Raises:
         BundleError: a network is missing.
@@ -164,7 +164,7 @@ def generation(
 
 def _placed(bundle: Bundle, name: str, layout: Layout, dtype: DTypeLike) -> nnx.Module:
     """A component's shapes in `dtype`, each with its place on the mesh."""
-    skeleton = abstract(partial(KINDS[name].build, bundle.config(name)))
+    skeleton = abstract(partial(COMPONENTS[name].build, bundle.config(name)))
     shapes = jax.eval_shape(partial(cast, dtype=dtype), named_weights(skeleton))
     places = weight_places(skeleton, layout)
     weights: dict[str, Any] = {

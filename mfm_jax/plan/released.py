@@ -14,7 +14,7 @@ from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.models.vae import VAEConfig
 from mfm_jax.models.vocoder import VocoderConfig
-from mfm_jax.wordpiece import tiny_timestamp_vocabulary
+from mfm_jax.text.wordpiece import tiny_timestamp_vocabulary
 
 
 def released() -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from mfm_jax.cost import hlo
 from mfm_jax.cost.chips import HOP, Chip
 from mfm_jax.cost.flops import operations
 from mfm_jax.plan.programs import Program
-from mfm_jax.sharding import Layout
+from mfm_jax.runtime.sharding import Layout
 
 SPARE = 0.1
 """Share of a device's memory that should stay free: what else runs there has to live, too."""

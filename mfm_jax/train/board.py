@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mfm_jax.audio import RATE
+from mfm_jax.media.audio import RATE
 from mfm_jax.typing import Float, Shaped
 
 

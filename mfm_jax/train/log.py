@@ -16,10 +16,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mfm_jax.audio import write_wav
-from mfm_jax.paths import write_text, written_whole
-from mfm_jax.progress import Progress
-from mfm_jax.spectrogram import picture
+from mfm_jax.errors import UserError
+from mfm_jax.media.audio import write_wav
+from mfm_jax.media.spectrogram import picture
+from mfm_jax.runtime.progress import Progress
+from mfm_jax.storage.files import write_text, written_whole
 from mfm_jax.train.board import Board
 from mfm_jax.train.speed import Speed, peak_memory
 from mfm_jax.typing import Array, Float
@@ -28,8 +29,10 @@ HELDOUT = "heldout_"
 """What the names of metrics of held-out clips begin with."""
 
 
-class NonFinite(ValueError):
-    """A run whose loss is no number any more; the message names the step and its clips."""
+class NonFinite(UserError):
+    """A run whose loss is no longer a number; the message names the step and its clips."""
+
+    exit_code = 1
 
 
 class Metrics:

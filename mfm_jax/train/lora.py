@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.settings import SettingError
+from mfm_jax.errors import SettingError
+from mfm_jax.storage.weights import named_axes, named_weights, with_weights
 from mfm_jax.typing import Array, Float
-from mfm_jax.weights import named_axes, named_weights, with_weights
 
 M = TypeVar("M", bound=nnx.Module)
 

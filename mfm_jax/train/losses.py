@@ -3,7 +3,7 @@
 import jax
 from jax import numpy as jnp
 
-from mfm_jax.sharding import constrain
+from mfm_jax.runtime.sharding import constrain
 from mfm_jax.train.contrastive import clip_loss
 from mfm_jax.typing import Array, Float
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import jax
 import optax
 
-from mfm_jax.settings import SettingError
+from mfm_jax.errors import SettingError
 
 Weights = dict[str, jax.Array]
 

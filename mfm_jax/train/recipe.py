@@ -12,8 +12,9 @@ import optax
 from flax import nnx
 
 from mfm_jax.data.loader import Element, batches
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import Layout, MeshConfig, fetch
+from mfm_jax.errors import SettingError
+from mfm_jax.runtime.sharding import Layout, MeshConfig, fetch
+from mfm_jax.storage.weights import abstract
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.step import (
     Batch,
@@ -25,7 +26,6 @@ from mfm_jax.train.step import (
     trainable,
 )
 from mfm_jax.typing import Array, Float
-from mfm_jax.weights import abstract
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from mfm_jax import distributed
 from mfm_jax.cost import chips, flops
+from mfm_jax.runtime import distributed
 
 WARM = 3
 """Steps before a profile: the first is compiled, and the next ones wait for memory and data."""

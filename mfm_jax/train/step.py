@@ -12,12 +12,12 @@ from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
 
+from mfm_jax.errors import SettingError
 from mfm_jax.layers.remat import POLICIES, rematerialise
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import Layout, constrain, named_like
+from mfm_jax.runtime.sharding import Layout, constrain, named_like
+from mfm_jax.storage.weights import cast, named_axes, named_weights, with_weights
 from mfm_jax.train.optimizer import Weights
 from mfm_jax.typing import Array
-from mfm_jax.weights import cast, named_axes, named_weights, with_weights
 
 Batch = dict[str, Array]
 Loss = Callable[[Any, Batch, Array], tuple[Array, dict[str, Array]]]

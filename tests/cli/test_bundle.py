@@ -3,7 +3,7 @@
 import shutil
 
 from mfm_jax.cli import main
-from mfm_jax.paths import TINY_BUNDLE
+from mfm_jax.storage.paths import TINY_BUNDLE
 
 COMPONENTS = (
     "cavp", "timechat", "audiomae", "mapper", "unet", "vae", "vocoder", "listener"

@@ -4,7 +4,7 @@ from mfm_jax.bundle import write_bundle
 from mfm_jax.cli import main
 from mfm_jax.data import records
 from mfm_jax.data.features import FeatureSource
-from mfm_jax.data.foley_world import World, write_world
+from mfm_jax.foley.world import World, write_world
 from tests.bundles import SETTINGS, untrained
 
 

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from mfm_jax.cli import main
-from mfm_jax.video import encode_video, probe
+from mfm_jax.media.probe import probe
+from mfm_jax.media.write import encode_video
 from tests.bundles import untrained_bundle
 
 FAST = ["--steps", "2", "--batch", "2"]

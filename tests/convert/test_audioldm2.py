@@ -19,7 +19,7 @@ from convert.__main__ import main
 from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.cli import main as mfm
 from mfm_jax.mapper import Stream
-from mfm_jax.video import encode_video
+from mfm_jax.media.write import encode_video
 from tests.bundles import CONFIGS, SETTINGS, untrained
 from tests.randomise import randomise
 

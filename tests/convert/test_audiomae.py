@@ -5,7 +5,7 @@ import pytest
 from convert.audiomae import table
 from convert.table import ConversionError
 from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
-from mfm_jax.weights import abstract
+from mfm_jax.storage.weights import abstract
 from tests.table_checks import check_table
 
 

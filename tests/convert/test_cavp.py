@@ -7,7 +7,7 @@ import pytest
 from convert.cavp import TABLE, VIDEO_TABLE
 from mfm_jax.models.cavp import CAVP, CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config
-from mfm_jax.weights import abstract, named_weights
+from mfm_jax.storage.weights import abstract, named_weights
 from tests.table_checks import check_table
 
 SMALL = dataclasses.replace(

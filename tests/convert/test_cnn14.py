@@ -2,7 +2,7 @@ import json
 
 from convert.cnn14 import TABLE
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
-from mfm_jax.weights import abstract
+from mfm_jax.storage.weights import abstract
 from tests.table_checks import check_table
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from convert.__main__ import main
 from mfm_jax.bundle import Bundle
-from mfm_jax.weights import named_weights
+from mfm_jax.storage.weights import named_weights
 from tests.bundles import untrained_bundle
 from tests.randomise import randomise
 

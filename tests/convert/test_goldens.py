@@ -21,7 +21,7 @@ from mfm_jax.bundle import Bundle
 from mfm_jax.models.audiomae import AudioMAEConfig, pool_loa
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.models.cnn14 import Cnn14Config
-from mfm_jax.settings import to_json
+from mfm_jax.runtime.config import to_json
 
 SMALL_CAVP = dataclasses.replace(
     CAVPConfig.diff_foley(),

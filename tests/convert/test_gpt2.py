@@ -9,7 +9,7 @@ import transformers
 from convert.gpt2 import config, table, their_config
 from convert.table import ConversionError
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.weights import abstract
+from mfm_jax.storage.weights import abstract
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 

@@ -41,7 +41,7 @@ from mfm_jax.models.timechat import TimeChat, TimeChatConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.models.vae import VAE, VAEConfig
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.weights import abstract, named_weights
+from mfm_jax.storage.weights import abstract, named_weights
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 ENCODERS = (("cavp",), ("timechat",), ("cavp", "timechat"))

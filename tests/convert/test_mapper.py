@@ -21,8 +21,8 @@ from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.mapper import Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2Config
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.weights import abstract, named_weights, with_weights
+from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from tests.convert import torch_mapper
 
 AGAINST = "docs/mapper_in_pytorch.md"

@@ -9,7 +9,7 @@ import transformers
 from convert.t5 import TABLE, config, their_config
 from convert.table import ConversionError
 from mfm_jax.models.t5 import T5Config, T5Encoder
-from mfm_jax.weights import abstract, check_weights, named_weights
+from mfm_jax.storage.weights import abstract, check_weights, named_weights
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 

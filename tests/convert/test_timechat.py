@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from convert.table import ConversionError
 from convert.timechat import resize_frame_positions, table
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
-from mfm_jax.weights import abstract, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from tests.table_checks import check_table
 
 RELEASED = TimeChatConfig.timechat_7b(())

@@ -14,8 +14,8 @@ from convert.model import OURS
 from convert.timechat import VIT, table
 from mfm_jax.bundle import Bundle
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
-from mfm_jax.settings import to_json
-from mfm_jax.weights import abstract, named_weights
+from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.weights import abstract, named_weights
 from tests.bundles import filled
 
 CONFIG = dataclasses.replace(TimeChatConfig.tiny(), d_llama=10)

@@ -10,7 +10,7 @@ from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 from convert.table import ConversionError
 from convert.unet import TABLE, config, their_config
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.weights import abstract, count
+from mfm_jax.storage.weights import abstract, count
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 

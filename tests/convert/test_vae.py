@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from convert.table import ConversionError
 from convert.vae import TABLE, config, their_config
 from mfm_jax.models.vae import VAE, VAEConfig
-from mfm_jax.weights import abstract, count
+from mfm_jax.storage.weights import abstract, count
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 

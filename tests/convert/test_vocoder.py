@@ -9,7 +9,7 @@ import transformers
 from convert.table import ConversionError
 from convert.vocoder import config, table, their_config, weight_norm_table
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.weights import abstract, count
+from mfm_jax.storage.weights import abstract, count
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 

@@ -19,7 +19,7 @@ from jax import numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from mfm_jax.cost.hlo import sent_by, work  # noqa: E402
-from mfm_jax.sharding import MeshConfig, make_mesh  # noqa: E402
+from mfm_jax.runtime.sharding import MeshConfig, make_mesh  # noqa: E402
 
 MESH = make_mesh(MeshConfig(data=4, tensor=2))
 WHOLE, PARTS = PartitionSpec(), PartitionSpec(("data", "tensor"))

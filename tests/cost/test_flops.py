@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from mfm_jax.cost.flops import count
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.weights import abstract
+from mfm_jax.storage.weights import abstract
 
 X, W = jnp.zeros((8, 64)), jnp.zeros((64, 64))
 ONE = 2 * 8 * 64 * 64

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from mfm_jax.cost.flops import count
 from mfm_jax.cost.hlo import HLOError, work
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.weights import initialise
+from mfm_jax.storage.weights import initialise
 
 ROOT = Path(__file__).parents[2]
 X, W = jnp.zeros((8, 64)), jnp.zeros((64, 64))

@@ -12,13 +12,13 @@ import av
 import numpy as np
 import pytest
 
-from mfm_jax.audio import RATE
 from mfm_jax.data.clips import list_clips
 from mfm_jax.data.features import FeatureSource
-from mfm_jax.data.foley_world import World, write_world
-from mfm_jax.data.foley_world import clip as foley_clip
-from mfm_jax.paths import MACHINE
-from mfm_jax.video import encode_video, write_silent
+from mfm_jax.foley.world import World, write_world
+from mfm_jax.foley.world import clip as foley_clip
+from mfm_jax.media.audio import RATE
+from mfm_jax.media.write import encode_video, write_silent
+from mfm_jax.storage.files import MACHINE
 
 ROOT = Path(__file__).parents[2]
 CLIPS, SHARD = 200, 8

@@ -6,16 +6,18 @@ import pytest
 import tensorflow_datasets as tfds
 from jax import numpy as jnp
 
-from mfm_jax.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.data import features, records
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import FeatureSource, check, extract
-from mfm_jax.data.foley_world import World, write_world
-from mfm_jax.data.foley_world import clip as foley_clip
-from mfm_jax.encoders import encode_video as encode_streams
-from mfm_jax.pipeline import VideoToAudio
-from mfm_jax.video import encode_video, read_audio, windows, write_silent
+from mfm_jax.foley.world import World, write_world
+from mfm_jax.foley.world import clip as foley_clip
+from mfm_jax.inference.encoders import encode_video as encode_streams
+from mfm_jax.inference.pipeline import VideoToAudio
+from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
+from mfm_jax.media.frames import windows
+from mfm_jax.media.soundtrack import read_audio
+from mfm_jax.media.write import encode_video, write_silent
 from tests.bundles import SETTINGS, untrained, untrained_bundle
 
 SHAPES = {

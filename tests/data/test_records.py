@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.records import Failure, Field, RecordSource, Writing
-from mfm_jax.paths import MACHINE
+from mfm_jax.storage.files import MACHINE
 
 FIELDS = {"x": Field((2, 3), "float16"), "n": Field((), "int32")}
 ABOUT = {"made": [1, 2]}

@@ -12,8 +12,8 @@ from mfm_jax.layers import MLP, layer_norm, linear
 from mfm_jax.layers.mlp import gelu_tanh
 from mfm_jax.layers.products import as_rows, project
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.storage.weights import abstract, initialise, named_weights, with_weights
 from mfm_jax.train.step import cast
-from mfm_jax.weights import abstract, initialise, named_weights, with_weights
 
 SIZES = GPT2Config(width=64, depth=2, heads=2, positions=48)
 

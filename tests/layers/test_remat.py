@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from mfm_jax.layers.remat import POLICIES, rematerialise
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.weights import abstract
+from mfm_jax.storage.weights import abstract
 from tests.bundles import filled
 
 CONFIG = GPT2Config(width=64, depth=4, heads=2, positions=128)

@@ -17,7 +17,7 @@ from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2Config
-from mfm_jax.weights import abstract, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from tests.table_checks import check_table
 
 SMALL = MapperConfig(

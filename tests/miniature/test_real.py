@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from mfm_jax.bundle import write_bundle
-from mfm_jax.data.foley_world import World, write_clip
-from mfm_jax.paths import TINY_BUNDLE, MediaError
-from mfm_jax.video import VideoInfo, write_silent
+from mfm_jax.errors import MediaError
+from mfm_jax.foley.world import World, write_clip
+from mfm_jax.media.probe import VideoInfo
+from mfm_jax.media.write import write_silent
+from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.__main__ import main
 from miniature.real import Result, draw, find_videos, report
 from miniature.still import sounding

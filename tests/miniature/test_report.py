@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfm_jax.metrics.contacts import Counts
-from mfm_jax.metrics.foley import Heard
+from mfm_jax.foley.contacts import Counts
+from mfm_jax.foley.scores import Heard
 from mfm_jax.train.recipes.mapper import tiny_mapper
 from miniature import unknowns
 from miniature.claims import ENCODERS, SHARES, Budget, Plan, Tuned, systems, tuned

@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 from mfm_jax.bundle import Source, write_bundle
-from mfm_jax.data.foley_world import MATERIALS, World, write_world
+from mfm_jax.foley.world import MATERIALS, World, write_world
+from mfm_jax.media.frames import windows
+from mfm_jax.media.probe import probe
+from mfm_jax.media.windows import WindowSpec
 from mfm_jax.models.listener import Listener, ListenerConfig
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.video import probe, windows
-from mfm_jax.windows import WindowSpec
+from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.document import LABELS, POINTS, markdown
 from miniature.robust import VARIANTS, Variant, as_variant, first_clips, read_frames, robust
 from miniature.scores import open_clips

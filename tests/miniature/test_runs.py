@@ -12,9 +12,9 @@ import pytest
 
 from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.data.clips import DataError
-from mfm_jax.data.foley_world import SPLITS, World, write_world
+from mfm_jax.foley.recipes.listener import foley_listener
+from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.listener import foley_listener
 from miniature.__main__ import main
 from miniature.claims import Budget, Plan, Tuned, sizes, systems
 from miniature.measures import Asked, Judge, studio_of, true_loa

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mfm_jax.bundle import write_bundle
-from mfm_jax.data.foley_world import World, write_world
-from mfm_jax.metrics.contacts import Counts
-from mfm_jax.metrics.foley import Heard
-from mfm_jax.paths import TINY_BUNDLE
+from mfm_jax.foley.contacts import Counts
+from mfm_jax.foley.scores import Heard
+from mfm_jax.foley.world import World, write_world
+from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.scores import Row, normalised, open_clips, table
 from miniature.sounds import Studio
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.foley.clips import SPEC
+from mfm_jax.foley.recipes.listener import foley_listener
 from mfm_jax.models.cavp import CAVPConfig
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.settings import override
-from mfm_jax.train.foley import SPEC
-from mfm_jax.train.recipes.listener import foley_listener
+from mfm_jax.runtime.config import override
+from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.stages import (
     BASE,
     HARD,

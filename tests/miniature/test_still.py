@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mfm_jax.bundle import write_bundle
-from mfm_jax.data.foley_world import World, write_world
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.video import probe
+from mfm_jax.foley.world import World, write_world
+from mfm_jax.media.probe import probe
+from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.robust import read_frames
 from miniature.scores import open_clips
 from miniature.still import STILL, bare_clip, moving_clips, sounding, still, still_clips, summary

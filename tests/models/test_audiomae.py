@@ -26,7 +26,7 @@ from mfm_jax.models.audiomae import (
     reconstruction_loss,
     sincos_pos_embed,
 )
-from mfm_jax.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
 
 SEED = 31415  # of the recipe behind the goldens
 GOLDEN = AudioMAEConfig(frames=256, mels=64, width=48, depth=12, heads=4)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from convert.cavp import TABLE
 from mfm_jax.models.cavp import CAVP, CAVPConfig, CAVPVideo, ConvNorm
 from mfm_jax.models.cnn14 import Cnn14Config
-from mfm_jax.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
 
 SEED = 20240
 GOLDEN = dataclasses.replace(

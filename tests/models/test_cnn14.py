@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from convert.cnn14 import TABLE
 from mfm_jax.models.cnn14 import Cnn14, Cnn14Config, Cnn14Tagger, Cnn14Tower
-from mfm_jax.weights import abstract, cast, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, named_weights, with_weights
 
 SEED = 1234
 

@@ -12,7 +12,7 @@ from convert.table import Table
 from convert.timechat import vit_rows
 from mfm_jax.layers import layer_norm
 from mfm_jax.models.eva_vit import EvaViT, EvaViTConfig
-from mfm_jax.weights import abstract, cast, with_weights
+from mfm_jax.storage.weights import abstract, cast, with_weights
 from tests.randomise import randomise
 
 SMALL = EvaViTConfig(image=42, patch=6, d=20, depth=2, heads=4, d_ff=52)

@@ -14,7 +14,7 @@ from convert.gpt2 import table
 from mfm_jax.cost import flops
 from mfm_jax.layers.remat import POLICIES, rematerialise
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.weights import abstract, with_weights
+from mfm_jax.storage.weights import abstract, with_weights
 from tests.randomise import randomise
 
 SIZES = GPT2Config(width=24, depth=2, heads=3, positions=17)

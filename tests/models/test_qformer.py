@@ -16,7 +16,7 @@ from transformers import (
 from convert.table import Table
 from convert.timechat import qformer_rows
 from mfm_jax.models.qformer import QFormer, QFormerConfig
-from mfm_jax.weights import abstract, cast, with_weights
+from mfm_jax.storage.weights import abstract, cast, with_weights
 from tests.randomise import randomise
 
 IMAGE = QFormerConfig(

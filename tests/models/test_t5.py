@@ -10,7 +10,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert.t5 import TABLE
 from mfm_jax.models.t5 import T5Config, T5Encoder, relative_buckets
-from mfm_jax.weights import abstract, cast, count, with_weights
+from mfm_jax.storage.weights import abstract, cast, count, with_weights
 
 # No two sizes are equal, and heads x head_dim is not the width.
 SIZES = T5Config(

@@ -15,8 +15,8 @@ from convert.timechat import table
 from mfm_jax.models.eva_vit import EvaViT, EvaViTConfig
 from mfm_jax.models.qformer import QFormerConfig
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig, normalise
-from mfm_jax.weights import abstract, cast, count, named_weights, with_weights
-from mfm_jax.wordpiece import encode
+from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.text.wordpiece import encode
 
 TOLERANCE = 1e-4  # tests/reference/timechat/README.md
 QUERIES = 5  # per frame, of the golden run

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from convert.unet import TABLE, config
 from mfm_jax.layers import clock
 from mfm_jax.models.unet import UNet, UNetConfig, twice
-from mfm_jax.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
 
 forward = jax.jit(UNet.__call__)
 DIFFUSERS = "diffusers AudioLDM2UNet2DConditionModel"

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from convert.vae import TABLE
 from mfm_jax.models.vae import VAE, VAEConfig
-from mfm_jax.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
 
 LIVE = VAEConfig(scaling_factor=0.7, channels=(8, 12, 20), resnets=1, latent_channels=3, groups=4)
 GOLDEN = VAEConfig(scaling_factor=0.41, channels=(16, 16, 32), resnets=2, groups=8)

@@ -10,7 +10,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from convert.vocoder import table, weight_norm_table
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.weights import abstract, cast, count, with_weights
+from mfm_jax.storage.weights import abstract, cast, count, with_weights
 
 LIVE = VocoderConfig(
     channels=24,

@@ -17,18 +17,18 @@ from mfm_jax.cli import main
 from mfm_jax.cost.chips import CHIPS, HOP, chip_of, peak_flops
 from mfm_jax.cost.hlo import Collective
 from mfm_jax.data.features import FeatureSource
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.pipeline import VideoToAudio
+from mfm_jax.errors import SettingError
+from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.plan.programs import generation, training
 from mfm_jax.plan.released import released, write_released
 from mfm_jax.plan.roofline import estimate, seconds
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.storage.weights import abstract, initialise
 from mfm_jax.train.optimizer import build_optimizer, factors
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.train.step import begin, trainable
-from mfm_jax.weights import abstract, initialise
 from tests.feature_folder import write_features
 from tests.noise import window
 

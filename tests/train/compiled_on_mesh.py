@@ -16,9 +16,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 from mfm_jax.mapper import MapperConfig  # noqa: E402
 from mfm_jax.models.gpt2 import GPT2Config  # noqa: E402
-from mfm_jax.paths import TINY_BUNDLE  # noqa: E402
 from mfm_jax.plan.programs import training  # noqa: E402
-from mfm_jax.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
+from mfm_jax.storage.paths import TINY_BUNDLE  # noqa: E402
 from mfm_jax.train.optimizer import OptimizerConfig  # noqa: E402
 from mfm_jax.train.recipe import TrainConfig  # noqa: E402
 from mfm_jax.train.recipes.mapper import MapperRecipe  # noqa: E402

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mfm_jax.settings import to_json
+from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.weights import abstract, count
 from mfm_jax.train.optimizer import factors
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.train.step import trainable
-from mfm_jax.weights import abstract, count
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 

@@ -17,15 +17,15 @@ from jax import numpy as jnp
 from PIL import Image
 
 from mfm_jax.bundle import Bundle, Source, write_bundle
+from mfm_jax.errors import SettingError
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.settings import SettingError
+from mfm_jax.storage.weights import abstract, named_weights
 from mfm_jax.train.board import _tensorboardx
 from mfm_jax.train.log import Metrics
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.train.speed import WARM, Speed
 from mfm_jax.train.step import ComputeConfig
-from mfm_jax.weights import abstract, named_weights
 from tests.bundles import SETTINGS, filled, untrained_bundle
 from tests.feature_folder import TINY, write_features
 from tests.train.regression import Regression, config

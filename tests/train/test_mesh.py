@@ -16,12 +16,12 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import COMPONENTS, Bundle
+from mfm_jax.errors import SettingError
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import AXES, RULES, MeshConfig, make_mesh, spec
-from mfm_jax.weights import abstract, named_axes, named_weights
-from tests.bundles import CONFIGS, KINDS, untrained_bundle
+from mfm_jax.runtime.sharding import AXES, RULES, MeshConfig, make_mesh, spec
+from mfm_jax.storage.weights import abstract, named_axes, named_weights
+from tests.bundles import CONFIGS, untrained_bundle
 from tests.feature_folder import write_features
 from tests.ports import free_port
 from tests.train.small_mapper import SHAPES
@@ -230,7 +230,7 @@ class TestTable:
 
     @pytest.mark.parametrize("name", CONFIGS)
     def test_every_weight_of_every_network_has_a_place(self, name):
-        network = abstract(lambda rngs: KINDS[name].build(CONFIGS[name], rngs=rngs))
+        network = abstract(lambda rngs: COMPONENTS[name].build(CONFIGS[name], rngs=rngs))
         axes, weights = named_axes(network), named_weights(network)
         cut = {n: spec(axes[n], w.shape, self.MESH) for n, w in weights.items()}
         large = {n for n, w in weights.items() if w.ndim > 1 and w.size > 4096}

@@ -13,15 +13,16 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.features import FeatureSource
+from mfm_jax.errors import SettingError
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.settings import SettingError, override
+from mfm_jax.runtime.config import override
+from mfm_jax.storage.weights import abstract, named_weights
 from mfm_jax.train.losses import clip_contrast
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
-from mfm_jax.weights import abstract, named_weights
 from tests.bundles import filled, untrained_bundle
 from tests.feature_folder import write_features
 from train import train

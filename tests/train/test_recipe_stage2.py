@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from mfm_jax.bundle import KINDS, Bundle, Settings, Source, write_bundle
+from mfm_jax.bundle import COMPONENTS, Bundle, Settings, Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.diffusion import Schedule
+from mfm_jax.errors import SettingError
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.models.text import EmptyTextConfig
 from mfm_jax.models.unet import UNetConfig
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.weights import abstract, initialise, named_weights, with_weights
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, WITH_LORA, Stage2Recipe
 from mfm_jax.train.step import begin, make_step, trainable
-from mfm_jax.weights import abstract, initialise, named_weights, with_weights
 from tests.bundles import filled, untrained_bundle
 from tests.feature_folder import write_features
 from train import main
@@ -55,7 +55,11 @@ ONE = Layout(make_mesh(MeshConfig()))
 def made_bundle(path: Path, prediction: str = "v", **configs) -> str:
     """A bundle of drawn weights; the folder's name."""
     parts = {
-        name: (config, filled(abstract(partial(KINDS[name].build, config)), i), Source("x", "none"))
+        name: (
+            config,
+            filled(abstract(partial(COMPONENTS[name].build, config)), i),
+            Source("x", "none"),
+        )
         for i, (name, config) in enumerate(configs.items())
     }
     mapper = parts["mapper"][1]

@@ -14,13 +14,12 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.paths import MediaError
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.errors import SettingError, WriteError
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.weights import abstract, initialise, with_weights
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
 from mfm_jax.train.recipe import Recipe, mean_metrics
 from mfm_jax.train.step import ComputeConfig, TrainState, begin, make_step, trainable
-from mfm_jax.weights import abstract, initialise, with_weights
 from tests.bundles import untrained_bundle
 from tests.full_disk import full_disk
 from tests.train.regression import RATES, Regression, config
@@ -222,7 +221,7 @@ def test_a_disk_that_is_full_for_metrics_is_one_line_and_the_run_goes_on_later(t
                     disk.enter_context(full_disk())
                 return super().evaluate(module, source, batch)
 
-        with pytest.raises(MediaError, match=r"cannot write .*/b \(.*\): make room there") as told:
+        with pytest.raises(WriteError, match=r"cannot write .*/b \(.*\): make room there") as told:
             train(config(Full()), tmp_path / "b", "test")
     assert "\n" not in str(told.value)
     assert train(config(last), tmp_path / "b", "test") == 0

@@ -8,8 +8,9 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.audio import kaldi_fbank
 from mfm_jax.data.loader import Element
+from mfm_jax.foley.clips import MediaRecipe, prepared_wave
+from mfm_jax.media.audio import kaldi_fbank
 from mfm_jax.models.audiomae import (
     AudioMAE,
     AudioMAEConfig,
@@ -18,7 +19,6 @@ from mfm_jax.models.audiomae import (
     patchify,
     random_visible,
 )
-from mfm_jax.train.foley import MediaRecipe, prepared_wave
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array
 

@@ -10,13 +10,13 @@ from einops import rearrange
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.audio import cavp_mel
+from mfm_jax.data.decoded import to_float
 from mfm_jax.data.loader import Element
-from mfm_jax.data.media import to_float
+from mfm_jax.errors import SettingError
+from mfm_jax.foley.clips import MediaRecipe
+from mfm_jax.media.audio import cavp_mel
 from mfm_jax.models.cavp import CAVP, CAVPConfig
-from mfm_jax.settings import SettingError
 from mfm_jax.train.contrastive import temporal_semantic
-from mfm_jax.train.foley import MediaRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
 

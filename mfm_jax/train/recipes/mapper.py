@@ -14,15 +14,15 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
+from mfm_jax.errors import SettingError
+from mfm_jax.foley.clips import LICENCE, FeatureRecipe
+from mfm_jax.inference.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.paths import TINY_BUNDLE
-from mfm_jax.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
-from mfm_jax.settings import SettingError
-from mfm_jax.sharding import Layout, fetch
-from mfm_jax.train.foley import LICENCE, FeatureRecipe
+from mfm_jax.runtime.sharding import Layout, fetch
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.losses import ERRORS, clip_contrast, cosine_distance
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float

@@ -18,18 +18,18 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle, Component
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
+from mfm_jax.inference.pipeline import Sounding
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.models.vae import VAE
-from mfm_jax.pipeline import Sounding
+from mfm_jax.storage.weights import abstract
 from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
 from mfm_jax.train.recipe import mean_metrics
 from mfm_jax.train.recipes.mapper import LOARecipe, check_shares, check_width, on_mesh, take
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Bool, Float, Int
-from mfm_jax.weights import abstract
 
 ONLY_MAPPER: tuple[tuple[str, float | None], ...] = (("mapper.*", 1.0), ("*", None))
 """`OptimizerConfig.rates` of this stage: the bundle gets the mapper, so nothing else may change."""

@@ -10,10 +10,10 @@ from jax import numpy as jnp
 
 from mfm_jax.data.loader import Element
 from mfm_jax.diffusion import Schedule
+from mfm_jax.errors import SettingError
+from mfm_jax.foley.clips import SETTINGS, FeatureRecipe
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.settings import SettingError
-from mfm_jax.train.foley import SETTINGS, FeatureRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array
 

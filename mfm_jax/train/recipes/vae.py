@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.audio import log_mel
 from mfm_jax.data.loader import Element, batches
+from mfm_jax.foley.clips import MediaRecipe, prepared_wave
+from mfm_jax.media.audio import log_mel
 from mfm_jax.models.vae import VAE, VAEConfig
-from mfm_jax.train.foley import MediaRecipe, prepared_wave
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array
 

@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.audio import log_mel, mel_magnitudes
 from mfm_jax.data.loader import Element
+from mfm_jax.errors import SettingError
+from mfm_jax.foley.clips import MediaRecipe, prepared_wave
+from mfm_jax.foley.oscillators import become_oscillators, check_stages
+from mfm_jax.media.audio import log_mel, mel_magnitudes
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.settings import SettingError
-from mfm_jax.train.foley import MediaRecipe, prepared_wave
-from mfm_jax.train.oscillators import become_oscillators, check_stages
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
 

@@ -1,0 +1,80 @@
+"""The components that a bundle may have: how each is described, built and documented."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flax import nnx
+
+from mfm_jax import __version__
+from mfm_jax.diffusion import Schedule
+from mfm_jax.mapper import MapperConfig, build_mapper
+from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
+from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
+from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
+from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.models.listener import Listener, ListenerConfig
+from mfm_jax.models.t5 import T5Config, T5Encoder
+from mfm_jax.models.text import EmptyText, EmptyTextConfig
+from mfm_jax.models.timechat import TimeChat, TimeChatConfig
+from mfm_jax.models.unet import UNet, UNetConfig
+from mfm_jax.models.vae import VAE, VAEConfig
+from mfm_jax.models.vocoder import Vocoder, VocoderConfig
+
+
+class ComponentKind(NamedTuple):
+    """How a component is described and built."""
+
+    config: type
+    build: Callable[..., nnx.Module]
+
+
+COMPONENTS: dict[str, ComponentKind] = {
+    "cavp": ComponentKind(CAVPConfig, CAVPVideo),
+    "timechat": ComponentKind(TimeChatConfig, TimeChat),
+    "audiomae": ComponentKind(AudioMAEConfig, AudioMAE),
+    "mapper": ComponentKind(MapperConfig, build_mapper),
+    "unet": ComponentKind(UNetConfig, UNet),
+    "vae": ComponentKind(VAEConfig, VAE),
+    "vocoder": ComponentKind(VocoderConfig, Vocoder),
+    "text": ComponentKind(EmptyTextConfig, EmptyText),
+    "t5": ComponentKind(T5Config, T5Encoder),
+    "gpt2": ComponentKind(GPT2Config, GPT2),  # that a mapper starts from
+    "sequence": ComponentKind(MapperConfig, build_mapper),  # AudioLDM2's own, from text to LOA
+    "cnn14": ComponentKind(Cnn14Config, Cnn14Tagger),  # for metrics
+    "listener": ComponentKind(ListenerConfig, Listener),  # for the scores of Foley clips
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the components of a bundle agree on, and how they are sampled by default."""
+
+    schedule: Schedule = field(default_factory=Schedule)  # that the UNet was trained with
+    frames: int = 1024  # mel frames of 10 ms in a window
+    overlap: float = 1.28  # seconds that the windows of a long video share
+    sampler: str = "dpm++"  # "ddim" or "dpm++"
+    steps: int = 25  # of the sampler
+    guidance: float = 3.5  # scale of classifier-free guidance; 1 is none
+
+    @classmethod
+    def tiny(cls) -> "Settings":
+        """Settings of the shipped miniature."""
+        return cls(
+            schedule=Schedule(prediction="v"), frames=256, overlap=0.32, steps=20, guidance=4.0
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Length of a window."""
+        return self.frames / 100
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a component come from."""
+
+    made_by: str  # the command that trained or converted them
+    licence: str  # of the weights
+    files: tuple[tuple[str, str], ...] = ()  # (name, SHA-256) of the files converted
+    version: str = __version__  # of this project

@@ -1,0 +1,185 @@
+"""Writing a bundle, or components of one. Several processes may do so at the same time."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jax import numpy as jnp
+from jax.typing import DTypeLike
+
+from mfm_jax.bundle.bundle import (
+    COMPONENT_FOLDER,
+    FORMAT,
+    Bundle,
+    BundleError,
+    Entry,
+    component_checksum,
+)
+from mfm_jax.bundle.components import COMPONENTS, Settings, Source
+from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.files import is_locked, locked, new_folder, write_text
+from mfm_jax.storage.store import StoreError, write_store
+from mfm_jax.storage.weights import named_weights
+
+
+class Component(NamedTuple):
+    """A component to be written."""
+
+    config: Any
+    # A network, or its weights by name as they come: then no more than a part of them is held.
+    weights: nnx.Module | Iterable[tuple[str, Any]]
+    source: Source | Callable[[], Source]  # or what tells it once the weights are written
+    # Puts files that belong to the component into its folder.
+    add_files: Callable[[Path], None] = lambda folder: None
+
+
+def write_bundle(
+    path: Path,
+    components: Mapping[str, Component | tuple[Any, nnx.Module, Source]],
+    *,
+    settings: Settings | Callable[[Settings], Settings] | None = None,
+    base: Path | None = None,
+    dtype: DTypeLike | None = None,
+) -> Bundle:
+    """Put `components` into the bundle at `path`, new or existing.
+
+    Args:
+        settings: replace the bundle's, or change them. A new bundle has those of `base`, or the
+            default.
+        base: a bundle whose other components are taken over (hard links where possible).
+        dtype: precision of the stored floating-point weights; as they are if not given.
+
+    Raises:
+        BundleError: a component's name is unknown, or `path` holds something else.
+    """
+    path = Path(path)
+    if unknown := sorted(components.keys() - COMPONENTS.keys()):
+        raise BundleError(f"unknown component {unknown[0]!r}; known are {', '.join(COMPONENTS)}")
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path} is a file: choose another place for the bundle")
+    _existing(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        written = {}
+        for name, component in components.items():
+            folder = stack.enter_context(_new_component(path, name))
+            written[name] = _write_component(name, Component(*component), folder, dtype)
+        with locked(path):
+            # Only now, as another process may have put something there in the meantime.
+            old, from_base = _existing(path), Bundle.open(base) if base else None
+            present = next((b.settings for b in (old, from_base) if b is not None), Settings())
+            entries = {**(old.entries if old else {}), **written}
+            if from_base is not None:
+                entries |= _take_over(from_base, path, entries)
+            if settings is None:
+                settings = present
+            _commit(path, settings(present) if callable(settings) else settings, entries)
+    return Bundle.open(path)
+
+
+def write_sizes(path: Path, configs: Mapping[str, Any], settings: Settings | None = None) -> None:
+    """Write a bundle that has configs and no weights: for what asks for sizes alone.
+
+    Raises:
+        BundleError: there is a bundle at `path`.
+    """
+    if (path / "bundle.json").exists():
+        raise BundleError(f"{path} is a bundle with weights: choose another place")
+    path.mkdir(parents=True, exist_ok=True)
+    nowhere = Source("no weights", "none")
+    entries = {n: Entry(c, f"{n}-00000000", nowhere, 0) for n, c in configs.items()}
+    _commit(path, settings or Settings(), entries)
+
+
+def _existing(path: Path) -> Bundle | None:
+    return Bundle.open(path) if (path / "bundle.json").exists() else None
+
+
+@contextmanager
+def _new_component(path: Path, name: str) -> Iterator[Path]:
+    """A folder for a component, locked until it is named in `bundle.json` or given up."""
+    folder = path / f"{name}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        with locked(folder):
+            yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_component(
+    name: str, component: Component, folder: Path, dtype: DTypeLike | None
+) -> Entry:
+    config, weights, source, add_files = component
+    arrays = named_weights(weights).items() if isinstance(weights, nnx.Module) else weights
+    counted = _Counter(arrays, dtype)
+    add_files(folder)
+    try:
+        write_store(folder, counted)
+    except StoreError as error:
+        raise BundleError(f"cannot write {name} into {folder.parent}: {error}") from None
+    told = source if isinstance(source, Source) else source()
+    entry = Entry(config, folder.name, told, counted.parameters)
+    return replace(entry, checksum=component_checksum(name, entry, folder))
+
+
+class _Counter:
+    """Passes arrays on in the wanted precision and counts their elements."""
+
+    def __init__(self, arrays: Iterable[tuple[str, Any]], dtype: DTypeLike | None) -> None:
+        self.arrays, self.dtype, self.parameters = arrays, dtype, 0
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name, array in self.arrays:
+            self.parameters += array.size
+            if self.dtype is not None and jnp.issubdtype(array.dtype, jnp.floating):
+                array = array.astype(self.dtype)
+            yield name, array
+
+
+def _take_over(base: Bundle, path: Path, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Copy the components that are not in `entries`."""
+    others = {name: entry for name, entry in base.entries.items() if name not in entries}
+    for entry in others.values():
+        shutil.rmtree(path / entry.folder, ignore_errors=True)  # what a killed run may have left
+        with new_folder(path / entry.folder) as folder:
+            shutil.copytree(
+                base.path / entry.folder, folder, dirs_exist_ok=True, copy_function=_link_or_copy
+            )
+    return others
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> None:
+    """Name the new folders in `bundle.json`, then remove those that nobody names or writes."""
+    data = {
+        "format": FORMAT,
+        "settings": to_json(settings),
+        "components": {n: to_json(entries[n]) for n in COMPONENTS if n in entries},
+    }
+    write_text(path / "bundle.json", json.dumps(data, indent=1) + "\n")
+    for unfinished in path.glob(".bundle-*.json"):
+        unfinished.unlink(missing_ok=True)
+    keep = {entry.folder for entry in entries.values()}
+    for folder in path.iterdir():
+        if (
+            COMPONENT_FOLDER.fullmatch(folder.name)
+            and folder.name not in keep
+            and folder.is_dir()
+            and not is_locked(folder)
+        ):
+            shutil.rmtree(folder, ignore_errors=True)

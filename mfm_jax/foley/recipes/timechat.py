@@ -1,0 +1,134 @@
+"""TimeChat's visual branch on the Foley world: tell material, kind and times of contact."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.data.loader import Element
+from mfm_jax.foley.clips import SPEC, MediaRecipe
+from mfm_jax.foley.world import KINDS, MATERIALS
+from mfm_jax.layers import linear
+from mfm_jax.models.timechat import TimeChat, TimeChatConfig, normalise
+from mfm_jax.text.timestamps import timestamp_sentences
+from mfm_jax.text.wordpiece import encode
+from mfm_jax.train.step import Batch
+from mfm_jax.typing import Array, Float
+
+
+class Heads(nnx.Module):
+    """What is asked of tokens: the materials and kinds of the bodies, and if there is a contact."""
+
+    def __init__(self, d: int, *, rngs: nnx.Rngs) -> None:
+        self.materials = linear(d, len(MATERIALS), ("embed", None), rngs=rngs)
+        self.kinds = linear(d, len(KINDS), ("embed", None), rngs=rngs)
+        self.contact = linear(d, 1, ("embed", None), rngs=rngs)
+
+    def ask(
+        self, tokens: Float[Array, "B S D"], contacts: Float[Array, "B S"], batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
+        """The mean token tells what there is, each token whether its own piece has a contact."""
+        mean = tokens.mean(axis=1)
+        materials, named = classify(self.materials(mean), batch["materials"])
+        kinds, told = classify(self.kinds(mean), batch["kinds"])
+        logits = self.contact(tokens)[..., 0]
+        contact = (jax.nn.softplus(logits) - contacts * logits).mean()
+        metrics = {"materials": named, "kinds": told, "contact": contact}
+        return materials + kinds + 4.0 * contact, metrics
+
+
+class Classifier(nnx.Module):
+    """The branch that is kept, and heads on the tokens of its two stages that are not."""
+
+    def __init__(self, config: TimeChatConfig, *, rngs: nnx.Rngs) -> None:
+        self.timechat = TimeChat(config, rngs=rngs)
+        self.frame = Heads(config.image_qformer.d, rngs=rngs)
+        self.video = Heads(config.video_qformer.d, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class TimeChatRecipe(MediaRecipe):
+    """Cross-entropies of the labels that the Foley world writes beside its clips.
+
+    Both stages are asked: the queries of each frame, as BLIP-2's are trained on single images, and
+    the video tokens, each of which answers for its own piece of the clip.
+    """
+
+    network: TimeChatConfig = field(default_factory=TimeChatConfig.tiny)
+    brightness: float = 0.1  # largest change of a clip's brightness in training, as a share
+
+    @cached_property
+    def sentence(self) -> int:
+        """Tokens of a timestamp sentence, padding included."""
+        tenths = timestamp_sentences(np.arange(0, SPEC.seconds + 0.1, 0.1))
+        return encode(tenths, self.network.vocabulary)[0].shape[1]
+
+    @property
+    def pieces(self) -> int:
+        """Video tokens of a clip, and pieces that they answer for."""
+        config = self.network
+        return len(config.windows(config.frames)) * config.video_qformer.queries
+
+    def read(self, element: Element) -> Element:
+        sentences = timestamp_sentences(element["timechat_seconds"].tolist())
+        ids, mask = encode(sentences, self.network.vocabulary, length=self.sentence)
+        onsets = element["onsets"][element["onsets"] >= 0]
+        pieces = np.zeros(self.pieces, np.float32)
+        pieces[np.minimum((onsets * len(pieces) / SPEC.seconds).astype(int), len(pieces) - 1)] = 1
+        # A contact belongs to the frame that is nearest to it.
+        frames = np.zeros(len(sentences), np.float32)
+        frames[np.abs(onsets[:, None] - element["timechat_seconds"]).argmin(axis=1)] = 1
+        return {
+            "frames": element["timechat"],
+            "ids": ids.astype(np.int32),
+            "mask": mask,
+            "materials": element["materials"],
+            "kinds": element["kinds"],
+            "in_frames": frames,
+            "in_pieces": pieces,
+        }
+
+    def transform(self, element: Element, rng: np.random.Generator) -> Element:
+        """Mirror half the clips, and change the brightness a little."""
+        frames = element["frames"]
+        frames = frames[:, :, ::-1] if rng.random() < 0.5 else frames
+        factor = np.float32(1 + self.brightness * rng.uniform(-1, 1))
+        frames = np.clip(frames * factor, 0, 255).astype(np.uint8)
+        return {**element, "frames": frames}
+
+    def still(self, element: Element, rng: np.random.Generator) -> Element:
+        return element
+
+    def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        return Classifier(self.network, rngs=rngs)
+
+    def loss(self, module: Classifier, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        tokens = module.timechat.encode(normalise(batch["frames"]), batch["ids"], batch["mask"])
+        queries = tokens.frames[:, :, : self.network.image_qformer.queries].mean(axis=2)
+        frame, of_frame = module.frame.ask(queries, batch["in_frames"], batch)
+        video, of_video = module.video.ask(tokens.video, batch["in_pieces"], batch)
+        metrics = {f"frame_{name}": value for name, value in of_frame.items()}
+        return frame + video, metrics | {f"video_{name}": v for name, v in of_video.items()}
+
+    def finish(self, module: Classifier, workdir: Path, command: str) -> Path:
+        return self.put("timechat", self.network, module.timechat, command).path
+
+
+def classify(
+    logits: Float[Array, "B V"], present: Float[Array, "B V"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy with what is present in equal shares, and how often a present one comes first.
+
+    Clips with nothing present count for nothing.
+    """
+    count = present.sum(axis=1)
+    known = count > 0
+    share = present / jnp.maximum(count, 1)[:, None]
+    error = -(share * jax.nn.log_softmax(logits)).sum(axis=1)
+    hits = jnp.take_along_axis(present, logits.argmax(axis=1)[:, None], axis=1)[:, 0]
+    total = jnp.maximum(known.sum(), 1).astype(logits.dtype)
+    return error.sum(where=known) / total, hits.sum() / total

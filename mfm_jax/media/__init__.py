@@ -1,0 +1,1 @@
+"""Sound and pictures: files, the frames and spectrograms that networks read, and writing."""

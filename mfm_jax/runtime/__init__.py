@@ -1,0 +1,1 @@
+"""What a run needs whatever it computes: config fields, devices, processes, progress."""

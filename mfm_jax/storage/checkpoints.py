@@ -1,0 +1,223 @@
+"""Saving and restoring a training run: each save is whole, known by its sums, or not there."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax import numpy as jnp
+
+from mfm_jax.errors import UserError, first_line
+from mfm_jax.runtime.sharding import fetch
+from mfm_jax.typing import Array, Shaped
+
+ABOUT = "about"
+"""The item of a checkpoint that holds its sums and its score."""
+
+
+class CheckpointError(UserError):
+    """A run whose checkpoints cannot be used or written; the message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last `keep` of them, and the one with the least score.
+
+    A save goes on in the background while training does. All processes of a run do the same calls.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, say: Callable[[str], None] = print) -> None:
+        self.folder, self.keep, self.say = Path(folder).resolve(), keep, say
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True,
+                # Otherwise what waits for a folder that cannot be made waits for minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            ),
+        )
+        self._scores: dict[int, float] = {}
+        for step in self._manager.all_steps():
+            try:
+                self._scores[step] = self._about(step)["score"]
+            except Exception:
+                self._scores[step] = math.inf  # it will be named where it is restored
+
+    @property
+    def best(self) -> int | None:
+        """The step of the checkpoint with the least score, if any has one."""
+        return next(iter(self._ranked()), None)
+
+    def would_be_best(self, score: float | None) -> bool:
+        """Whether a checkpoint with this score would be the best."""
+        return score is not None and score < min(self._scores.values(), default=math.inf)
+
+    def save(self, step: int, items: Mapping[str, Any], *, score: float | None = None) -> None:
+        """Store `items`: trees of arrays; empty ones are left out.
+
+        Raises:
+            CheckpointError: this or the save before it cannot be written; what was saved earlier
+                is as it was.
+        """
+        if step in self._scores:
+            return
+        trees = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+        if jax.default_backend() == "cpu":
+            # Elsewhere the arrays are copied to the host before Orbax returns. Here they would be
+            # those whose memory the next step uses again.
+            trees = jax.tree.map(jnp.copy, trees)
+        score = math.inf if score is None else score
+        about = {"sums": {name: sums(tree) for name, tree in trees.items()}, "score": score}
+        args = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        args[ABOUT] = ocp.args.JsonSave(about)
+        self._wait(step)
+        self._tidy(self.keep - 1)
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        except Exception as error:
+            raise self._unwritten(step, error) from None
+        self._scores[step] = score
+
+    def restore(self, like: Mapping[str, Any], step: int | None = None) -> dict[str, Any] | None:
+        """The items of the newest checkpoint that is whole, or of `step`; None where there is none.
+
+        They may have been saved by other processes on another mesh.
+
+        Args:
+            like: some or all items, of the same structure, shapes and types, as arrays or
+                `ShapeDtypeStruct`s on the devices that the restored ones shall lie on.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be used.
+        """
+        steps = sorted(self._scores, reverse=True) if step is None else [step]
+        found, reason = self._first_whole(steps, like, "trying the one before")
+        if found is None and steps:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} fits this run or can be used ({reason}): use "
+                "another --workdir, or remove that folder to start again"
+            )
+        return found
+
+    def restore_best(self, like: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The items of the checkpoint with the least score that is whole; None where none is.
+
+        Args:
+            like: as in `restore`.
+        """
+        return self._first_whole(self._ranked(), like, "trying the next best")[0]
+
+    def close(self) -> None:
+        """Wait for the last save and end.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self._wait(max(self._scores, default=0))
+        self._tidy(self.keep)
+        self._manager.close()
+
+    def _ranked(self) -> list[int]:
+        """The steps of the checkpoints that have a score, the least first."""
+        known = {step: score for step, score in self._scores.items() if score < math.inf}
+        return sorted(known, key=lambda step: known[step])
+
+    def _first_whole(
+        self, steps: Sequence[int], like: Mapping[str, Any], then: str
+    ) -> tuple[dict[str, Any] | None, str]:
+        """The items of the first of `steps` that can be read, or why the last could not."""
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
+        )
+        unusable, reason = [], ""
+        for step in steps:
+            try:
+                found = self._read(step, like)
+            except Exception as error:
+                # Orbax and tensorstore raise many kinds for missing, damaged or unlike files.
+                reason = first_line(error)[:200]
+                self.say(f"checkpoint {step} cannot be used ({reason}): {then}")
+                unusable.append(step)
+                continue
+            for bad in unusable:
+                self._delete(bad)  # or this step could not be saved again
+            return found, ""
+        return None, reason
+
+    def _read(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """The items of one checkpoint.
+
+        Raises:
+            ValueError: their sums are not those that were saved; Orbax raises others.
+        """
+        wanted = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
+        about = self._about(step)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**args))
+        for name in wanted:
+            if sums(found[name]) != about["sums"][name]:
+                raise ValueError(f"{name} has other values than were saved")
+        return {name: found[name] if name in wanted else tree for name, tree in like.items()}
+
+    def _about(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(**{ABOUT: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=args)[ABOUT]
+
+    def _wait(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(step, error) from None
+
+    def _tidy(self, keep: int) -> None:
+        """Delete all but the last `keep` and the best."""
+        steps = sorted(self._scores)
+        for step in steps[: max(0, len(steps) - keep)]:
+            if step != self.best:
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        self._manager.delete(step)
+        del self._scores[step]
+
+    def _unwritten(self, step: int, error: Exception) -> CheckpointError:
+        reason = first_line(error)[:200]
+        return CheckpointError(
+            f"a checkpoint cannot be written into {self.folder} by step {step} ({reason}): "
+            "make room there and start again; the one before it is good"
+        )
+
+
+def sums(tree: Any) -> list[int]:
+    """A number for each array of `tree` that another value of any element would change.
+
+    It is the same on every mesh: whole numbers add up in any order.
+    """
+    return [int(value) for value in fetch(_sums(jax.tree.leaves(tree)))]
+
+
+@jax.jit
+def _sums(arrays: list[Array]) -> list[Shaped[Array, ""]]:
+    return [_sum(array) for array in arrays]
+
+
+def _sum(array: Array) -> Shaped[Array, ""]:
+    """The sum, modulo 2 to the power of 32, of what each element's bits and place are mixed to."""
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
+    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place = place + index * jnp.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    return _mixed(bits + _mixed(place + jnp.uint32(1))).sum(dtype=jnp.uint32)
+
+
+def _mixed(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
+    """Every bit of the result depends on every bit of `x` (Appleby, MurmurHash3's finaliser)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

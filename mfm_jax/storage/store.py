@@ -1,0 +1,257 @@
+"""A folder of named arrays: Orbax checkpoints of bounded size, and a checksum of every array.
+
+Orbax restores a flipped byte without a word. So `index.json` lists every array and every file with
+its SHA-256; whoever keeps the folder keeps the checksum of that index.
+
+    index.json       the arrays in the order written, and the files
+    part-0/ ...      Orbax checkpoints of at most `PART` bytes, or of one array that is larger
+    anything else    files that travel with the arrays, such as a tokenizer
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mfm_jax.errors import UserError, first_line
+from mfm_jax.storage.files import write_text
+
+INDEX = "index.json"
+PART = 64 << 20  # bytes of arrays in one checkpoint, a few of which are held in memory
+# A process reads whole chunks, so small ones let it read little more than its own shard.
+CHUNK = 256 << 10
+TILE = 256  # rows and columns that are transposed at a time
+
+
+class StoreError(UserError):
+    """A folder of arrays that is damaged or cannot be written; the message says why."""
+
+
+class Listed(NamedTuple):
+    """An array as the index lists it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    part: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened `index.json`; the arrays are read on demand."""
+
+    folder: Path
+    arrays: Mapping[str, Listed]
+    files: Mapping[str, tuple[int, str]]  # size in bytes and SHA-256 by relative path
+
+    @classmethod
+    def open(cls, folder: Path) -> "Store":
+        """Read the index.
+
+        Raises:
+            StoreError: there is none, or it does not parse.
+        """
+        try:
+            data = json.loads((folder / INDEX).read_bytes())
+            arrays = {
+                name: Listed(tuple(a["shape"]), a["dtype"], a["part"], a["sha256"])
+                for name, a in data["arrays"].items()
+            }
+            return cls(folder, arrays, {n: (f[0], f[1]) for n, f in data["files"].items()})
+        except FileNotFoundError:
+            raise StoreError(f"{folder / INDEX} is missing") from None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise StoreError(f"{folder / INDEX} is damaged") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk, without the index."""
+        return sum(size for size, _ in self.files.values())
+
+    def parts(self) -> dict[int, list[str]]:
+        """The names in each part, in the order written."""
+        names: dict[int, list[str]] = {}
+        for name, listed in self.arrays.items():
+            names.setdefault(listed.part, []).append(name)
+        return names
+
+    def restore(
+        self,
+        target: Callable[[str, Listed], jax.ShapeDtypeStruct | np.ndarray],
+        part: int,
+        *,
+        together: bool = False,
+    ) -> dict[str, Any]:
+        """The arrays of one part, each with the precision and the sharding of its target.
+
+        A process reads the chunks of its own shards only. Where these are on devices of several
+        processes these read `together`.
+
+        Raises:
+            StoreError: the part is missing or cannot be read.
+        """
+        names = self.parts()[part]
+        targets = {name: target(name, self.arrays[name]) for name in names}
+        folder = (self.folder / f"part-{part}").resolve()
+        options = ocp.options.MultiprocessingOptions() if together else _alone()
+        with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
+            try:
+                return checkpointer.restore(folder, targets)
+            except Exception as error:
+                # Orbax and tensorstore raise many kinds for missing or damaged files.
+                raise StoreError(f"part-{part} cannot be read: {first_line(error)}") from None
+
+    def read_part(self, part: int) -> dict[str, np.ndarray]:
+        """The arrays of one part as stored, in this process's memory.
+
+        Raises:
+            StoreError: as `restore`.
+        """
+        return self.restore(lambda _, a: np.empty(a.shape, np.dtype(a.dtype)), part)
+
+    def damaged_files(self, *, parts: bool = True) -> list[str]:
+        """What differs from the index: files missing, changed or added. Empty if all is well.
+
+        Args:
+            parts: look at the files of the arrays as well, not only at those beside them.
+        """
+        found = {str(p.relative_to(self.folder)) for p in _files(self.folder)}
+        problems = [f"{name} is missing" for name in sorted(self.files.keys() - found)]
+        problems += [f"{name} does not belong there" for name in sorted(found - self.files.keys())]
+        for name in sorted(found & self.files.keys()):
+            if not parts and name.startswith("part-"):
+                continue
+            path, (size, sha256) = self.folder / name, self.files[name]
+            if path.stat().st_size != size or digest_file(path) != sha256:
+                problems.append(f"{name} was changed")
+        return problems
+
+    def damaged_arrays(self) -> list[str]:
+        """Arrays that do not restore to what was written. Empty if all is well."""
+        problems = []
+        for part in self.parts():
+            try:
+                restored = self.read_part(part)
+            except StoreError as error:
+                problems.append(str(error))
+                continue
+            for name, array in restored.items():
+                if digest_array(array) != self.arrays[name].sha256:
+                    problems.append(f"{name} has other values than were written")
+        return problems
+
+
+def write_store(folder: Path, arrays: Iterable[tuple[str, Any]]) -> None:
+    """Write `(name, array)` as they come into the existing `folder`, then the index.
+
+    At most three times `PART` bytes of them are held, or three arrays. Other files that are in the
+    folder already become part of it.
+    """
+    listed: dict[str, Listed] = {}
+    files = _sums(folder, folder)
+    # One part is written while the next one is made.
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future | None = None
+        for number, part in enumerate(_in_parts(arrays)):
+            if writing is not None:
+                files |= writing.result()
+            writing = writer.submit(_save, folder, f"part-{number}", part)
+            for name, array in part.items():
+                listed[name] = Listed(array.shape, str(array.dtype), number, digest_array(array))
+        if writing is not None:
+            files |= writing.result()
+    index = {"arrays": {name: a._asdict() for name, a in listed.items()}, "files": files}
+    write_text(folder / INDEX, json.dumps(index, indent=0) + "\n")
+
+
+def digest_array(array: np.ndarray) -> str:
+    """SHA-256 of the elements in C order, in this machine's byte order (little-endian)."""
+    return hashlib.sha256(contiguous(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """`array` in C order, itself where it is already.
+
+    A transposed matrix is copied tile by tile: numpy goes along one axis and misses the cache at
+    every step along the other, which takes three times as long.
+    """
+    if array.flags.c_contiguous:
+        return array
+    if array.ndim != 2:
+        return np.ascontiguousarray(array)
+    copy = np.empty(array.shape, array.dtype)
+    for i in range(0, array.shape[0], TILE):
+        for j in range(0, array.shape[1], TILE):
+            copy[i : i + TILE, j : j + TILE] = array[i : i + TILE, j : j + TILE]
+    return copy
+
+
+def _in_parts(arrays: Iterable[tuple[str, Any]]) -> Iterator[dict[str, np.ndarray]]:
+    part: dict[str, np.ndarray] = {}
+    size = 0
+    for name, array in arrays:
+        array = contiguous(np.asarray(array))
+        if part and size + array.nbytes > PART:
+            yield part
+            part, size = {}, 0
+        part[name] = array
+        size += array.nbytes
+    if part:
+        yield part
+
+
+def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, str]]:
+    """Write one checkpoint; its files with their sizes and checksums."""
+    # Nobody changes the arrays while they are written, and weights hardly compress.
+    numpy = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy))
+    handler = ocp.PyTreeCheckpointHandler(
+        use_compression=False, type_handler_registry=registry, multiprocessing_options=_alone()
+    )
+    chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
+        try:
+            args = ocp.args.PyTreeSave(dict(arrays), save_args=chunks)
+            checkpointer.save((folder / part).resolve(), args=args)
+        except Exception as error:
+            # As many kinds as in reading, for a full disk among others.
+            raise StoreError(first_line(error)) from None
+    return _sums(folder, folder / part)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for no other process of a run."""
+    index = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"alone{index}"
+    )
+
+
+def _sums(folder: Path, inside: Path) -> dict[str, tuple[int, str]]:
+    """Size and checksum of the files inside, by their path from `folder`."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, digest_file(path))
+        for path in _files(inside)
+    }
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file of the folder but its index, in a fixed order."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / INDEX:
+            yield path

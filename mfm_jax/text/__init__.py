@@ -1,0 +1,1 @@
+"""The text that networks read, as token ids."""

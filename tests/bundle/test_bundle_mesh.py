@@ -1,0 +1,67 @@
+"""A bundle opens directly onto a mesh, and each process reads its own shards only."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mfm_jax.bundle import Source, write_bundle
+from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.storage.weights import abstract, named_weights
+from tests.bundles import filled
+from tests.ports import free_port
+
+ROOT = Path(__file__).parents[2]
+CONFIG = GPT2Config(width=512, depth=3, heads=8, positions=64)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    network = filled(abstract(partial(GPT2, CONFIG)), 0)
+    part = {"gpt2": (CONFIG, network, Source("tests", "none"))}
+    return write_bundle(tmp_path_factory.mktemp("mesh") / "bundle", part)
+
+
+def opened(bundle, *arguments: list[str]) -> list[dict]:
+    """What processes with these arguments print, started together."""
+    command = [sys.executable, "-m", "tests.bundle.open_on_mesh", str(bundle.path)]
+    started = [
+        subprocess.Popen([*command, *a], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for a in arguments
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started)
+    return [json.loads(text.splitlines()[-1]) for text in printed]
+
+
+def test_eight_devices_hold_an_eighth_each(written):
+    (found,) = opened(written, ["8"])
+    weights = named_weights(written.load("gpt2"))
+    assert found["split"] == sum(w.ndim > 1 for w in weights.values())
+    for name, weight in weights.items():
+        pieces = (
+            np.split(np.asarray(weight, np.float64), 8, -1) if weight.ndim > 1 else [weight] * 8
+        )
+        sums = [np.asarray(piece, np.float64).sum() for piece in pieces]
+        np.testing.assert_allclose(found["sums"][name], sums, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_each_of_two_processes_reads_its_half(written):
+    port = str(free_port())
+    alone, *both = [
+        *opened(written, ["1"]),
+        *opened(written, ["1", port, "2", "0"], ["1", port, "2", "1"]),
+    ]
+    size = sum(weight.nbytes for weight in named_weights(written.load("gpt2")).values())
+    assert size <= alone["read"] < 1.1 * size
+    for process in both:
+        assert process["held"] < 0.52 * size
+        assert process["read"] < 0.6 * size
+    for name, (whole,) in alone["sums"].items():
+        halves = [process["sums"][name][0] for process in both]
+        total = sum(halves) if written.store("gpt2").arrays[name].shape[1:] else halves[0]
+        np.testing.assert_allclose(total, whole, rtol=1e-9, atol=1e-9, err_msg=name)

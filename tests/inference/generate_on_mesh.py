@@ -1,0 +1,136 @@
+"""A process of `test_generate_mesh.py`: the shipped bundle on meshes of eight simulated devices.
+
+    python -m tests.inference.generate_on_mesh FOLDER
+
+Prints JSON. `meshes`: by the sizes of the mesh the largest difference of a wave from those of one
+device, the loudest sample, the largest share of the weights that a device holds, and the bytes that
+each program needs on a device for its arguments and while it runs. `batches`: what `mfm generate`
+computes at once, by the number of devices. `said`: its lines for some options on eight devices. It
+leaves `one.wav` and `eight.wav`, made of one clip by so many devices, in the folder.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+from mfm_jax.cli import generate, main  # noqa: E402
+from mfm_jax.foley.world import World, write_clip  # noqa: E402
+from mfm_jax.inference.encoders import encode_cavp, encode_timechat  # noqa: E402
+from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
+from mfm_jax.media.windows import Window  # noqa: E402
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
+from mfm_jax.storage.paths import TINY_BUNDLE  # noqa: E402
+from tests.noise import window  # noqa: E402
+
+WINDOWS = 8
+SAMPLING = Sampling(steps=3)
+MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
+
+
+def held(model: VideoToAudio) -> float:
+    """The largest share of the weights on one device."""
+    each = dict.fromkeys(model.layout.mesh.devices.flat, 0)
+    weights = jax.tree.leaves(model.networks)
+    for weight in weights:
+        for piece in weight.addressable_shards:
+            each[piece.device] += piece.data.nbytes
+    return max(each.values()) / sum(weight.nbytes for weight in weights)
+
+
+def abstract(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """Shapes in the place of arrays, which lie where the arrays do."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), tree
+    )
+
+
+def memory(model: VideoToAudio, windows: list[Window]) -> dict[str, list[int]]:
+    """Of each program, compiled from shapes alone."""
+    place = model.layout.batch(len(windows))
+    n, given = abstract(model.networks), abstract(model.given(windows), place)
+    tensor = n.mapper.config.timechat
+    with jax.set_mesh(model.layout.mesh):
+        lowered = {
+            "cavp": encode_cavp.lower(n.cavp, given.frames.cavp),
+            "timechat": encode_timechat.lower(n.timechat, given.frames.timechat, tensor=tensor),
+        }
+        streams = {name: abstract(program.out_info, place) for name, program in lowered.items()}
+        lowered["loa"] = predict_loa.lower(n.mapper, streams)
+        loa = abstract(lowered["loa"].out_info, place)
+        lowered["sound"] = sound_from_loa.lower(
+            n.sounding, loa, given.keys, None, None, settings=model.settings, sampling=SAMPLING
+        )
+        sizes = {name: its.compile().memory_analysis() for name, its in lowered.items()}
+    return {n: [m.argument_size_in_bytes, m.temp_size_in_bytes] for n, m in sizes.items()}
+
+
+def on_mesh(sizes: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, Any]]:
+    """The waves of one batch, and what is printed of them."""
+    layout = Layout(make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))]))
+    model = VideoToAudio.open(TINY_BUNDLE, layout=layout)
+    windows = [window(model.spec, i) for i in range(WINDOWS)]
+    waves = model(windows, 0, SAMPLING)
+    loudest = float(np.abs(waves).max())
+    return waves, {"loudest": loudest, "held": held(model), "memory": memory(model, windows)}
+
+
+@contextlib.contextmanager
+def devices(count: int):
+    """As if there were no more than these."""
+    local = jax.local_devices
+    jax.local_devices = lambda: local()[:count]
+    yield
+    jax.local_devices = local
+
+
+def said(*arguments: str | Path) -> str:
+    """The exit code of `mfm generate` and its lines."""
+    with contextlib.redirect_stderr(io.StringIO()) as lines:
+        code = main(["generate", *map(str, arguments)])
+    return f"{code}: {lines.getvalue()}"
+
+
+def default_batch(count: int) -> int:
+    """What is computed at once on so many devices."""
+    with devices(count):
+        return generate.layout_and_batch(Namespace(batch=None, fsdp=1, tensor=1))[1]
+
+
+def run(folder: Path) -> None:
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    alone, found = on_mesh(MESHES[0])
+    meshes = {"1x1x1": found}
+    for sizes in MESHES[1:]:
+        waves, found = on_mesh(sizes)
+        meshes["x".join(map(str, sizes))] = found | {"difference": float(abs(waves - alone).max())}
+
+    write_clip(World(), 0, folder)
+    clip = folder / "0.mp4"
+    # As above, so that nothing is compiled again.
+    same = ["--batch", WINDOWS, "--steps", SAMPLING.steps, "--guidance", SAMPLING.guidance]
+    same += ["--sampler", SAMPLING.sampler]
+    cut = ["--fsdp", 2, "--tensor", 2]
+    lines = {
+        "eight": said(clip, "-o", folder / "eight.wav", *same, *cut),
+        "batch": said(clip, "-o", folder / "a.wav", "--batch", 4),
+        "fsdp": said(clip, "-o", folder / "a.wav", "--fsdp", 3),
+    }
+    with devices(1):
+        lines["one"] = said(clip, "-o", folder / "one.wav", *same)
+    batches = {count: default_batch(count) for count in (1, 2, 3, 8)}
+    print(json.dumps({"meshes": meshes, "batches": batches, "said": lines}))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
