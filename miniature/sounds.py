@@ -147,7 +147,7 @@ class Studio:
     def sound(self, loa: Float[Array, "B K D"], keys: Array) -> Float[Array, "B A"]:
         """The sound that diffusion, VAE and vocoder make of LOA."""
         return sound_from_loa(
-            self.model.networks.sounding, loa, keys, None, None,
+            self.model.networks.sound_networks, loa, keys, None, None,
             settings=self.model.settings, sampling=self.sampling,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Video to audio: encode, fuse and map, sample, decode, vocode.
 
-Imports jax, flax, einops and numpy only. Frames come in as arrays and waveforms go out as arrays;
-`mfm_jax.media.video` reads and writes files.
+Imports jax, flax, einops, numpy and orbax (which reads the weights), and nothing else. Frames come
+in as arrays and waveforms go out as arrays; `mfm_jax.inference.jobs` reads and writes files.
 """
 
 from collections.abc import Sequence
@@ -36,18 +36,19 @@ from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
 from mfm_jax.runtime.sharding import Layout, MeshConfig, constrain, make_mesh
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import Array, Bool, Float, Shaped
 
 
 class Text(NamedTuple):
-    """T5 states for the UNet's text branch; `mask` is False at padding."""
+    """T5 states that the UNet's text branch reads; `mask` is False at padding."""
 
     states: Float[Array, "B L D"]
     mask: Bool[Array, "B L"]
 
 
-class Sounding(NamedTuple):
-    """The networks that make sound of LOA; `text` only where the UNet reads text."""
+class SoundNetworks(NamedTuple):
+    """The networks that turn LOA into sound; `text` is None unless the UNet reads text."""
 
     mapper: Mapper
     unet: UNet
@@ -57,7 +58,7 @@ class Sounding(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The frozen networks and the mapper between them; `text` as in `Sounding`."""
+    """The frozen networks and the mapper; `text` is None unless the UNet reads text."""
 
     cavp: CAVPVideo
     timechat: TimeChat
@@ -68,38 +69,38 @@ class Networks(NamedTuple):
     text: EmptyText | None
 
     @property
-    def sounding(self) -> Sounding:
-        """Those that make sound."""
-        return Sounding(self.mapper, self.unet, self.vae, self.vocoder, self.text)
+    def sound_networks(self) -> SoundNetworks:
+        """The networks after the video encoders."""
+        return SoundNetworks(self.mapper, self.unet, self.vae, self.vocoder, self.text)
 
 
-class Given(NamedTuple):
-    """What generation reads of a batch of windows, beside the networks."""
+class GenerationInputs(NamedTuple):
+    """Everything that generation reads for a batch of windows, apart from the networks."""
 
     frames: Frames
-    keys: Shaped[Array, " B"]  # of each window's noise
+    keys: Shaped[Array, " B"]  # random keys, one for each window
     text: Text | None
     negative: Text | None
 
 
 class Sampling(NamedTuple):
-    """How latents are sampled."""
+    """Settings of the diffusion sampler."""
 
     sampler: str = "dpm++"  # or "ddim"
     steps: int = 25
-    guidance: float = 3.5  # 1 is no guidance
-    eta: float = 0.0  # of ddim: 0 deterministic, 1 ancestral
+    guidance: float = 3.5  # scale of classifier-free guidance; 1 is none
+    eta: float = 0.0  # for ddim: 0 is deterministic, 1 is ancestral
 
 
 @jax.jit
 def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B K D"]:
-    """LOA from video, in float32."""
+    """Predict the LOA of each window from its video tokens, in float32."""
     return constrain(mapper.generate(streams).astype(jnp.float32), "batch")
 
 
 @partial(jax.jit, static_argnames=("settings", "sampling"))
 def sound_from_loa(
-    networks: Sounding,
+    networks: SoundNetworks,
     loa: Float[Array, "B K D"],
     keys: Shaped[Array, " B"],
     text: Text | None,
@@ -108,15 +109,16 @@ def sound_from_loa(
     settings: Settings,
     sampling: Sampling,
 ) -> Float[Array, "B A"]:
-    """Sample latents under `loa` (and text), decode them to a log-mel and vocode it.
+    """Sample latents conditioned on `loa` (and text), decode them to a log-mel and vocode it.
 
-    Guidance pushes away from zeros for LOA, and from `negative` for text, as AudioLDM2 was trained.
+    The unconditional half of guidance reads zeros in place of LOA and `negative` in place of the
+    text, as AudioLDM2 was trained.
     """
     unet, vae, vocoder = networks.unet, networks.vae, networks.vocoder
     seconds = jnp.asarray(networks.mapper.config.loa.times())
 
-    def denoise(x, t, given):
-        tokens, words = given
+    def denoise(x, t, condition):
+        tokens, words = condition
         contexts: tuple[Array, ...] = (tokens,)
         masks: tuple[Array | None, ...] = (None,)
         if words is not None:
@@ -141,43 +143,49 @@ def sound_from_loa(
 
 @dataclass(frozen=True)
 class VideoToAudio:
-    """The opened networks of a bundle, ready to make sound for windows of video."""
+    """The networks of a bundle, ready to make sound for windows of video."""
 
     networks: Networks
     settings: Settings
-    spec: WindowSpec  # what the encoders see of a window
+    spec: WindowSpec  # length of a window and the frames that the encoders see of it
     sentence: int  # tokens of a timestamp sentence, padding included
-    layout: Layout  # of weights and windows on the devices
+    layout: Layout  # shardings of the weights and the windows
 
     @classmethod
     def open(
-        cls, path: Path, dtype: DTypeLike = jnp.float32, layout: Layout | None = None
+        cls,
+        bundle: str | Path | None = None,
+        precision: DTypeLike = "float32",
+        layout: Layout | None = None,
     ) -> "VideoToAudio":
-        """Load every network that generation needs, computing in `dtype`.
+        """Load every network that generation needs.
 
-        Weights are cut and windows divided over the devices of `layout`, which are this process's
-        own; it is one device if not given.
+        Args:
+            bundle: a folder; the miniature that comes with the package if None.
+            precision: type of the weights, in which the networks then compute.
+            layout: shardings on devices of this process; its first device alone if None.
 
         Raises:
-            BundleError: a component is missing or does not fit.
+            BundleError: there is no such bundle, or a component is missing or does not fit.
         """
         if layout is None:
             layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
-        bundle = Bundle.open(path)
+        opened = Bundle.open(TINY_BUNDLE if bundle is None else Path(bundle))
+        load = partial(opened.load, dtype=jnp.dtype(precision), sharding=layout.weight)
         names = ["cavp", "timechat", "mapper", "unet", "vae", "vocoder"]
-        with_text = len(bundle.config("unet").contexts) > 1
-        loaded = {name: bundle.load(name, dtype, sharding=layout.weight) for name in names}
-        text = bundle.load("text", dtype, sharding=layout.weight) if with_text else None
+        with_text = len(opened.config("unet").contexts) > 1
         return cls(
-            Networks(**loaded, text=text),
-            bundle.settings,
-            window_spec(bundle),
-            sentence_length(bundle),
+            Networks(
+                **{name: load(name) for name in names}, text=load("text") if with_text else None
+            ),
+            opened.settings,
+            window_spec(opened),
+            sentence_length(opened),
             layout,
         )
 
     def frames(self, windows: Sequence[Window]) -> Frames:
-        """Stack the windows' frames and write their timestamps."""
+        """Stack the frames of `windows` and tokenise their timestamps."""
         vocabulary = self.networks.timechat.config.vocabulary
         return Frames(stack_cavp(windows), stack_timechat(windows, vocabulary, self.sentence))
 
@@ -189,10 +197,10 @@ class VideoToAudio:
         prompt: Text | None = None,
         negative: Text | None = None,
     ) -> Float[np.ndarray, "B A"]:
-        """A waveform in [-1, 1] at 16 kHz for each window, as long as a window.
+        """Generate a waveform in [-1, 1] at 16 kHz for each window, as long as the window.
 
         A window's sound depends on its frames, its index and `seed`, and on nothing else in the
-        batch. `prompt` and `negative` hold one row each, for all windows.
+        batch. `prompt` and `negative` hold one row each, which serves all windows.
 
         Raises:
             SettingError: the devices of the layout do not divide the windows.
@@ -200,40 +208,46 @@ class VideoToAudio:
         sampling = sampling or Sampling(
             self.settings.sampler, self.settings.steps, self.settings.guidance
         )
-        place = self.layout.batch(len(windows))
-        given = jax.device_put(self.given(windows, seed, prompt, negative), place)
+        sharding = self.layout.batch(len(windows))
+        inputs = jax.device_put(self.inputs(windows, seed, prompt, negative), sharding)
         n = self.networks
         with jax.set_mesh(self.layout.mesh):
             streams = encode_video(
-                n.cavp, n.timechat, given.frames, tensor=n.mapper.config.timechat
+                n.cavp, n.timechat, inputs.frames, tensor=n.mapper.config.timechat
             )
             loa = predict_loa(n.mapper, streams)
             wave = sound_from_loa(
-                n.sounding,
+                n.sound_networks,
                 loa,
-                given.keys,
-                given.text,
-                given.negative,
+                inputs.keys,
+                inputs.text,
+                inputs.negative,
                 settings=self.settings,
                 sampling=sampling,
             )
         return np.asarray(wave)
 
-    def given(
+    def inputs(
         self,
         windows: Sequence[Window],
         seed: int = 0,
         prompt: Text | None = None,
         negative: Text | None = None,
-    ) -> Given:
-        """What the compiled programs read of `windows`, before it is divided over the devices."""
+    ) -> GenerationInputs:
+        """Return the inputs of the compiled programs, not yet sharded over the devices."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.key(seed), jnp.array([w.index for w in windows], jnp.uint32)
         )
-        return Given(self.frames(windows), keys, *self._texts(len(windows), prompt, negative))
+        text, negative = self._texts(len(windows), prompt, negative)
+        return GenerationInputs(self.frames(windows), keys, text, negative)
 
-    def _texts(self, batch: int, prompt: Text | None, negative: Text | None):
-        """The text of each half of guidance, of one length; T5("") where none is given."""
+    def _texts(
+        self, batch: int, prompt: Text | None, negative: Text | None
+    ) -> tuple[Text | None, Text | None]:
+        """Return the texts of both halves of guidance, padded to one length.
+
+        The states of the empty text stand in for one that is not given.
+        """
         if self.networks.text is None:
             if prompt is not None or negative is not None:
                 raise ValueError("this bundle's UNet reads no text: leave the prompt out")
@@ -242,13 +256,14 @@ class VideoToAudio:
         empty = Text(states, jnp.ones(states.shape[:2], bool))
         texts = [prompt or empty, negative or empty]
         longest = max(t.mask.shape[1] for t in texts)
-        return [
+        conditional, unconditional = (
             Text(
                 repeat(_padded(t.states, longest), "1 l d -> b l d", b=batch),
                 repeat(_padded(t.mask, longest), "1 l -> b l", b=batch),
             )
             for t in texts
-        ]
+        )
+        return conditional, unconditional
 
 
 def _padded(x: Array, length: int) -> Array:
@@ -258,10 +273,10 @@ def _padded(x: Array, length: int) -> Array:
 def stitch(
     waves: Sequence[Float[np.ndarray, " A"]], spec: WindowSpec, samples: int
 ) -> Float[np.ndarray, " {samples}"]:
-    """One waveform of `samples` from the windows of a video, cross-faded where they overlap.
+    """Join the windows of a video into one waveform of `samples`, with cross-fades at overlaps.
 
-    The fade keeps power constant: neighbours were sampled apart and do not correlate. What the
-    windows leave of the video's end is silent.
+    The fade keeps the power constant, because neighbouring windows are sampled independently and do
+    not correlate. Samples after the last window are silent.
     """
     step = round((spec.seconds - spec.overlap) * RATE)
     overlap = round(spec.overlap * RATE)

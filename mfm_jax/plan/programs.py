@@ -24,7 +24,7 @@ from mfm_jax.inference.encoders import (
     sentence_length,
     window_spec,
 )
-from mfm_jax.inference.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
+from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.mapper import Stream
 from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.runtime.sharding import Layout
@@ -141,7 +141,7 @@ def generation(
         states = Text(
             array(dtype, words_of.tokens, words_of.width), array(jnp.bool_, words_of.tokens)
         )
-    networks = Sounding(mapper, unet, network("vae"), network("vocoder"), text)
+    networks = SoundNetworks(mapper, unet, network("vae"), network("vocoder"), text)
     loa = array(jnp.float32, mapper.config.loa.tokens, mapper.config.loa_width)
     keys = array(jax.random.key(0).dtype)
     return [

@@ -1,8 +1,8 @@
-"""Where arrays lie on a mesh of devices: one table from logical axes to the axes of the mesh.
+"""Sharding of arrays on a mesh of devices: one table from logical axes to the axes of the mesh.
 
-Weights say what their axes mean where they are declared (`axes` beside each weight in
-`mfm_jax.layers`), and activations where a compiler left alone would copy them to every device
-(`constrain`). Neither knows a mesh: on one device all of this does nothing.
+A weight's logical axes are declared with the weight (`axes` in `mfm_jax.layers`). Activations name
+theirs with `constrain`, at the points where XLA would otherwise copy them to every device. Neither
+refers to a mesh, and on one device all of this does nothing.
 """
 
 import math
@@ -19,13 +19,13 @@ from mfm_jax.errors import SettingError
 from mfm_jax.typing import Array
 
 AXES = ("data", "fsdp", "tensor")
-"""Of every mesh: copies of the weights, weights cut in pieces, and layers cut in pieces."""
+"""Axes of every mesh: data parallelism, sharded weights (FSDP) and tensor parallelism."""
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    # Activations. The pieces of `fsdp` see other clips, too: they share weights, not work.
+    # Activations. Devices along `fsdp` share the weights, but each computes other clips.
     "batch": ("data", "fsdp"),
-    # Weights. What goes into a layer is cut one way and what it becomes the other, so that a layer
-    # that widens and the one that narrows again meet without an exchange (Megatron-LM, section 3).
+    # Weights. The input and output axes of a layer are sharded differently, so that a layer that
+    # widens and one after it that narrows need no exchange in between (Megatron-LM, section 3).
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
@@ -34,29 +34,29 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "vocab": (),
     "norm": (),
 }
-"""The axes of the mesh that each logical axis is cut along."""
+"""The axes of the mesh that each logical axis is sharded over."""
 
 Axes = tuple[str | None, ...]
-"""The logical axes of an array; None is whole everywhere."""
+"""The logical axes of an array; None is an axis that is not sharded."""
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis of the mesh; their product is the number of devices."""
 
-    data: int | None = None  # all that the others leave, if None
+    data: int | None = None  # None: all devices that the other axes leave
     fsdp: int = 1
     tensor: int = 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `devices`, by default all there are.
+    """Arrange `devices`, by default all of them, in a mesh with the axes `AXES`.
 
-    Neighbours on the last axes are neighbours in the machine: these exchange the most. Where the
-    devices are slices of TPUs without fast links between them, only `data` reaches over them.
+    Neighbours along the last axes exchange the most data, so they are neighbours in the machine.
+    Several TPU slices have no fast links between them; there only `data` spans slices.
 
     Raises:
-        SettingError: the numbers do not multiply to that of the devices.
+        SettingError: the product of the axes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     rest = config.fsdp * config.tensor
@@ -85,29 +85,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How an array is cut. An axis whose size the devices do not divide stays whole.
+    """Return the partition of an array. An axis that the devices do not divide is not sharded.
 
     Raises:
-        ValueError: an unknown logical axis, one that fits another number of axes, or two that
-            would be cut along the same axis of the mesh.
+        ValueError: an unknown logical axis, a number of axes that is not the array's, or two axes
+            that would be sharded over the same axis of the mesh.
     """
     if len(axes) != len(shape):
         raise ValueError(f"an array of shape {tuple(shape)} does not have the axes {axes}")
     if unknown := [axis for axis in axes if axis is not None and axis not in RULES]:
         raise ValueError(f"no rule for the axis {unknown[0]!r}: add it to RULES")
-    wanted = [() if axis is None else RULES[axis] for axis in axes]
-    used = [name for names in wanted for name in names]
+    mesh_axes = [() if axis is None else RULES[axis] for axis in axes]
+    used = [name for names in mesh_axes for name in names]
     if len(set(used)) < len(used):
-        raise ValueError(f"two of the axes {axes} are cut along the same axis of the mesh")
-    cuts: list[tuple[str, ...] | None] = []
-    for names, size in zip(wanted, shape, strict=True):
-        pieces = math.prod(mesh.shape[name] for name in names)
-        cuts.append(names if pieces > 1 and size % pieces == 0 else None)
-    return PartitionSpec(*cuts)
+        raise ValueError(f"two of the axes {axes} are sharded over the same axis of the mesh")
+    partition: list[tuple[str, ...] | None] = []
+    for names, size in zip(mesh_axes, shape, strict=True):
+        shards = math.prod(mesh.shape[name] for name in names)
+        partition.append(names if shards > 1 and size % shards == 0 else None)
+    return PartitionSpec(*partition)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """`x`, cut like this where a mesh is in use (`jax.set_mesh`); further axes are whole."""
+    """Shard `x` by its first logical axes if a mesh is set (`jax.set_mesh`)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -122,54 +122,54 @@ class Layout:
     mesh: Mesh
 
     @property
-    def whole(self) -> NamedSharding:
-        """Of what every device has a copy of."""
+    def replicated(self) -> NamedSharding:
+        """Fully replicated sharding."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def weight(self, axes: Axes, shape: Sequence[int]) -> NamedSharding:
-        """Of a weight. Vectors are whole: to gather them costs more than to keep them."""
+        """Return the sharding of a weight. Vectors are replicated: gathering them costs more."""
         if len(shape) < 2:
-            return self.whole
+            return self.replicated
         return NamedSharding(self.mesh, spec(axes, shape, self.mesh))
 
     def batch(self, size: int) -> NamedSharding:
-        """Of arrays whose first axis is that of `size` clips.
+        """Return the sharding of arrays whose first axis counts the `size` clips of a batch.
 
         Raises:
-            SettingError: the devices do not divide it.
+            SettingError: `size` is not a multiple of the number of shards.
         """
-        pieces = math.prod(self.mesh.shape[name] for name in RULES["batch"])
-        if size % pieces:
+        shards = math.prod(self.mesh.shape[name] for name in RULES["batch"])
+        if size % shards:
             raise SettingError(
-                f"batch: {size} clips do not divide over the {pieces} devices of mesh.data x "
-                f"mesh.fsdp: use a multiple of {pieces}"
+                f"batch: {size} clips do not divide over the {shards} devices of mesh.data x "
+                f"mesh.fsdp: use a multiple of {shards}"
             )
         return NamedSharding(self.mesh, PartitionSpec(RULES["batch"]))
 
     def share(self, size: int) -> tuple[int, int]:
-        """Which of how many equal parts of a batch this process's devices need.
+        """Return `(index, count)`: which of `count` equal parts of a batch this process reads.
 
-        Processes between whose devices no clips are divided need the same part.
+        Processes whose devices compute the same clips read the same part.
 
         Raises:
-            SettingError: the devices do not divide the batch.
+            SettingError: `size` is not a multiple of the number of shards.
         """
-        pieces = self.batch(size).addressable_devices_indices_map((size,)).values()
-        rows = {(i.start or 0, size if i.stop is None else i.stop) for (i,) in pieces}  # type: ignore[misc]
+        shards = self.batch(size).addressable_devices_indices_map((size,)).values()
+        rows = {(i.start or 0, size if i.stop is None else i.stop) for (i,) in shards}  # type: ignore[misc]
         start, stop = min(a for a, _ in rows), max(b for _, b in rows)
-        assert sum(b - a for a, b in rows) == stop - start, "a process's clips follow each other"
+        assert sum(b - a for a, b in rows) == stop - start, "a process's clips are contiguous"
         return start // (stop - start), size // (stop - start)
 
     def put_batch(self, batch: Mapping[str, np.ndarray], size: int) -> dict[str, Array]:
-        """A batch of `size` clips on the devices, of which this process has its share."""
-        place = self.batch(size)
+        """Put a batch of `size` clips on the devices; `batch` holds this process's share of it."""
+        sharding = self.batch(size)
         return {
-            name: jax.make_array_from_process_local_data(place, rows, (size, *rows.shape[1:]))
+            name: jax.make_array_from_process_local_data(sharding, rows, (size, *rows.shape[1:]))
             for name, rows in batch.items()
         }
 
     def put(self, tree: Any, shardings: Any) -> Any:
-        """`tree`, of which every process has all, on the devices."""
+        """Put `tree` on the devices; every process holds all of it."""
         return jax.tree.map(_put, tree, shardings)
 
 
@@ -177,13 +177,13 @@ def _put(array: Any, sharding: NamedSharding) -> Array:
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         data = _put(jax.random.key_data(array), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
-    # A copy: where nothing has to move JAX would share the memory, which a step then reuses.
-    whole = np.array(array)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda piece: whole[piece])
+    # A copy, because JAX may share the memory of a numpy array, and a step donates its state.
+    full = np.array(array)
+    return jax.make_array_from_callback(full.shape, sharding, lambda index: full[index])
 
 
 def fetch(tree: Any) -> Any:
-    """`tree` as numpy arrays, whole on every process, which must all call this."""
+    """Return `tree` as full numpy arrays on every process; all processes must call this."""
 
     def one(array: Any) -> np.ndarray:
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
@@ -196,7 +196,7 @@ def fetch(tree: Any) -> Any:
 
 
 def named_like(tree: Any, by_name: Callable[[str], Any]) -> Any:
-    """`tree` with each leaf replaced by `by_name(key)`, of the key of its last mapping."""
+    """Return `tree` with each leaf replaced by `by_name` of the innermost dictionary key."""
 
     def one(path: tuple, _) -> Any:
         keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]

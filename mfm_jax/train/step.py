@@ -100,7 +100,9 @@ def begin(
     mean = None if ema is None else jax.tree.map(jnp.copy, params)
     opt = jax.eval_shape(tx.init, params)
     opt = jax.jit(tx.init, out_shardings=_placed(opt, places, layout))(params)
-    key, step = layout.put((jax.random.key(seed), jnp.array(0)), (layout.whole, layout.whole))
+    key, step = layout.put(
+        (jax.random.key(seed), jnp.array(0)), (layout.replicated, layout.replicated)
+    )
     return TrainState(params, frozen, stats, opt, mean, key, step)
 
 
@@ -149,7 +151,7 @@ def weight_places(module: nnx.Module, layout: Layout) -> dict[str, NamedSharding
 
 def _placed(tree: Any, places: Mapping[str, NamedSharding], layout: Layout) -> Any:
     """Where a tree lies that holds arrays for weights by name, and others that are whole."""
-    return named_like(tree, lambda name: places.get(name, layout.whole))
+    return named_like(tree, lambda name: places.get(name, layout.replicated))
 
 
 def named_stats(module: nnx.Module) -> dict[str, Any]:
@@ -239,6 +241,6 @@ def make_step(
         done = state._replace(params=params, stats=stats, opt=opt, ema=mean, step=state.step + 1)
         # Left to itself the compiler may cut what a step returns in another way than it was.
         done = jax.lax.with_sharding_constraint(done, _placed(done, places, layout))
-        return done, jax.lax.with_sharding_constraint(metrics, layout.whole)
+        return done, jax.lax.with_sharding_constraint(metrics, layout.replicated)
 
     return step

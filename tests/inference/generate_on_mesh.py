@@ -49,7 +49,7 @@ def held(model: VideoToAudio) -> float:
 
 
 def abstract(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
-    """Shapes in the place of arrays, which lie where the arrays do."""
+    """Shapes in the sharding of arrays, which lie where the arrays do."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), tree
     )
@@ -57,19 +57,25 @@ def abstract(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
 
 def memory(model: VideoToAudio, windows: list[Window]) -> dict[str, list[int]]:
     """Of each program, compiled from shapes alone."""
-    place = model.layout.batch(len(windows))
-    n, given = abstract(model.networks), abstract(model.given(windows), place)
+    sharding = model.layout.batch(len(windows))
+    n, inputs = abstract(model.networks), abstract(model.inputs(windows), sharding)
     tensor = n.mapper.config.timechat
     with jax.set_mesh(model.layout.mesh):
         lowered = {
-            "cavp": encode_cavp.lower(n.cavp, given.frames.cavp),
-            "timechat": encode_timechat.lower(n.timechat, given.frames.timechat, tensor=tensor),
+            "cavp": encode_cavp.lower(n.cavp, inputs.frames.cavp),
+            "timechat": encode_timechat.lower(n.timechat, inputs.frames.timechat, tensor=tensor),
         }
-        streams = {name: abstract(program.out_info, place) for name, program in lowered.items()}
+        streams = {name: abstract(program.out_info, sharding) for name, program in lowered.items()}
         lowered["loa"] = predict_loa.lower(n.mapper, streams)
-        loa = abstract(lowered["loa"].out_info, place)
+        loa = abstract(lowered["loa"].out_info, sharding)
         lowered["sound"] = sound_from_loa.lower(
-            n.sounding, loa, given.keys, None, None, settings=model.settings, sampling=SAMPLING
+            n.sound_networks,
+            loa,
+            inputs.keys,
+            None,
+            None,
+            settings=model.settings,
+            sampling=SAMPLING,
         )
         sizes = {name: its.compile().memory_analysis() for name, its in lowered.items()}
     return {n: [m.argument_size_in_bytes, m.temp_size_in_bytes] for n, m in sizes.items()}

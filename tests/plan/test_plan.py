@@ -72,7 +72,7 @@ def test_the_batch_that_is_planned_is_the_one_that_is_read(tmp_path):
 
 def test_the_programs_of_generation_are_called_with_what_is_planned():
     model = VideoToAudio.open(TINY_BUNDLE, layout=ONE)
-    given = model.given([window(model.spec, i) for i in range(2)])
+    given = model.inputs([window(model.spec, i) for i in range(2)])
     cavp, timechat, mapper, sound = generation(
         Bundle.open(TINY_BUNDLE), ONE, batch=2, dtype=jnp.float32
     )
@@ -89,7 +89,7 @@ def test_the_programs_of_generation_are_called_with_what_is_planned():
     assert _sizes(mapper.arguments) == _sizes((n.mapper, streams))
     loa = mapper.traced(ONE).out_info
     assert _sizes(sound.arguments) == _sizes(
-        (n.sounding, loa, given.keys, given.text, given.negative)
+        (n.sound_networks, loa, given.keys, given.text, given.negative)
     )
 
 

@@ -295,7 +295,7 @@ def test_stage_2_sounds_through_its_own_unet(folder):
     recipe = Stage2Recipe(bundle=str(folder / "bundle"), lora=2, lora_at=("*.attn2.?.kernel",))
     bundle = Bundle.open(folder / "bundle")
     module = filled(abstract(recipe.build), 0)
-    made = recipe.sounding(module, bundle)
+    made = recipe.sound_networks(module, bundle)
     assert made.mapper is module.mapper
     frozen, adapted = named_weights(module.unet), named_weights(made.unet)
     changed = [name for name, weight in adapted.items() if weight is not frozen[name]]

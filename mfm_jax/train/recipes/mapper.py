@@ -16,7 +16,7 @@ from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.errors import SettingError
 from mfm_jax.foley.clips import LICENCE, FeatureRecipe
-from mfm_jax.inference.pipeline import Sampling, Sounding, Text, predict_loa, sound_from_loa
+from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.models.audiomae import LOA, pool_loa
@@ -110,14 +110,16 @@ class LOARecipe(FeatureRecipe):
         bundle = Bundle.open(Path(self.bundle))
         check_width(bundle, self.mapper)
         batch = next(batches(source, batch=SOUNDS, seed=0, train=False))
-        waves = fetch(_sound(self, self.sounding(module, bundle), batch, bundle.settings))
+        waves = fetch(_sound(self, self.sound_networks(module, bundle), batch, bundle.settings))
         return {self.name_of(source, i): wave for i, wave in enumerate(waves)}
 
-    def sounding(self, module: Any, bundle: Bundle) -> Sounding:
+    def sound_networks(self, module: Any, bundle: Bundle) -> SoundNetworks:
         """The networks that make sound, of which those that are not trained are the bundle's."""
         unet, vae, vocoder = (on_mesh(bundle, name) for name in ("unet", "vae", "vocoder"))
         with_text = len(bundle.config("unet").contexts) > 1
-        return Sounding(module, unet, vae, vocoder, on_mesh(bundle, "text") if with_text else None)
+        return SoundNetworks(
+            module, unet, vae, vocoder, on_mesh(bundle, "text") if with_text else None
+        )
 
     def finish(self, module: Any, workdir: Path, command: str) -> Path | None:
         """Make the workdir a bundle: the other networks are those of the recipe's."""
@@ -312,7 +314,7 @@ def _predict(recipe: LOARecipe, module: Mapper, batch: Batch) -> tuple[Array, Ar
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _sound(
-    recipe: LOARecipe, networks: Sounding, batch: Batch, settings: Settings
+    recipe: LOARecipe, networks: SoundNetworks, batch: Batch, settings: Settings
 ) -> Float[Array, "B A"]:
     loa = predict_loa(networks.mapper, recipe.streams(batch))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(loa)))

@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle, Component
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
-from mfm_jax.inference.pipeline import Sounding
+from mfm_jax.inference.pipeline import SoundNetworks
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
@@ -186,9 +186,9 @@ class Stage2Recipe(LOARecipe):
         losses = mean_metrics(lambda b: _diffusion(self, module, b, next(keys)), loader)
         return {**super().evaluate(module.mapper, source, batch), **losses}
 
-    def sounding(self, module: MapperAndUNet, bundle: Bundle) -> Sounding:
+    def sound_networks(self, module: MapperAndUNet, bundle: Bundle) -> SoundNetworks:
         vae, vocoder = (on_mesh(bundle, name) for name in ("vae", "vocoder"))
-        return Sounding(module.mapper, module.adapted(), vae, vocoder, module.text)
+        return SoundNetworks(module.mapper, module.adapted(), vae, vocoder, module.text)
 
     def components(self, module: MapperAndUNet, command: str) -> dict[str, Component]:
         changed = super().components(module.mapper, command)
