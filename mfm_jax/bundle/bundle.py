@@ -193,6 +193,19 @@ def _entry(name: str, data: dict) -> Entry:
 
 
 def component_checksum(name: str, entry: Entry, folder: Path) -> str:
-    """Of what `bundle.json` says of the component and, through its index, of all that it has."""
-    said = json.dumps([name, to_json(replace(entry, checksum=""))], sort_keys=True)
+    """Return the SHA-256 of a component's entry and of its index, which has sums of all files."""
+    said = json.dumps([name, entry_json(replace(entry, checksum=""))], sort_keys=True)
     return hashlib.sha256(said.encode() + (folder / INDEX).read_bytes()).hexdigest()
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """Return an entry as `bundle.json` holds it.
+
+    Fields of `Source` that the first bundles did not have are left out where they are empty, so
+    that the checksums of those bundles still hold.
+    """
+    data = to_json(entry)
+    for name in ("trained_with", "data"):
+        if not data["source"][name]:
+            del data["source"][name]
+    return data

@@ -75,6 +75,9 @@ class Source:
     """Where the weights of a component come from."""
 
     made_by: str  # the command that trained or converted them
-    licence: str  # of the weights
+    licence: str  # of the weights, an SPDX expression (`mfm_jax.bundle.licences`)
     files: tuple[tuple[str, str], ...] = ()  # (name, SHA-256) of the files converted
     version: str = __version__  # of this project
+    # (component, its checksum) of the networks that it was trained with
+    trained_with: tuple[tuple[str, str], ...] = ()
+    data: str = ""  # what it was trained on, in a word

@@ -21,6 +21,7 @@ from mfm_jax.bundle.bundle import (
     BundleError,
     Entry,
     component_checksum,
+    entry_json,
 )
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
 from mfm_jax.runtime.config import to_json
@@ -169,7 +170,7 @@ def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> Non
     data = {
         "format": FORMAT,
         "settings": to_json(settings),
-        "components": {n: to_json(entries[n]) for n in COMPONENTS if n in entries},
+        "components": {n: entry_json(entries[n]) for n in COMPONENTS if n in entries},
     }
     write_text(path / "bundle.json", json.dumps(data, indent=1) + "\n")
     for unfinished in path.glob(".bundle-*.json"):

@@ -4,7 +4,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import Bundle, Source, combined
+from mfm_jax.bundle.licences import limits_of_use
 
 
 def add_parser(commands) -> None:
@@ -35,9 +36,16 @@ def show(args: argparse.Namespace) -> int:
         precision = " and ".join(kinds)
         print(f"{name:10} {_size(store.size):>9}  {entry.parameters:>13,} parameters  {precision}")
         print(f"{'':10} made by {entry.source.made_by} (mfm-jax {entry.source.version})")
-        print(f"{'':10} licence {entry.source.licence}")
+        print(f"{'':10} licence {combined([entry.source.licence])}")
+        if trained := _training(bundle, entry.source):
+            print(f"{'':10} trained {trained}")
         for file, sha256 in entry.source.files:
             print(f"{'':10} from {file}  sha256 {sha256}")
+    allowed, because = limits_of_use(bundle.entries)
+    answer = {True: "yes", False: "no", None: "unknown"}[allowed]
+    print(f"licence of the bundle: {combined(e.source.licence for e in bundle.entries.values())}")
+    reason = f" (because of {', '.join(because)})" if because else ""
+    print(f"commercial use: {answer}{reason}")
     settings = bundle.settings
     print(
         f"windows of {settings.seconds} s, {settings.sampler} with {settings.steps} steps, "
@@ -59,6 +67,17 @@ def verify(args: argparse.Namespace) -> int:
             print(f"{name}: as written")
         failed += bool(problems)
     return 1 if failed else 0
+
+
+def _training(bundle: Bundle, source: Source) -> str:
+    """Return the networks and the data that a component was trained with, in words."""
+    here = {name: entry.checksum for name, entry in bundle.entries.items()}
+    networks = [
+        name if here.get(name) == checksum else f"{name} (not the one in this bundle)"
+        for name, checksum in source.trained_with
+    ]
+    parts = [f"with {', '.join(networks)}"] if networks else []
+    return " ".join([*parts, f"on {source.data}"] if source.data else parts)
 
 
 def _size(count: int) -> str:
