@@ -127,7 +127,7 @@ def _into(args: argparse.Namespace, progress: _Megabytes) -> None:
     )
     request = Request(
         sources,
-        args.licence or model.licence,
+        args.licence,
         excuse=args.excuse,
         vocabulary=args.vocabulary,
         config=args.config,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert import gpt2, scheduler, sequence, t5, unet, vae, vocoder
+from convert import gpt2, licences, scheduler, sequence, t5, unet, vae, vocoder
 from convert.incoming import Derived, Incoming, Reading, with_prefix
 from convert.model import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, Model, Read, Request
 from convert.outgoing import Outgoing
@@ -52,18 +52,19 @@ def _one(
     layout = table(ours)
     if any(key.endswith(".weight_g") for key in weights.tensors):
         layout = vocoder.weight_norm_table(ours)
-    return Incoming(name, ours, layout, weights.tensors, files, request.licence)
+    licence = request.licence or licences.AUDIOLDM2
+    return Incoming(name, ours, layout, weights.tensors, files, licence)
 
 
 def _texts(top: Path, request: Request) -> Parts:
     """T5, and its states of no text, which is all that is read where there is no prompt."""
-    part = t5.incoming(top / "text_encoder_2", top / "tokenizer_2", request, t5.MODEL.licence)
+    part = t5.incoming(top / "text_encoder_2", top / "tokenizer_2", request, licences.FLAN_T5)
 
     def states() -> Iterator[tuple[str, np.ndarray]]:
         yield "states", t5.no_text(Reading(part.tensors), part.config)
 
     config = EmptyTextConfig(width=part.config.width)
-    return [part, Derived("text", config, states, part.files, part.licence)]
+    return [part, Derived("text", config, states, (part,))]
 
 
 def _sequence(top: Path, request: Request) -> Incoming:
@@ -79,7 +80,8 @@ def _sequence(top: Path, request: Request) -> Incoming:
         tensors |= with_prefix(gpt2.without_head(weights.tensors), prefix)
         files += (folder / CONFIG, *weights.files)
     layout = sequence.diffusers_table(ours)
-    return Incoming("sequence", ours, layout, tensors, files, request.licence)
+    licence = request.licence or licences.AUDIOLDM2
+    return Incoming("sequence", ours, layout, tensors, files, licence)
 
 
 def write(bundle: Bundle) -> list[Outgoing]:
@@ -134,7 +136,6 @@ def _sequence_out(bundle: Bundle) -> Outgoing:
 
 MODEL = Model(
     "AudioLDM 2 in diffusers' folders: UNet, VAE, vocoder, scheduler, T5 and GPT-2",
-    "CC-BY-NC-SA-4.0",
     read,
     write,
     (

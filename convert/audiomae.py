@@ -4,10 +4,12 @@ AudioLDM2's own checkpoints hold the same keys behind `IN_AUDIOLDM2`; the diffus
 them.
 """
 
+from convert import licences
 from convert.incoming import Incoming, without_prefix
-from convert.model import Model, Read, Request, own_config, write_own
+from convert.model import Model, Read, Request, own_config, own_licence, write_own
 from convert.rows import DENSE, named, norm, stacked
 from convert.table import Ignore, Row, Table
+from mfm_jax.bundle import combined
 from mfm_jax.models.audiomae import AudioMAEConfig
 
 IN_AUDIOLDM2 = "cond_stage_models.0.cond_stage_models.2.audiomae.model."
@@ -41,15 +43,17 @@ def table(config: AudioMAEConfig) -> Table:
 def read(request: Request) -> Read:
     """The encoder, from its own file or out of AudioLDM2's checkpoint."""
     weights = request.weights()
-    tensors = without_prefix(weights.tensors, IN_AUDIOLDM2) or weights.tensors
+    inside = without_prefix(weights.tensors, IN_AUDIOLDM2)
+    tensors = inside or weights.tensors
+    released = combined([licences.AUDIOMAE, licences.AUDIOLDM2]) if inside else licences.AUDIOMAE
     config = own_config(request, AudioMAEConfig) or AudioMAEConfig.base()
     layout = table(config)
-    return Read([Incoming("audiomae", config, layout, tensors, weights.files, request.licence)])
+    licence = own_licence(request, released)
+    return Read([Incoming("audiomae", config, layout, tensors, weights.files, licence)])
 
 
 MODEL = Model(
     "AudioMAE: pretrained.pth, or AudioLDM2's own checkpoint that holds it",
-    "CC-BY-NC-4.0",
     read,
     write_own("audiomae", table),
 )

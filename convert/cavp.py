@@ -3,9 +3,10 @@
 The keys are those left after any `module.` of a multi-GPU run is removed from them.
 """
 
+from convert import licences
 from convert.cnn14 import trunk_rows
 from convert.incoming import Incoming, renamed
-from convert.model import Model, Read, Request, own_config, write_own
+from convert.model import Model, Read, Request, own_config, own_licence, write_own
 from convert.rows import DENSE, batch_norm, named
 from convert.table import Computed, Ignore, Row, Table
 from mfm_jax.models.cavp import TEMPORAL, CAVPConfig
@@ -58,12 +59,12 @@ def read(request: Request) -> Read:
     # The original loader removes it wherever it stands.
     tensors = renamed(weights.tensors, lambda key: key.replace("module.", ""), request.excuse)
     config = own_config(request, CAVPConfig) or CAVPConfig.diff_foley()
-    return Read([Incoming("cavp", config, VIDEO_TABLE, tensors, weights.files, request.licence)])
+    licence = own_licence(request, licences.CAVP)
+    return Read([Incoming("cavp", config, VIDEO_TABLE, tensors, weights.files, licence)])
 
 
 MODEL = Model(
     "CAVP of Diff-Foley: cavp_epoch66.ckpt",
-    "Apache-2.0",
     read,
     write_own("cavp", lambda config: VIDEO_TABLE),
 )

@@ -1,7 +1,8 @@
 """Cnn14: the tagger of PANNs' `Cnn14_16k_mAP=0.438.pth`, and the trunk that CAVP shares with it."""
 
+from convert import licences
 from convert.incoming import Incoming
-from convert.model import Model, Read, Request, own_config, write_own
+from convert.model import Model, Read, Request, own_config, own_licence, write_own
 from convert.rows import CONV, DENSE, batch_norm, named
 from convert.table import Computed, Ignore, Row, Table
 from mfm_jax.models.cnn14 import Cnn14Config
@@ -36,13 +37,13 @@ def read(request: Request) -> Read:
     """The tagger; its front end's tables are kept for the way back."""
     weights = request.weights()
     config = own_config(request, Cnn14Config) or Cnn14Config.panns()
-    parts = Incoming("cnn14", config, TABLE, weights.tensors, weights.files, request.licence)
+    licence = own_licence(request, licences.CNN14)
+    parts = Incoming("cnn14", config, TABLE, weights.tensors, weights.files, licence)
     return Read([parts])
 
 
 MODEL = Model(
     "PANNs' tagger, for metrics: Cnn14_16k_mAP=0.438.pth",
-    "CC-BY-4.0",
     read,
     write_own("cnn14", lambda config: TABLE),
 )

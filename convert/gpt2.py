@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from convert import licences
 from convert.configs import builtin, count, divides, number, required
 from convert.incoming import Incoming, without_prefix
 from convert.model import CONFIG, WEIGHTS, Model, Read, Request
@@ -114,11 +115,15 @@ def table(config: GPT2Config) -> Table:
 
 def incoming(folder: Path, request: Request) -> Incoming:
     """The network that a folder holds."""
-    sizes = config(read_json(folder, CONFIG))
+    said = read_json(folder, CONFIG)
+    sizes = config(said)
+    # Only AudioLDM2's language model, which was trained on, says how many tokens it makes.
+    released = licences.AUDIOLDM2 if "max_new_tokens" in said else licences.GPT2
+    licence = licences.stated(request.licence, said, released)
     weights = open_weights(folder, excuse=request.excuse)
     files = (folder / CONFIG, *weights.files)
     tensors = without_head(weights.tensors)
-    return Incoming("gpt2", sizes, table(sizes), tensors, files, request.licence)
+    return Incoming("gpt2", sizes, table(sizes), tensors, files, licence)
 
 
 def without_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -142,7 +147,6 @@ def write(bundle: Bundle) -> list[Outgoing]:
 
 MODEL = Model(
     "GPT-2, which a mapper starts from: gpt2, or AudioLDM2's language_model",
-    "MIT",
     lambda request: Read([incoming(request.folder(), request)]),
     write,
 )

@@ -18,7 +18,7 @@ import numpy as np
 from convert.safetensors_file import write
 from convert.table import Shape, Table, raise_if_any
 from convert.tensors import Tensor, digest, excused
-from mfm_jax.bundle import COMPONENTS, Bundle, Component, Settings, Source, write_bundle
+from mfm_jax.bundle import COMPONENTS, Bundle, Component, Settings, Source, combined, write_bundle
 from mfm_jax.diffusion import Schedule
 from mfm_jax.storage.weights import abstract, named_weights
 
@@ -51,8 +51,17 @@ class Derived:
     component: str
     config: Any
     weights: Callable[[], Iterable[tuple[str, np.ndarray]]]
-    files: tuple[Path, ...]
-    licence: str
+    origins: tuple[Incoming, ...]  # what it is computed from
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of all origins."""
+        return tuple(file for origin in self.origins for file in origin.files)
+
+    @property
+    def licence(self) -> str:
+        """The licences of all origins."""
+        return combined(origin.licence for origin in self.origins)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ def _component(
 ) -> Component:
     def source() -> Source:
         files = tuple((file.name, sums[file].result()) for file in part.files)
-        return Source(choices.made_by, part.licence, files)
+        return Source(choices.made_by, combined([part.licence]), files)
 
     if isinstance(part, Derived):
         return Component(part.config, part.weights(), source)

@@ -11,13 +11,14 @@ A linear mapper has no `gpt2/`. docs/mapper_in_pytorch.md tells how to run it.
 from convert import gpt2
 from convert.gpt2 import rows, words
 from convert.incoming import Incoming, with_prefix
-from convert.model import CONFIG, OURS, WEIGHTS, Model, Read, Request, own_config
+from convert.licences import LICENCE
+from convert.model import CONFIG, OURS, WEIGHTS, Model, Read, Request, own_config, own_licence
 from convert.outgoing import Outgoing
 from convert.rows import DENSE, named, norm
 from convert.source import open_weights
 from convert.table import Row, Table
 from convert.tensors import SourceError
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import UNKNOWN, Bundle
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.runtime.config import to_json
 
@@ -59,25 +60,27 @@ def read(request: Request) -> Read:
     ours = own_config(request, MapperConfig)
     if ours is None:
         raise SourceError(f"{folder} holds no mapper that was exported from here")
+    licence = own_licence(request, UNKNOWN)
     rest = open_weights(folder / REST, excuse=request.excuse)
     tensors, files = dict(rest.tensors), (folder / CONFIG, *rest.files)
     if ours.kind == "gpt2":
         trunk = open_weights(folder / "gpt2", excuse=request.excuse)
         tensors |= with_prefix(trunk.tensors, GPT2)
         files += trunk.files
-    return Read([Incoming("mapper", ours, table(ours), tensors, files, request.licence)])
+    return Read([Incoming("mapper", ours, table(ours), tensors, files, licence)])
 
 
 def write(bundle: Bundle) -> list[Outgoing]:
     """The files named above."""
     ours = bundle.config("mapper")
     network = "GPT2Mapper" if ours.kind == "gpt2" else "LinearMapper"
-    described: dict[str, dict] = {CONFIG: {"_class_name": network, OURS: to_json(ours)}}
+    stated = {LICENCE: bundle.entries["mapper"].source.licence}
+    described = {CONFIG: {"_class_name": network, OURS: to_json(ours)} | stated}
     weights = {"": REST}
     if ours.kind == "gpt2":
-        described[f"gpt2/{CONFIG}"] = gpt2.their_config(ours.gpt2, 1)
+        described[f"gpt2/{CONFIG}"] = gpt2.their_config(ours.gpt2, 1) | stated
         weights[GPT2] = f"gpt2/{WEIGHTS}"
     return [Outgoing("mapper", table(ours), described, weights)]
 
 
-MODEL = Model("a mapper that was exported from here", "as its training data says", read, write)
+MODEL = Model("a mapper that was exported from here", read, write)

@@ -1,11 +1,12 @@
 """What the command line needs of a model: how it is read from files and written to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from convert.incoming import Derived, Incoming
+from convert.licences import LICENCE, stated
 from convert.outgoing import Outgoing
 from convert.source import Weights, open_weights, read_json
 from convert.table import Table
@@ -27,7 +28,7 @@ class Request:
     """What is to be read."""
 
     sources: tuple[Path, ...]  # files or folders
-    licence: str  # of the weights
+    licence: str | None = None  # of the weights, as the user says
     excuse: Sequence[str] = ()  # patterns of keys that may be in two files
     vocabulary: Path | None = None  # bert-base-uncased's vocab.txt, for TimeChat
     config: Path | None = None  # of a network without a config.json, where it is not the released
@@ -66,7 +67,6 @@ class Model:
     """A model of the command line."""
 
     about: str  # what is read
-    licence: str  # of the released weights
     read: Callable[[Request], Read]
     write: Callable[[Bundle], list[Outgoing]]
     # The files that are wanted of a repository on a hub.
@@ -79,18 +79,32 @@ def own_config(request: Request, kind: type) -> Any:
     Raises:
         SourceError: it is damaged, or not of this network.
     """
-    beside = [source for source in request.sources if (source / CONFIG).is_file()]
-    files = [request.config] if request.config else [source / CONFIG for source in beside]
-    for file in files:
-        data = read_json(file.parent, file.name)
-        if OURS in data:
-            try:
-                return from_json(kind, data[OURS], OURS)
-            except SettingError as error:
-                raise SourceError(f"{file}: {error}") from None
+    for file, data in _exported(request):
+        try:
+            return from_json(kind, data[OURS], OURS)
+        except SettingError as error:
+            raise SourceError(f"{file}: {error}") from None
     if request.config:
         raise SourceError(f"{request.config} was not exported from here: it has no {OURS!r}")
     return None
+
+
+def own_licence(request: Request, released: str) -> str:
+    """Return the licence of weights that may have been exported from here.
+
+    It is what the user says, else what the export says, else `released`.
+    """
+    config = next((data for _, data in _exported(request)), {})
+    return stated(request.licence, config, released)
+
+
+def _exported(request: Request) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the config.json files that were written here."""
+    beside = [source for source in request.sources if (source / CONFIG).is_file()]
+    for file in [request.config] if request.config else [source / CONFIG for source in beside]:
+        data = read_json(file.parent, file.name)
+        if OURS in data:
+            yield file, data
 
 
 def write_own(component: str, table: Callable[[Any], Table]) -> Callable[[Bundle], list[Outgoing]]:
@@ -98,7 +112,11 @@ def write_own(component: str, table: Callable[[Any], Table]) -> Callable[[Bundle
 
     def write(bundle: Bundle) -> list[Outgoing]:
         config = bundle.config(component)
-        described = {"_class_name": COMPONENTS[component].build.__name__, OURS: to_json(config)}
+        described = {
+            "_class_name": COMPONENTS[component].build.__name__,
+            OURS: to_json(config),
+            LICENCE: bundle.entries[component].source.licence,
+        }
         return [Outgoing(component, table(config), {CONFIG: described}, {"": WEIGHTS})]
 
     return write

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
+from convert import licences
 from convert.configs import builtin, count, number, required
 from convert.incoming import Incoming
 from convert.model import CONFIG, WEIGHTS, Model, Read, Request
@@ -194,12 +195,11 @@ def outgoing(bundle: Bundle, folder: str = "", tokenizer: str = ".") -> Outgoing
 
 def _read(request: Request) -> Read:
     folder = request.folder()
-    return Read([incoming(folder, folder, request, request.licence)])
+    return Read([incoming(folder, folder, request, request.licence or licences.FLAN_T5)])
 
 
 MODEL = Model(
     "FLAN-T5's encoder, for prompts: flan-t5-large, or AudioLDM2's text_encoder_2",
-    "Apache-2.0",
     _read,
     lambda bundle: [outgoing(bundle)],
 )

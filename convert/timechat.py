@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from convert import licences
 from convert.incoming import Incoming, with_prefix
-from convert.model import Model, Read, Request, own_config, write_own
+from convert.model import Model, Read, Request, own_config, own_licence, write_own
 from convert.rows import DENSE, QKV, named, norm
 from convert.source import open_weights
 from convert.table import Ignore, Row, Table
@@ -127,7 +128,8 @@ def read(request: Request) -> Read:
     if FRAMES in tensors:
         config = replace(config, frames=tensors[FRAMES].shape[0])
     paths = tuple(path for weights in files for path in weights.files)
-    return Read([Incoming("timechat", config, table(config), tensors, paths, request.licence)])
+    licence = own_licence(request, licences.TIMECHAT)
+    return Read([Incoming("timechat", config, table(config), tensors, paths, licence)])
 
 
 def _turn(keys) -> int:
@@ -152,7 +154,6 @@ def _vocabulary(request: Request) -> Vocabulary:
 
 MODEL = Model(
     "TimeChat's visual branch: eva_vit_g.pth, the InstructBLIP file and timechat_7b.pth",
-    "BSD-3-Clause",
     read,
     write_own("timechat", table),
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -83,6 +84,21 @@ def test_provenance_names_the_files_and_the_command(gpt2, tmp_path):
     assert str(gpt2.parent) not in json.dumps(entry.source.files) + entry.source.made_by
     stored = Bundle.open(tmp_path / "b").store("gpt2").arrays
     assert {listed.dtype for listed in stored.values()} == {"bfloat16"}
+
+
+def test_the_licence_is_the_users_or_that_of_the_release(gpt2, tmp_path):
+    def licence(*options: str) -> str:
+        assert main(["gpt2", *options, "-o", str(tmp_path / "b")]) == 0
+        return Bundle.open(tmp_path / "b").entries["gpt2"].source.licence
+
+    assert licence(str(gpt2), "--licence", "CC BY 4.0") == "CC-BY-4.0"
+    trained_on = tmp_path / "language_model"
+    shutil.copytree(gpt2, trained_on)
+    config = json.loads((gpt2 / "config.json").read_text())
+    (trained_on / "config.json").write_text(json.dumps(config | {"max_new_tokens": 8}))
+    assert licence(str(trained_on)) == "CC-BY-NC-SA-4.0"
+    (trained_on / "config.json").write_text(json.dumps(config | {"license": "apache 2.0"}))
+    assert licence(str(trained_on)) == "Apache-2.0"
 
 
 def test_a_bundle_keeps_its_other_components(gpt2, tmp_path):

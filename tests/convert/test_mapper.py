@@ -219,6 +219,23 @@ def test_back_in_every_bit_is_the_same(exported, tmp_path):
 
 
 @pytest.mark.parity
+def test_the_licence_goes_along(export, tmp_path):
+    licence = "Apache-2.0 AND CC-BY-NC-4.0"
+    exported = export("tokens, head")
+    source = Source("tests", licence)
+    write_bundle(tmp_path / "b", {"mapper": (exported.config, exported.network, source)})
+    assert convert(tmp_path / "b", "-o", tmp_path / "f", "--to", "torch") == 0
+    assert convert(tmp_path / "f", "-o", tmp_path / "again") == 0
+    assert Bundle.open(tmp_path / "again").entries["mapper"].source.licence == licence
+    assert gpt2(tmp_path / "f" / "gpt2", tmp_path / "gpt2") == licence
+
+
+def gpt2(folder: Path, bundle: Path) -> str:
+    """Convert a folder into a bundle as GPT-2 and return the licence that it gets."""
+    assert main(["gpt2", str(folder), "-o", str(bundle)]) == 0
+    return Bundle.open(bundle).entries["gpt2"].source.licence
+
+
 def test_the_miniature_there_and_back(program, parity, tmp_path):
     assert convert(TINY_BUNDLE, "-o", tmp_path / "folder", "--to", "torch") == 0
     bundle = Bundle.open(TINY_BUNDLE)
