@@ -15,7 +15,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from mfm_jax.cost.arithmetic import Axis, convolution, dot
 
 
-def count(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
+def count_flops(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     """Floating-point operations of `function(*arguments, **options)`, on all devices together.
 
     The arguments may be shapes; options are passed on as they are. A loop counts as often as it
@@ -25,11 +25,11 @@ def count(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     Raises:
         ValueError: a loop that nobody knows the length of.
     """
-    return operations(jax.make_jaxpr(partial(function, **options))(*arguments).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(partial(function, **options))(*arguments).jaxpr)
 
 
-def operations(jaxpr: Jaxpr) -> int:
-    """As `count`, of a function that has been traced."""
+def jaxpr_flops(jaxpr: Jaxpr) -> int:
+    """As `count_flops`, of a function that has been traced."""
     return _operations(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 

@@ -1,1 +1,1 @@
-"""Sound and pictures: files, the frames and spectrograms that networks read, and writing."""
+"""Read and write sound and video, and prepare the frames and spectrograms that networks read."""

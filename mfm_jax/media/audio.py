@@ -1,4 +1,4 @@
-"""Waveforms into the spectrograms that the audio networks read, and into WAV files.
+"""Turn waveforms into the spectrograms that the audio networks read, and write WAV files.
 
 Every front end takes 16 kHz mono samples in [-1, 1] and is a pure function of them.
 """
@@ -26,11 +26,11 @@ FBANK_MEAN, FBANK_SPREAD = -4.2677393, 2 * 4.5689974
 
 
 SILENCE = -100.0
-"""dBFS that digital silence is said to have."""
+"""The level of digital silence, in dBFS."""
 
 
 def level(wave: Float[np.ndarray, " A"]) -> float:
-    """Of a sound in dBFS RMS, at least `SILENCE`; a full-scale square wave has 0."""
+    """Return the RMS level of a sound in dBFS, at least `SILENCE`; full-scale squares have 0."""
     power = float(np.mean(np.square(wave, dtype=np.float64))) if len(wave) else 0.0
     return max(10 * float(np.log10(power)), SILENCE) if power else SILENCE
 
@@ -39,7 +39,7 @@ def level(wave: Float[np.ndarray, " A"]) -> float:
 def mel_filters(
     mels: int, n_fft: int, fmin: float | int, fmax: float | int, rate: int = RATE
 ) -> Float[np.ndarray, "M bins"]:
-    """Triangles of unit area on Slaney's mel scale (linear below 1 kHz), as librosa's default.
+    """Return triangles of unit area on Slaney's mel scale (linear below 1 kHz), as librosa does.
 
     `fmin`, `fmax` and `rate` are in Hz; there are `n_fft // 2 + 1` bins. The result is shared and
     read-only.
@@ -59,7 +59,7 @@ def mel_filters(
 
 @cache
 def kaldi_mel_filters() -> Float[np.ndarray, "M bins"]:
-    """AudioMAE's 128 triangles of unit height from 20 Hz to 8 kHz, straight in mel not in Hz.
+    """Return AudioMAE's 128 triangles of unit height, 20 Hz to 8 kHz, straight in mel, not in Hz.
 
     There is no Nyquist bin: Kaldi gives it no weight. Filter 3 lies between two bins and is empty.
     The result is shared and read-only.
@@ -84,14 +84,14 @@ def _triangles(
 
 
 def _frames(wave, length: int, hop: int):
-    """Overlapping frames `[T, length]` of a numpy or jax array."""
+    """Return overlapping frames `[T, length]` of a numpy or jax array."""
     xp = wave.__array_namespace__()
     count = max(0, 1 + (wave.shape[0] - length) // hop)
     return wave[xp.arange(count)[:, None] * hop + xp.arange(length)[None, :]]
 
 
 def _magnitudes(wave, n_fft: int, hop: int, padding: int):
-    """STFT with `padding` reflected samples at both ends and a periodic Hann window."""
+    """Return STFT magnitudes: `padding` reflected samples at both ends, periodic Hann window."""
     xp = wave.__array_namespace__()
     frames = _frames(xp.pad(wave, padding, mode="reflect"), n_fft, hop)
     window = xp.asarray(np.hanning(n_fft + 1)[None, :-1], dtype=wave.dtype)
@@ -107,7 +107,7 @@ def mel_magnitudes(
     fmin: float | int = 0,
     fmax: float | int = 8000,
 ) -> Float[Array | np.ndarray, "T {mels}"]:
-    """Magnitudes of the spectrum through mel filters, in `A // hop` frames; as `log_mel`."""
+    """Return spectrum magnitudes after mel filters, with the frames of `log_mel`: `A // hop`."""
     xp = wave.__array_namespace__()
     bank = xp.asarray(mel_filters(mels, n_fft, fmin, fmax).T, dtype=wave.dtype)
     return _magnitudes(wave, n_fft, hop, (n_fft - hop) // 2) @ bank
@@ -122,7 +122,7 @@ def log_mel(
     fmin: float | int = 0,
     fmax: float | int = 8000,
 ) -> Float[Array | np.ndarray, "T {mels}"]:
-    """AudioLDM2's mel: the natural log of magnitudes, at least 1e-5, in `A // hop` frames.
+    """Return AudioLDM2's mel: the natural log of magnitudes, at least 1e-5, in `A // hop` frames.
 
     Frame k is centred on the middle of the `hop` samples that the vocoder makes of it, as in
     AudioLDM's training (`mel_spectrogram_train` of utilities/data/dataset.py), not on their start.
@@ -134,7 +134,7 @@ def log_mel(
 
 
 def cavp_mel(wave: Float[np.ndarray, " A"], hop: int = 250) -> Float[np.ndarray, "128 T"]:
-    """CAVP's spectrogram: 128 mels of 125-7600 Hz in dB, -100 to 0 dB relative to 10 as [0, 1].
+    """Return CAVP's spectrogram: 128 mels of 125-7600 Hz; [0, 1] is -100 to 0 dB relative to 10.
 
     4 s give 256 columns, 16 columns a video frame. The last sample is dropped first, as the
     original does, so that a whole number of hops gives no extra column.
@@ -148,9 +148,10 @@ def cavp_mel(wave: Float[np.ndarray, " A"], hop: int = 250) -> Float[np.ndarray,
 def kaldi_fbank(
     wave: Float[np.ndarray, " A"], frames: int = 1024
 ) -> Float[np.ndarray, "{frames} 128"]:
-    """AudioMAE's input: Kaldi log-mel energies every 10 ms, padded or cut to `frames`, normalised.
+    """Return AudioMAE's input: normalised Kaldi log-mel energies every 10 ms, `frames` of them.
 
-    A wave of 10.24 s has 1022 frames of its own. The padding is zero before the normalisation.
+    A wave of 10.24 s has 1022 frames. A shorter one is padded, with zeros before the
+    normalisation; a longer one is cut.
     """
     wave = np.asarray(wave, np.float64)
     pieces = _frames(wave - wave.mean(), FBANK_WINDOW, FBANK_HOP)[:frames]
@@ -168,7 +169,7 @@ def prepare_for_audiomae(
 ) -> Float[np.ndarray, " {samples}"]:
     """Cut to `samples`, remove the mean, scale the peak to 0.5, then pad with zeros at the end.
 
-    What AudioLDM2 does to every training clip before its spectrograms. Silence stays silence.
+    AudioLDM2 does this to every training clip before its spectrograms. Silence stays silence.
     """
     wave = np.asarray(wave[:samples], np.float32)
     if len(wave):
@@ -185,7 +186,7 @@ def write_wav(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> No
     """
     import soundfile
 
-    file = io.BytesIO()  # where a disk is full the library itself does not say so
+    file = io.BytesIO()  # soundfile itself does not report a full disk
     soundfile.write(file, np.clip(wave, -1, 1), rate, subtype="PCM_16", format="WAV")
     with written_whole(path) as part:
         part.write_bytes(file.getbuffer())

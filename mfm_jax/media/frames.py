@@ -23,20 +23,20 @@ from mfm_jax.media.windows import (
 from mfm_jax.typing import UInt8
 
 BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-"""TimeChat's scaler. Without the flags it is a level too dark and halves the width of colours."""
+"""TimeChat's scaler. Without the flags it darkens by one level and halves the colour width."""
 
 
 def resize_cavp(
     frame_HWC: UInt8[np.ndarray, "H W 3"], size: int = 224
-) -> UInt8[np.ndarray, "S S 3"]:
-    """Squash to a square with Pillow's antialiased bilinear filter, as CAVP's original does."""
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Squash a frame to a square with Pillow's antialiased bilinear filter, as CAVP does."""
     resized = Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Which frames of the video one window shows, by their number."""
+    """The frames of the video that one window shows, by their number."""
 
     index: int
     start: float
@@ -55,7 +55,7 @@ class _Plan:
         return int(max(self.cavp[-1], self.timechat[-1]))
 
     def blank(self, spec: WindowSpec) -> Window:
-        """The window before anything is painted."""
+        """Return the window with no frame in it yet."""
         cavp, timechat = (
             np.zeros((len(numbers), size, size, 3), np.uint8)
             for numbers, size in (
@@ -105,19 +105,19 @@ def _plans(line: Timeline, spec: WindowSpec, begin_at: float) -> Iterator[_Plan]
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """A decoded frame, upright, in the sizes of the encoders; converted once and only if wanted."""
+    """A decoded frame, upright and in the sizes of the encoders; converted on demand, once."""
 
     frame: av.VideoFrame
     spec: WindowSpec
     rotation: int  # degrees clockwise
 
     @cached_property
-    def cavp_HWC(self) -> UInt8[np.ndarray, "S S 3"]:
+    def cavp_HWC(self) -> UInt8[np.ndarray, "side side 3"]:
         upright = self._turn(self.frame.to_ndarray(format="rgb24"))
         return resize_cavp(upright, self.spec.cavp_size)
 
     @cached_property
-    def timechat_HWC(self) -> UInt8[np.ndarray, "S S 3"]:
+    def timechat_HWC(self) -> UInt8[np.ndarray, "side side 3"]:
         size = self.spec.timechat_size
         squashed = self.frame.reformat(size, size, "rgb24", interpolation=BICUBIC)
         return self._turn(squashed.to_ndarray())
@@ -127,16 +127,16 @@ class _Picture:
 
 
 def windows(path: Path, spec: WindowSpec, start: float = 0.0) -> Iterator[Window]:
-    """The windows of a video from `start` (s) on, each with as many frames as `spec` says.
+    """Yield the windows of a video from `start` (s) on, each with as many frames as `spec` says.
 
     A window starts every `seconds - overlap`; a video no longer than one window gives one. Past
-    the video's end the last frame is held. A deliberate deviation from TimeChat, for fixed shapes
-    under `jit`: where a window has fewer frames than it asks for, frames repeat instead of being
-    fewer. One pass over the packets plans, one over the frames picks them, and about two windows
-    are in memory at a time.
+    the video's end the last frame is held. Where a window has fewer frames than `spec` asks for,
+    frames repeat: a deliberate deviation from TimeChat, for fixed shapes under `jit`. One pass over
+    the packets chooses the frames and one over the frames reads them; about two windows are in
+    memory at a time.
 
     Raises:
-        MediaError: as `probe`, or the video is damaged further on, or over before `start`.
+        MediaError: as `probe`; also if the video is damaged further on or ends before `start`.
     """
     line = read_timeline(path)
     if start >= line.seconds:
@@ -158,7 +158,7 @@ def windows(path: Path, spec: WindowSpec, start: float = 0.0) -> Iterator[Window
 
 
 def _frames(path: Path, line: Timeline) -> Iterator[av.VideoFrame]:
-    """Every frame of the timeline in order; a neighbour stands in for one that is not decoded."""
+    """Yield every frame of the timeline in order; undecodable ones are replaced by a neighbour."""
     shown, held = 0, None
     with opened(path) as (container, stream), reading(path):
         stream.thread_type = "AUTO"

@@ -1,4 +1,4 @@
-"""What is in a video file, from its packets.
+"""Read the length, rate, size and rotation of a video file from its packets.
 
 Times are seconds since a video's first frame. They come from the packets' timestamps, never from
 a nominal frame rate, so that variable frame rates are right.
@@ -19,12 +19,12 @@ from mfm_jax.errors import MediaError
 from mfm_jax.typing import Float, Int
 
 CUT_SHORT = 0.25
-"""Seconds by which a file may end before the length it declares; the rest are truncated."""
+"""Seconds by which a file may end before its declared length; one that lacks more is truncated."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `probe` finds."""
+    """Length, rate, size and rotation of a video."""
 
     seconds: float  # from the first frame's beginning to the last one's end
     fps: float  # frames / seconds: the mean, where the rate varies
@@ -37,7 +37,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """The shown frames of a video, in order, from its packets; nothing but one frame is decoded."""
+    """The shown frames of a video in order, read from its packets; only one frame is decoded."""
 
     pts: np.ndarray  # int64, in units of time_base
     gap: int  # the usual time between frames, in units of time_base
@@ -56,6 +56,7 @@ class Timeline:
 
     @property
     def seconds(self) -> float:
+        """Length of the video."""
         return float(self.duration * self.time_base)
 
 
@@ -77,7 +78,11 @@ def probe(path: Path) -> VideoInfo:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its main video stream (not the cover picture of a song)."""
+    """Open a file: its container and main video stream (not the cover picture of a song).
+
+    Raises:
+        MediaError: the file is missing, empty, unreadable, or has no video.
+    """
     path = Path(path)
     if not path.exists():
         raise MediaError(f"{path} does not exist: check the path")
@@ -105,7 +110,7 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn a failure to read or decode `path` into one clear line."""
+    """Turn a failure to read or decode `path` into a `MediaError`."""
     try:
         yield
     except FFmpegError as error:
@@ -152,20 +157,26 @@ def read_timeline(path: Path) -> Timeline:
 
 
 def _time_base(stream: av.VideoStream) -> Fraction:
-    """Seconds of one tick of the stream's timestamps."""
+    """Return the seconds of one tick of the stream's timestamps."""
     assert stream.time_base is not None, "every stream of an open file has one"
     return Fraction(stream.time_base)
 
 
 def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
-    """How long a frame lasts where its packet does not say."""
+    """Return the time from one frame to the next, in ticks, for packets that do not say it."""
     if len(pts) > 1:
         return max(1, int(np.median(np.diff(pts))))
     return round(1 / (stream.average_rate or 25) / _time_base(stream))
 
 
 def _check_complete(path, container, stream, line: Timeline, latest: float) -> None:
-    """A file whose index comes first can be cut anywhere and still be read without an error."""
+    """Refuse a truncated file.
+
+    A file whose index comes first can be cut anywhere and still be read without an error.
+
+    Raises:
+        MediaError: the file ends before its declared length.
+    """
     if stream.duration is not None:
         declared, found = float(stream.duration * line.time_base), line.seconds
     else:  # Matroska declares one end for all streams

@@ -1,4 +1,4 @@
-"""Sounds as pictures: their log-mels, in the same colours for every sound."""
+"""Draw the log-mels of sounds, in the same colours for every sound."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def show(axes: Any, wave: Float[np.ndarray, " A"]) -> None:
 
 
 def picture(wave: Float[np.ndarray, " A"]) -> Shaped[np.ndarray, "H W 3"]:
-    """The log-mel of `wave` with its axes, in bytes of red, green and blue."""
+    """Return a picture of the log-mel of `wave` with its axes, in bytes of red, green and blue."""
     figure = Figure(figsize=(8, 2.5), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -1,6 +1,6 @@
-"""How a video is cut into windows, and which of its frames each encoder sees.
+"""Cut a video into windows, and choose the frames that each encoder sees.
 
-Arrays and numbers only: nothing here reads a file, so that generation needs no video library.
+Nothing here reads a file, so that generation needs no video library.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ import numpy as np
 from mfm_jax.typing import Float, Int, UInt8
 
 SLACK = 0.05
-"""Seconds at the end of a video that get no window of their own. At another frame rate the same
-clip is up to half a frame longer, and a window for that would be one of a picture held still."""
+"""Seconds at the end of a video that get no extra window. At another frame rate the same clip is up
+to half a frame longer, and a window for that would show nothing but the last frame."""
 
 
 def cavp_frame_indices(
     times: Float[np.ndarray, " frames"], fps: float | int, count: int
 ) -> Int[np.ndarray, " {count}"]:
-    """The frames that ffmpeg's `fps` filter (round=near) puts in the first `count` slots.
+    """Return the frames that ffmpeg's `fps` filter (round=near) puts in the first `count` slots.
 
     Slot `k` gets the newest frame whose time, rounded to whole slots with halves up, is at most
     `k`; the first frame where there is none, and the last one after the video's end.
@@ -30,19 +30,19 @@ def cavp_frame_indices(
 def cavp_frame_seconds(
     times: Float[np.ndarray, " frames"], picked: Int[np.ndarray, " T"], fps: float | int
 ) -> Float[np.ndarray, " T"]:
-    """The moment that each slot of CAVP shows, given the frames picked for the slots.
+    """Return the time in seconds that each slot of CAVP shows, given the frames picked for them.
 
-    The filter gives a slot the last of several frames, which may be of up to half a slot later, and
-    more often so the more frames the video has a second: 30 ms late at 60 of them, for 12.5 slots.
-    A token of it says the time of its frame, and no more than half a slot from its slot, so that
-    those of a frame that is shown again and again stay apart.
+    The filter gives a slot the last of several frames, which may lie up to half a slot later; the
+    higher the frame rate, the likelier (30 ms at 60 fps, for 12.5 slots a second). So a token
+    carries the time of its frame, clipped to half a slot around its slot: tokens of a frame that is
+    held for several slots stay apart.
     """
     slots = np.arange(len(picked)) / fps
     return np.clip(times[picked], np.maximum(slots - 0.5 / fps, 0.0), slots + 0.5 / fps)
 
 
 def timechat_frame_indices(frames: int, count: int) -> Int[np.ndarray, " picked"]:
-    """`min(count, frames)` frames evenly over a file of `frames`, as TimeChat picks them."""
+    """Pick `min(count, frames)` frames evenly from a file of `frames`, as TimeChat does."""
     picked = min(count, frames)
     # Rounding lets the original's arange give one too many for some counts, though not for 96.
     return np.arange(0, frames, frames / picked).astype(np.int64)[:picked]
@@ -50,7 +50,7 @@ def timechat_frame_indices(frames: int, count: int) -> Int[np.ndarray, " picked"
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """How a video is cut into windows, and what each encoder sees of one. Default: real models.
+    """The windows of a video, and what each encoder sees of one. Default: the released networks.
 
     Raises:
         ValueError: the overlap is negative or more than half a window, or a window has no frames.
@@ -70,7 +70,19 @@ class WindowSpec:
                 "give 0 to half a window"
             )
         if self.cavp_frames < 1 or self.timechat_frames < 1:
-            raise ValueError(f"windows of {self.seconds} s with no frame for an encoder")
+            raise ValueError(f"windows of {self.seconds} s have no frame for an encoder")
+
+    @classmethod
+    def tiny(cls) -> "WindowSpec":
+        """Windows of the shipped miniature."""
+        return cls(
+            seconds=2.56,
+            overlap=0.32,
+            cavp_fps=12.5,
+            cavp_size=32,
+            timechat_frames=8,
+            timechat_size=64,
+        )
 
     @property
     def cavp_frames(self) -> int:
@@ -78,7 +90,7 @@ class WindowSpec:
         return int(self.seconds * self.cavp_fps + 1e-9)
 
     def starts(self, seconds: float) -> list[float]:
-        """Where the windows of a video of `seconds` begin: they cover all but `SLACK` of it."""
+        """Return the starts (s) of the windows of a video; they cover all but `SLACK` of it."""
         step = self.seconds - self.overlap
         more = int(np.ceil((seconds - SLACK - self.seconds) / step - 1e-6))
         return [index * step for index in range(1 + max(0, more))]
@@ -86,12 +98,12 @@ class WindowSpec:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """What the encoders see of one window of a video."""
+    """The frames of one window of a video, as each encoder reads them."""
 
     index: int
     start: float  # seconds since the video's first frame
     seconds: float  # the part of the window that the video covers
     cavp_THWC: UInt8[np.ndarray, "T H W 3"]
-    cavp_seconds: Float[np.ndarray, " T"]  # of what they show, since the window's start, float64
-    timechat_THWC: UInt8[np.ndarray, "N S S 3"]
-    timechat_seconds: Float[np.ndarray, " N"]  # since the window's start, float64
+    cavp_seconds: Float[np.ndarray, " T"]  # of the moment shown, since the window's start, float64
+    timechat_THWC: UInt8[np.ndarray, "frames side side 3"]
+    timechat_seconds: Float[np.ndarray, " frames"]  # since the window's start, float64

@@ -1,4 +1,4 @@
-"""Writing video files: new sound beside a picture that stays as it is, and whole new videos."""
+"""Write video files: a new soundtrack for an existing picture, or new frames."""
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ from mfm_jax.storage.files import written_whole
 from mfm_jax.typing import Float, UInt8
 
 CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
-"""What can be written: the formats that hold nearly every video codec, and AAC."""
+"""Suffixes of the formats that can be written: they hold AAC and nearly every video codec."""
 
 AAC_FRAME = 1024
-"""Samples of one AAC packet."""
+"""Samples in one AAC packet."""
 
 AAC_BIT_RATE = 96_000
 """Bits per second: the most that AAC allows one channel at 16 kHz."""
@@ -31,7 +31,7 @@ AAC_BIT_RATE = 96_000
 def write_video(
     source: Path, target: Path, wave: Float[np.ndarray, " A"], rate: int = RATE
 ) -> None:
-    """The picture of `source`, packet by packet as it is, with `wave` as its only sound.
+    """Copy the picture of `source`, packet by packet, and make `wave` its only sound.
 
     Rotation, colours and timestamps (counted from the first frame) stay. The sound starts with the
     first frame and is cut, or padded with silence, to the length of the video. `target` appears
@@ -39,13 +39,13 @@ def write_video(
 
     Raises:
         MediaError: `source` cannot be read.
-        WriteError: `target` cannot be written, or both are one file.
+        WriteError: `target` cannot be written, or is `source`.
     """
     _remux(source, target, wave, rate)
 
 
 def write_silent(source: Path, target: Path) -> None:
-    """The picture of `source`, packet by packet as it is, without any sound.
+    """Copy the picture of `source`, packet by packet, without any sound.
 
     Raises:
         MediaError, WriteError: as `write_video`.
@@ -73,7 +73,7 @@ def _remux(source: Path, target: Path, wave: np.ndarray | None, rate: int) -> No
 
 
 def _copied_packets(path, container, stream, picture, line: Timeline) -> Iterator[av.Packet]:
-    """The packets of `stream`, moved to `picture` and to a first frame at 0, else untouched."""
+    """Yield the packets of `stream` for `picture`, with the first frame at 0, else untouched."""
     first = int(line.pts[0])
     waiting: list[av.Packet] = []  # Matroska does not say when the first ones are decoded
     with reading(path):
@@ -97,7 +97,7 @@ def _copied_packets(path, container, stream, picture, line: Timeline) -> Iterato
         yield packet
 
 
-def encode_video(
+def write_frames(
     frames: Iterable[UInt8[np.ndarray, "H W 3"]],
     target: Path,
     *,
@@ -106,7 +106,7 @@ def encode_video(
     rate: int = RATE,
     crf: int = 18,
 ) -> None:
-    """Write RGB frames, and `wave` where given, as H.264/AAC; the same input gives the same bytes.
+    """Write RGB frames, and `wave` if given, as H.264/AAC; the same input gives the same bytes.
 
     Args:
         fps: frames per second.
@@ -139,7 +139,7 @@ def encode_video(
 
 @contextmanager
 def _writing(target: Path) -> Iterator[av.container.OutputContainer]:
-    """A file to write, with its index in front so that it plays while it loads."""
+    """Open a file for writing, with its index in front so that it plays while it loads."""
     target = Path(target)
     if target.suffix.lower() not in CONTAINERS:
         raise WriteError(f"cannot write {target}: name it {', '.join(CONTAINERS)}")
@@ -182,7 +182,7 @@ def _aac_track(out: av.container.OutputContainer, rate: int) -> av.AudioStream:
 def _aac_packets(
     stream: av.AudioStream, wave: Float[np.ndarray, " A"], rate: int
 ) -> Iterator[av.Packet]:
-    """The packets of `wave`, which starts at time 0; the encoder's delay goes before that."""
+    """Yield the packets of `wave`, which starts at time 0; the encoder's delay lies before that."""
     samples = np.clip(wave, -1, 1).astype(np.float32)
     for at in range(0, len(samples), AAC_FRAME):
         frame = av.AudioFrame.from_ndarray(samples[None, at : at + AAC_FRAME], "fltp", "mono")

@@ -1,8 +1,8 @@
-"""Distances between sets of clips, from the embeddings and logits of a classifier.
+"""Measure distances between sets of clips by the embeddings and logits of a classifier.
 
 For sound the classifier is Cnn14 (PANNs): embeddings are the 2048 numbers after fc1 and its ReLU,
-logits the 527 before the sigmoid. All scores depend on it: name it with the score. Rows are clips;
-paired scores compare row with row. Everything computes in float64.
+logits the 527 before the sigmoid. All scores depend on the classifier: name it with the score. Rows
+are clips; paired scores compare row with row. Everything computes in float64.
 """
 
 import warnings
@@ -19,12 +19,12 @@ PUBLISHED_EPSILON = 1e-6  # inside audioldm_eval's logarithms, metrics/kl.py:87-
 def frechet_distance(
     reference: Float[np.ndarray, "R D"], generated: Float[np.ndarray, "G D"]
 ) -> float:
-    """Frechet distance between Gaussians fitted to two sets: FD with Cnn14, FAD with VGGish.
+    """Return the Frechet distance of Gaussians fitted to two sets: FD with Cnn14, FAD with VGGish.
 
     |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^½, covariances over n - 1. The last trace is the sum
     of singular values of X1 X2ᵀ (centred rows, scaled), which needs no matrix square root and
-    stays exact when clips are fewer than dimensions. Biased by the number of clips: compare only
-    scores on equally many.
+    stays exact when clips are fewer than dimensions. It is biased by the number of clips: compare
+    only scores of equally many.
 
     Raises:
         ValueError: fewer than two clips in a set.
@@ -41,10 +41,10 @@ def frechet_distance(
 def frechet_distance_published(
     reference: Float[np.ndarray, "R D"], generated: Float[np.ndarray, "G D"]
 ) -> float:
-    """Frechet distance through scipy's `sqrtm` (audioldm_eval metrics/fid.py:9-65, av-benchmark
-    av_bench/metrics/fad.py:7-82).
+    """Return the Frechet distance as published, through scipy's `sqrtm`.
 
-    About 1e-5 off and slightly negative for a set against itself when clips are fewer than
+    audioldm_eval metrics/fid.py:9-65, av-benchmark av_bench/metrics/fad.py:7-82. It is about 1e-5
+    off and slightly negative for a set against itself when clips are fewer than
     dimensions, and half a minute slow at 2048. Means are taken in float32.
 
     Raises:
@@ -71,7 +71,7 @@ def frechet_distance_published(
 def kl_softmax(
     reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
 ) -> Float[np.ndarray, " B"]:
-    """KL(reference ‖ generated) of the class distributions, per clip; report the mean.
+    """Return KL(reference ‖ generated) of the class distributions per clip; report the mean.
 
     av-benchmark's definition (av_bench/metrics/kl.py:23-39). The softmax treats sounds as
     exclusive, which Cnn14's classes are not; see `kl_bernoulli`.
@@ -83,7 +83,7 @@ def kl_softmax(
 def kl_softmax_published(
     reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
 ) -> Float[np.ndarray, " B"]:
-    """audioldm_eval's `kullback_leibler_divergence_softmax`, per clip (metrics/kl.py:50, 95-99).
+    """Return audioldm_eval's `kullback_leibler_divergence_softmax` per clip (kl.py:50, 95-99).
 
     The 1e-6 inside the logarithm caps a clip at 13.8 and makes identical clips about -5e-4.
     """
@@ -94,7 +94,7 @@ def kl_softmax_published(
 def kl_bernoulli(
     reference: Float[np.ndarray, "B V"], generated: Float[np.ndarray, "B V"]
 ) -> Float[np.ndarray, " B"]:
-    """KL of every class's yes or no, summed over classes, per clip: the classes are independent."""
+    """Return the KL of the presence of each class, summed over classes, per clip."""
     yes = _log_sigmoid(reference) - _log_sigmoid(generated)
     no = _log_sigmoid(-reference) - _log_sigmoid(-generated)
     p = np.exp(_log_sigmoid(reference))
@@ -107,9 +107,9 @@ def kl_sigmoid_published(
     *,
     epsilon: float = PUBLISHED_EPSILON,
 ) -> Float[np.ndarray, " B"]:
-    """audioldm_eval's `kullback_leibler_divergence_sigmoid`, per clip (metrics/kl.py:102-105).
+    """Return audioldm_eval's `kullback_leibler_divergence_sigmoid` per clip (kl.py:102-105).
 
-    Half a divergence: the term of a class being absent is missing, so it can be negative. With
+    It is half a divergence: the term of an absent class is missing, so it can be negative. With
     `epsilon` 0 it is av-benchmark's (av_bench/metrics/kl.py:33-39), which does not report it.
     """
     log_p = _log_sigmoid(reference)
@@ -118,9 +118,10 @@ def kl_sigmoid_published(
 
 
 def inception_score(logits: Float[np.ndarray, "B V"]) -> float:
-    """exp of the mean KL from each clip's class distribution to their average: sure and varied.
+    """Return exp of the mean KL from each clip's class distribution to their average.
 
-    It knows nothing of the video. Grows with the number of clips: compare equally many.
+    It is high if each clip is certain and clips vary; the video plays no part. It grows with the
+    number of clips: compare equally many.
     """
     log_p = _log_softmax(logits)
     p = np.exp(log_p)
@@ -130,7 +131,7 @@ def inception_score(logits: Float[np.ndarray, "B V"]) -> float:
 def inception_score_published(
     logits: Float[np.ndarray, "B V"], *, splits: int = 10, shuffle: bool = True
 ) -> tuple[float, float]:
-    """Mean and spread (population) of the score over `splits` shuffled parts.
+    """Return the mean and population deviation of the inception score over `splits` shuffled parts.
 
     audioldm_eval metrics/isc.py:12-31 and av-benchmark av_bench/metrics/isc.py:9-32, ten parts.
     The parts make it depend on the number of clips: 1 at ten clips, where each part has one, and
@@ -146,7 +147,7 @@ def inception_score_published(
 
 
 def published_order(n: int) -> Int[np.ndarray, " B"]:
-    """The shuffle of n clips that the published inception score uses."""
+    """Return the shuffle of n clips that the published inception score uses."""
     return np.random.RandomState(PUBLISHED_SEED).permutation(n)
 
 
@@ -157,11 +158,11 @@ def kernel_distance(
     subsets: int = 100,
     size: int = 1000,
 ) -> tuple[float, float]:
-    """KID: unbiased squared MMD under the kernel (x·y / D + 1)³; mean and spread over subsets.
+    """Return KID, the unbiased squared MMD with kernel (x·y / D + 1)³: mean and deviation of draws.
 
     audioldm_eval metrics/kid.py:46-104: `subsets` random draws of `size` clips. With fewer clips
-    than `size` there is one draw, of all of them in the smaller set, and the spread says nothing.
-    May be slightly negative.
+    than `size` in both sets there is one draw, of all clips, and the deviation says nothing. The
+    mean may be slightly negative.
 
     Raises:
         ValueError: fewer than two clips in a set.
@@ -170,7 +171,7 @@ def kernel_distance(
     if size < 2:
         raise ValueError("a kernel distance needs at least two clips on each side")
     if len(reference) == len(generated) == size:
-        subsets = 1  # every draw would be the whole set
+        subsets = 1  # every draw would be the entire set
     x, y = generated.astype(np.float64), reference.astype(np.float64)
     random = np.random.RandomState(PUBLISHED_SEED)
     drawn = [
@@ -189,8 +190,8 @@ def _squared_mmd(x: Float[np.ndarray, "B D"], y: Float[np.ndarray, "B D"]) -> fl
     return float(within - 2.0 * kernel[2].mean())
 
 
-def _small_root(rows: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "K D"]:
-    """A matrix with the same RᵀR and at most D rows."""
+def _small_root(rows: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "rows D"]:
+    """Return a matrix with the same RᵀR and at most D rows."""
     return rows if len(rows) <= rows.shape[1] else np.asarray(np.linalg.qr(rows, mode="r"))
 
 

@@ -1,8 +1,8 @@
-"""Onset scores: does the sound start when it should?
+"""Score onsets: whether the sound starts when it should.
 
 An onset is a sample index at 22050 Hz, on a grid of 512 samples (23.2 ms). Detection is librosa
-0.11's, which all three sources call. Its onsets are late: 21 ms on average on clean strikes, up to
-38 ms. Against another detection this cancels; against annotated times it does not.
+0.11's, which all three sources call. Its onsets are late: by 21 ms on average on clean strikes, at
+most 38 ms. This cancels when both sides are detected; with annotated times it does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +34,9 @@ class OnsetScore:
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """What a published script computes for one clip, and what it computes it from."""
+    """The scores of a published script for one clip, and the lists that they are computed from."""
 
-    accuracy: float  # hits / targets: a recall, extra predictions cost nothing
+    accuracy: float  # hits / targets: a recall, so extra predictions cost nothing
     ap: float
     f1: float
     kept: tuple[int, ...]  # predictions after suppression, in time order
@@ -45,10 +45,10 @@ class PublishedScore:
     scores: tuple[float, ...]  # and its confidences, 0 for missed targets
 
 
-def resample(wave: Float[np.ndarray, " A"], rate: int) -> Float[np.ndarray, " R"]:
-    """`wave` at 22050 Hz, as librosa.load makes it since 0.10 (soxr, high quality).
+def resample(wave: Float[np.ndarray, " A"], rate: int) -> Float[np.ndarray, " samples"]:
+    """Resample `wave` to 22050 Hz, as librosa.load does since 0.10 (soxr, high quality).
 
-    soxr is what defines the published numbers: another filter moves the onset strength by up to
+    The published numbers depend on soxr: another filter moves the onset strength by up to
     2e-2 and may gain or lose an onset in noise.
     """
     import soxr
@@ -59,10 +59,10 @@ def resample(wave: Float[np.ndarray, " A"], rate: int) -> Float[np.ndarray, " R"
 
 
 def onset_strength(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, " T"]:
-    """Mean rise in dB over 128 mel bands since the frame before; frame t lies at 512 t samples.
+    """Return the mean rise in dB over 128 mel bands per frame; frame t lies at 512 t samples.
 
-    librosa 0.11 `onset.onset_strength`: dB floor 80 under the clip's maximum, so that one loud
-    event hides quiet ones. A rise from frame t - 3 to t - 2 is put at t, half a window later.
+    librosa 0.11 `onset.onset_strength`: dB floor 80 under the clip's maximum, so one loud event
+    hides quiet ones. A rise from frame t - 3 to t - 2 is put at t, half a window later.
     """
     power = magnitude(wave, n_fft=2048, hop=HOP, pad="constant") ** 2
     filters = mel_filters(mels=128, n_fft=2048, fmin=0, fmax=RATE / 2, rate=RATE)
@@ -72,8 +72,8 @@ def onset_strength(wave: Float[np.ndarray, " A"]) -> Float[np.ndarray, " T"]:
     return np.concatenate([np.zeros(3), rise])[: len(power)]
 
 
-def pick_peaks(strength: Float[np.ndarray, " T"], *, delta: float) -> Int[np.ndarray, " L"]:
-    """Frames where the strength, scaled to [0, 1], peaks `delta` above its surroundings.
+def pick_peaks(strength: Float[np.ndarray, " T"], *, delta: float) -> Int[np.ndarray, " onsets"]:
+    """Return the frames where the strength, scaled to [0, 1], peaks `delta` above its surroundings.
 
     librosa 0.11 `util.peak_pick` with `onset_detect`'s spans at 22050 Hz: not below the frame
     before, `delta` above the mean of four frames to either side, two frames after the last peak.
@@ -92,8 +92,10 @@ def pick_peaks(strength: Float[np.ndarray, " T"], *, delta: float) -> Int[np.nda
     return np.array(peaks, np.int64)
 
 
-def detect_onsets(wave: Float[np.ndarray, " A"], *, delta: float = 0.07) -> Int[np.ndarray, " L"]:
-    """Onsets of a wave at 22050 Hz, in samples. None in digital silence.
+def detect_onsets(
+    wave: Float[np.ndarray, " A"], *, delta: float = 0.07
+) -> Int[np.ndarray, " onsets"]:
+    """Return the onsets of a wave at 22050 Hz in samples; digital silence has none.
 
     `delta` is librosa's threshold: 0.07 by default there, 0.3 in CondFoleyGen and MMAudio.
     """
@@ -101,17 +103,17 @@ def detect_onsets(wave: Float[np.ndarray, " A"], *, delta: float = 0.07) -> Int[
 
 
 def loudness(
-    wave: Float[np.ndarray, " A"], onsets: Int[np.ndarray, " L"]
-) -> Float[np.ndarray, " L"]:
-    """Peak of the absolute wave within 50 ms of each onset, cut at the clip's ends."""
+    wave: Float[np.ndarray, " A"], onsets: Int[np.ndarray, " onsets"]
+) -> Float[np.ndarray, " onsets"]:
+    """Return the peak of the absolute wave within 50 ms of each onset."""
     level = np.abs(wave)
     return np.array([level[max(0, o - NEARBY) : o + NEARBY].max() for o in onsets], level.dtype)
 
 
 def suppress(
-    onsets: Int[np.ndarray, " L"], confidence: Float[np.ndarray, " L"]
-) -> Int[np.ndarray, " K"]:
-    """`onsets` in time order without those closer than 50 ms to a louder one."""
+    onsets: Int[np.ndarray, " onsets"], confidence: Float[np.ndarray, " onsets"]
+) -> Int[np.ndarray, " kept"]:
+    """Return `onsets` in time order without those closer than 50 ms to a louder one."""
     kept: list[int] = []
     for i in np.argsort(-confidence, kind="stable"):
         if all(abs(onsets[i] - k) >= APART for k in kept):
@@ -121,16 +123,16 @@ def suppress(
 
 def score_onsets(
     wave: Float[np.ndarray, " A"],
-    predicted: Int[np.ndarray, " L"],
-    targets: Shaped[np.ndarray, " S"],
+    predicted: Int[np.ndarray, " onsets"],
+    targets: Shaped[np.ndarray, " targets"],
     *,
     window: float = WINDOW,
 ) -> OnsetScore | None:
     """Score the onsets `predicted` in `wave` against `targets` (samples, may be fractional).
 
-    Suppressed predictions go by falling loudness, each to the nearest free target less than
-    `window` seconds away. AP sums the precision at the rank of each hit and divides by all
-    targets. None without targets: there is nothing to hit, leave the clip out of the mean.
+    After suppression each prediction, the loudest first, takes the nearest free target less than
+    `window` seconds away. AP is the sum of the precision at the rank of each hit, divided by the
+    number of targets. None without targets: leave the clip out of the mean.
     """
     if not len(targets):
         return None
@@ -155,17 +157,17 @@ def score_onsets(
 
 def condfoley_published(
     wave: Float[np.ndarray, " A"],
-    predicted: Int[np.ndarray, " L"],
-    targets: Int[np.ndarray, " S"],
+    predicted: Int[np.ndarray, " onsets"],
+    targets: Int[np.ndarray, " targets"],
     *,
     window: float = WINDOW,
 ) -> PublishedScore:
-    """CondFoleyGen's onset accuracy and AP of one clip (predict_onset.py:71-109).
+    """Return CondFoleyGen's onset accuracy and AP of one clip (predict_onset.py:71-109).
 
     Both sides are onsets detected at delta 0.3 in the first 2 s (:23-47); the published number is
-    the mean over clips. Do not read much into its AP: a clip without predictions scores 1, targets
-    after the last prediction are forgotten, and missed ones count as retrieved last. A target
-    takes the loudest prediction in its window and not the nearest. F1 is MMAudio's, of these lists.
+    the mean over clips. Its AP means little: a clip without predictions scores 1, targets after the
+    last prediction are ignored, and missed ones count as retrieved last. A target takes the loudest
+    prediction in its window, not the nearest. F1 is MMAudio's, computed from these lists.
 
     Raises:
         ValueError: a prediction in the first 50 ms, or no onsets on either side; the original
@@ -181,18 +183,18 @@ def condfoley_published(
 
 def mmaudio_published(
     wave: Float[np.ndarray, " A"],
-    predicted: Int[np.ndarray, " L"],
-    true_seconds: Float[np.ndarray, " S"],
+    predicted: Int[np.ndarray, " onsets"],
+    true_seconds: Float[np.ndarray, " targets"],
     *,
     delta: float = 0.3,
 ) -> PublishedScore:
-    """MMAudio's onset accuracy, AP and F1 of one clip (eval_onsets.py:18-119).
+    """Return MMAudio's onset accuracy, AP and F1 of one clip (eval_onsets.py:18-119).
 
     `predicted` is detected at `delta` in the first 8 s; truth is annotated times, read up to the
-    first at or after 8 s. The one `delta` is also the window in seconds, so that 0.3 s late is
-    nearly a hit. Besides CondFoleyGen's faults: loudness is the signed wave, which puts silence
-    near the middle; among several candidates it compares the wrong ones once a prediction is used
-    up; F1 forgets the targets after the last prediction.
+    first at or after 8 s. `delta` is also the window in seconds, so almost 0.3 s late is a hit.
+    Besides CondFoleyGen's faults, loudness is the signed wave, which puts silence near the middle;
+    among several candidates it compares the wrong ones once a prediction is used; F1 ignores the
+    targets after the last prediction.
 
     Raises:
         ValueError: as `condfoley_published`.
@@ -205,9 +207,9 @@ def mmaudio_published(
 
 
 def average_precision(labels: Sequence[int], scores: Sequence[float]) -> float:
-    """Sum of precision times the step in recall down the ranking; equal scores are one step.
+    """Return the sum of precision times the step in recall; equal scores are one step.
 
-    scikit-learn's definition; 0 without positives.
+    This is scikit-learn's definition; 0 without positives.
     """
     order = np.argsort(-np.asarray(scores), kind="stable")
     ranked = np.asarray(scores)[order]
@@ -220,9 +222,9 @@ def average_precision(labels: Sequence[int], scores: Sequence[float]) -> float:
 
 
 def _published_loudness(
-    level: Float[np.ndarray, " A"], onsets: Int[np.ndarray, " L"]
+    level: Float[np.ndarray, " A"], onsets: Int[np.ndarray, " onsets"]
 ) -> dict[int, float]:
-    """As `loudness`, except that a span that starts before the clip is not cut but fails."""
+    """Return `loudness` by onset, as published: a span that starts before the clip is an error."""
     if np.any(onsets < NEARBY):
         raise ValueError(
             "the published onset score stops at an onset in the first 50 ms"
@@ -232,7 +234,7 @@ def _published_loudness(
 
 
 def _suppress_published(confidence: dict[int, float]) -> list[int]:
-    """Suppression as published: dropping one onset jumps over the next, which then survives."""
+    """Suppress onsets as published: dropping one skips the next, which then survives."""
     onsets = list(confidence)
     remaining, kept = list(onsets), []
     for i in np.argsort(list(confidence.values()))[::-1]:
@@ -252,11 +254,11 @@ def _suppress_published(confidence: dict[int, float]) -> list[int]:
 def _score_published(
     kept: list[int],
     confidence: dict[int, float],
-    targets: Shaped[np.ndarray, " S"],
+    targets: Shaped[np.ndarray, " targets"],
     window: float,
     level_of: Callable[[list[int], int], float],
 ) -> PublishedScore:
-    """Targets in time order each take the candidate that `level_of(free, i)` says is loudest."""
+    """Score targets in time order; each takes the candidate of the highest `level_of(free, i)`."""
     if not kept and not len(targets):
         raise ValueError("no onsets on either side: the score is undefined, leave the clip out")
     free = list(kept)
@@ -270,7 +272,7 @@ def _score_published(
         loudest = near[int(np.argsort([level_of(free, i) for i in near])[-1])]
         scores.append(confidence[free.pop(loudest)])
         if not free:
-            break  # the fault: later targets never reach the lists
+            break  # the fault: later targets are missing from the lists
     n_hit = len(kept) - len(free)
     labels += [0] * len(free)
     scores += [confidence[o] for o in free]

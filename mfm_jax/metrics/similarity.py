@@ -1,7 +1,7 @@
-"""Likeness of one generated clip to its real counterpart, spectrogram against spectrogram.
+"""Compare a generated clip with its real counterpart, spectrogram against spectrogram.
 
-All of them ask for the same sound at the same moment. A good generation of another footstep scores
-badly, so they suit reconstruction (VAE, vocoder) better than generation.
+All scores here ask for the same sound at the same moment. A good generation of another footstep
+scores badly, so they suit reconstruction (VAE, vocoder) better than generation.
 """
 
 import numpy as np
@@ -13,19 +13,23 @@ from mfm_jax.typing import Float
 PUBLISHED_CUT = 1120  # samples that audioldm_eval drops from the start of generated clips only
 
 
-def psnr(reference: Float[np.ndarray, "M T"], generated: Float[np.ndarray, "M S"]) -> float:
-    """Peak signal-to-noise ratio in dB of two `spectra.unit_mel`, cut to the shorter; range 1.
+def psnr(
+    reference: Float[np.ndarray, "M reference"], generated: Float[np.ndarray, "M generated"]
+) -> float:
+    """Return the peak signal-to-noise ratio in dB of two `spectra.unit_mel`, cut to the shorter.
 
-    audioldm_eval eval.py:182-197. Infinite for equal pictures: the original then leaves the pair
-    out of the mean, and out of the mean of SSIM with it.
+    audioldm_eval eval.py:182-197. It is infinite for equal pictures: the original then leaves the
+    pair out of the mean, and out of the mean of SSIM as well.
     """
     reference, generated = _cut(reference, generated)
     error = np.mean((reference - generated) ** 2)
     return float(-10.0 * np.log10(error)) if error else float("inf")
 
 
-def ssim(reference: Float[np.ndarray, "M T"], generated: Float[np.ndarray, "M S"]) -> float:
-    """Structural similarity of two pictures, cut to the shorter, in uniform windows of 7 x 7.
+def ssim(
+    reference: Float[np.ndarray, "M reference"], generated: Float[np.ndarray, "M generated"]
+) -> float:
+    """Return the structural similarity of two pictures in uniform windows of 7 x 7.
 
     audioldm_eval eval.py:195-196 through scikit-image: sample covariance, K1 .01, K2 .03, windows
     that overlap the border left out. The data range is that of the pair (joint maximum - minimum),
@@ -50,9 +54,12 @@ def ssim(reference: Float[np.ndarray, "M T"], generated: Float[np.ndarray, "M S"
 
 
 def log_spectral_distance(
-    reference: Float[np.ndarray, " A"], generated: Float[np.ndarray, " S"], *, cut: int = 0
+    reference: Float[np.ndarray, " reference"],
+    generated: Float[np.ndarray, " generated"],
+    *,
+    cut: int = 0,
 ) -> float:
-    """LSD of two waves at 16 kHz in decades of power, after `_pair`; 0 is best.
+    """Return the LSD of two waves at 16 kHz in decades of power, after `_pair`; 0 is best.
 
     audioldm_eval eval.py:145-180 with ssr_eval 0.0.7. `cut` drops that many samples from the start
     of the generated wave only: with `PUBLISHED_CUT` it is the published number, in which even an
@@ -64,32 +71,36 @@ def log_spectral_distance(
 
 
 def lsd_of_spectra(
-    reference: Float[np.ndarray, "T F"], generated: Float[np.ndarray, "T F"]
+    reference: Float[np.ndarray, "T bins"], generated: Float[np.ndarray, "T bins"]
 ) -> float:
-    """Log-spectral distance of two magnitude spectrograms (ssr_eval 0.0.7 metrics.py:109-112).
+    """Return the LSD of two magnitude spectrograms (ssr_eval 0.0.7 metrics.py:109-112).
 
-    Not symmetric where a bin is exactly zero: 12 if the reference is, 24 if the generated one is.
+    It is not symmetric where a bin is exactly zero: 12 if that is the reference's, 24 if the
+    generated clip's.
     """
     ratio = reference**2 / (generated + 1e-12) ** 2
     return float(np.sqrt((np.log10(ratio + 1e-12) ** 2).mean(axis=1)).mean())
 
 
 def ssim_of_waves(
-    reference: Float[np.ndarray, " A"], generated: Float[np.ndarray, " S"], *, cut: int = 0
+    reference: Float[np.ndarray, " reference"],
+    generated: Float[np.ndarray, " generated"],
+    *,
+    cut: int = 0,
 ) -> float:
-    """SSIM of the linear spectrograms that LSD compares, nan as there.
+    """Return the SSIM of the linear spectrograms that LSD compares; nan as there.
 
-    ssr_eval 0.0.7 metrics.py:123-133. The loudest bins set the data range: quiet
-    ones hardly count.
+    ssr_eval 0.0.7 metrics.py:123-133. The loudest bins set the data range, so quiet ones hardly
+    count.
     """
     pair = _pair(reference, generated, cut)
     return float("nan") if pair is None else ssim(*(lsd_spectrum(w).T for w in pair))
 
 
 def _pair(
-    reference: Float[np.ndarray, " A"], generated: Float[np.ndarray, " S"], cut: int
-) -> tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]] | None:
-    """Both waves without mean, at peak 1, cut to the shorter; None if one is constant."""
+    reference: Float[np.ndarray, " reference"], generated: Float[np.ndarray, " generated"], cut: int
+) -> tuple[Float[np.ndarray, " shorter"], Float[np.ndarray, " shorter"]] | None:
+    """Return both waves without mean, at peak 1, cut to the shorter; None if one is constant."""
     scaled = []
     for wave in (reference, generated[cut:]):
         wave = wave - wave.mean()
@@ -102,11 +113,11 @@ def _pair(
 
 
 def _cut(
-    x: Float[np.ndarray, "M T"], y: Float[np.ndarray, "M S"]
-) -> tuple[Float[np.ndarray, "M L"], Float[np.ndarray, "M L"]]:
+    x: Float[np.ndarray, "M reference"], y: Float[np.ndarray, "M generated"]
+) -> tuple[Float[np.ndarray, "M shorter"], Float[np.ndarray, "M shorter"]]:
     size = min(x.shape[1], y.shape[1])
     return x[:, :size], y[:, :size]
 
 
-def _mean7(picture: Float[np.ndarray, "M T"]) -> Float[np.ndarray, "P Q"]:
+def _mean7(picture: Float[np.ndarray, "M T"]) -> Float[np.ndarray, "rows columns"]:
     return sliding_window_view(picture, (7, 7)).mean(axis=(-2, -1))

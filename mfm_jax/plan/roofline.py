@@ -14,7 +14,7 @@ import numpy as np
 
 from mfm_jax.cost import hlo
 from mfm_jax.cost.chips import HOP, Chip
-from mfm_jax.cost.flops import operations
+from mfm_jax.cost.flops import jaxpr_flops
 from mfm_jax.plan.programs import Program
 from mfm_jax.runtime.sharding import Layout
 
@@ -126,7 +126,7 @@ def estimate(program: Program, layout: Layout, chip: Chip) -> Estimate:
     return Estimate(
         name=program.name,
         devices=len(devices),
-        flops=operations(traced.jaxpr.jaxpr),
+        flops=jaxpr_flops(traced.jaxpr.jaxpr),
         device_flops=found.flops,
         device_bytes=found.bytes,
         memory=Memory(

@@ -1,1 +1,1 @@
-"""What lies on disks: files written whole, folders of arrays, weights by name, checkpoints."""
+"""Atomic file writes, folders of arrays, weights by name, and checkpoints."""

@@ -1,4 +1,4 @@
-"""Saving and restoring a training run: each save is whole, known by its sums, or not there."""
+"""Save and restore a training run. A checkpoint is complete, as its checksums tell, or absent."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from mfm_jax.runtime.sharding import fetch
 from mfm_jax.typing import Array, Shaped
 
 ABOUT = "about"
-"""The item of a checkpoint that holds its sums and its score."""
+"""The item of a checkpoint that holds its checksums and its score."""
 
 
 class CheckpointError(UserError):
@@ -22,9 +22,10 @@ class CheckpointError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep` of them, and the one with the least score.
+    """The checkpoints of one run: the last `keep` of them, and the one with the lowest score.
 
-    A save goes on in the background while training does. All processes of a run do the same calls.
+    Saves run in the background while training goes on. All processes of a run must make the same
+    calls.
     """
 
     def __init__(self, folder: Path, *, keep: int, say: Callable[[str], None] = print) -> None:
@@ -33,7 +34,7 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
-                # Otherwise what waits for a folder that cannot be made waits for minutes.
+                # Otherwise Orbax waits for minutes for a folder that cannot be made.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
@@ -42,30 +43,30 @@ class Checkpoints:
             try:
                 self._scores[step] = self._about(step)["score"]
             except Exception:
-                self._scores[step] = math.inf  # it will be named where it is restored
+                self._scores[step] = math.inf  # `restore` will report it
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint with the least score, if any has one."""
+        """The step of the checkpoint with the lowest score, if any has one."""
         return next(iter(self._ranked()), None)
 
     def would_be_best(self, score: float | None) -> bool:
-        """Whether a checkpoint with this score would be the best."""
+        """Return whether a checkpoint with this score would be the best."""
         return score is not None and score < min(self._scores.values(), default=math.inf)
 
     def save(self, step: int, items: Mapping[str, Any], *, score: float | None = None) -> None:
-        """Store `items`: trees of arrays; empty ones are left out.
+        """Store `items`, which are trees of arrays; empty trees are left out.
 
         Raises:
-            CheckpointError: this or the save before it cannot be written; what was saved earlier
-                is as it was.
+            CheckpointError: this save or the one before it cannot be written; earlier ones are
+                intact.
         """
         if step in self._scores:
             return
         trees = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
         if jax.default_backend() == "cpu":
-            # Elsewhere the arrays are copied to the host before Orbax returns. Here they would be
-            # those whose memory the next step uses again.
+            # On other devices Orbax copies the arrays to the host before it returns. On a CPU it
+            # would read buffers that the next step overwrites, as the step donates them.
             trees = jax.tree.map(jnp.copy, trees)
         score = math.inf if score is None else score
         about = {"sums": {name: sums(tree) for name, tree in trees.items()}, "score": score}
@@ -80,13 +81,13 @@ class Checkpoints:
         self._scores[step] = score
 
     def restore(self, like: Mapping[str, Any], step: int | None = None) -> dict[str, Any] | None:
-        """The items of the newest checkpoint that is whole, or of `step`; None where there is none.
+        """Return the items of the newest complete checkpoint, or of `step`; None if there is none.
 
-        They may have been saved by other processes on another mesh.
+        The checkpoint may come from other processes and another mesh.
 
         Args:
-            like: some or all items, of the same structure, shapes and types, as arrays or
-                `ShapeDtypeStruct`s on the devices that the restored ones shall lie on.
+            like: some or all items, with the structure, shapes and types that were saved: arrays or
+                `ShapeDtypeStruct`s with the shardings that the restored arrays get.
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
@@ -101,7 +102,7 @@ class Checkpoints:
         return found
 
     def restore_best(self, like: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The items of the checkpoint with the least score that is whole; None where none is.
+        """Return the items of the complete checkpoint with the lowest score; None if there is none.
 
         Args:
             like: as in `restore`.
@@ -109,24 +110,24 @@ class Checkpoints:
         return self._first_whole(self._ranked(), like, "trying the next best")[0]
 
     def close(self) -> None:
-        """Wait for the last save and end.
+        """Wait for the last save and release the folder.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the last save cannot be written.
         """
         self._wait(max(self._scores, default=0))
         self._tidy(self.keep)
         self._manager.close()
 
     def _ranked(self) -> list[int]:
-        """The steps of the checkpoints that have a score, the least first."""
+        """Return the steps of the checkpoints that have a score, the lowest score first."""
         known = {step: score for step, score in self._scores.items() if score < math.inf}
         return sorted(known, key=lambda step: known[step])
 
     def _first_whole(
         self, steps: Sequence[int], like: Mapping[str, Any], then: str
     ) -> tuple[dict[str, Any] | None, str]:
-        """The items of the first of `steps` that can be read, or why the last could not."""
+        """Return the items of the first of `steps` that can be read, or why the last could not."""
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
         )
@@ -135,21 +136,21 @@ class Checkpoints:
             try:
                 found = self._read(step, like)
             except Exception as error:
-                # Orbax and tensorstore raise many kinds for missing, damaged or unlike files.
+                # Orbax and tensorstore raise many types for missing, damaged or other files.
                 reason = first_line(error)[:200]
                 self.say(f"checkpoint {step} cannot be used ({reason}): {then}")
                 unusable.append(step)
                 continue
             for bad in unusable:
-                self._delete(bad)  # or this step could not be saved again
+                self._delete(bad)  # otherwise this step could not be saved again
             return found, ""
         return None, reason
 
     def _read(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-        """The items of one checkpoint.
+        """Return the items of one checkpoint.
 
         Raises:
-            ValueError: their sums are not those that were saved; Orbax raises others.
+            ValueError: their checksums are not those that were saved. Orbax raises other types.
         """
         wanted = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
         about = self._about(step)
@@ -171,7 +172,7 @@ class Checkpoints:
             raise self._unwritten(step, error) from None
 
     def _tidy(self, keep: int) -> None:
-        """Delete all but the last `keep` and the best."""
+        """Delete all checkpoints but the last `keep` and the best."""
         steps = sorted(self._scores)
         for step in steps[: max(0, len(steps) - keep)]:
             if step != self.best:
@@ -190,9 +191,9 @@ class Checkpoints:
 
 
 def sums(tree: Any) -> list[int]:
-    """A number for each array of `tree` that another value of any element would change.
+    """Return a checksum of each array of `tree`.
 
-    It is the same on every mesh: whole numbers add up in any order.
+    It is the same on every mesh, because integers may be added in any order.
     """
     return [int(value) for value in fetch(_sums(jax.tree.leaves(tree)))]
 
@@ -203,21 +204,21 @@ def _sums(arrays: list[Array]) -> list[Shaped[Array, ""]]:
 
 
 def _sum(array: Array) -> Shaped[Array, ""]:
-    """The sum, modulo 2 to the power of 32, of what each element's bits and place are mixed to."""
+    """Return the sum modulo 2**32 of a hash of each element's bits and position."""
     if array.dtype == bool:
         array = array.astype(jnp.uint8)
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
-    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
     for axis in reversed(range(bits.ndim)):
         index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        place = place + index * jnp.uint32(stride % 2**32)
+        position = position + index * jnp.uint32(stride % 2**32)
         stride *= bits.shape[axis]
-    return _mixed(bits + _mixed(place + jnp.uint32(1))).sum(dtype=jnp.uint32)
+    return _mixed(bits + _mixed(position + jnp.uint32(1))).sum(dtype=jnp.uint32)
 
 
 def _mixed(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
-    """Every bit of the result depends on every bit of `x` (Appleby, MurmurHash3's finaliser)."""
+    """Hash integers: every bit of `x` changes the result (Appleby, MurmurHash3's finaliser)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

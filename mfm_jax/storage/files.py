@@ -1,4 +1,4 @@
-"""Files and folders that come into being whole or not at all, and locks between processes."""
+"""Write files and folders atomically, and lock them between processes."""
 
 import errno
 import fcntl
@@ -17,18 +17,18 @@ from mfm_jax.errors import WriteError, system_reason
 
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 PART = re.compile(rf"\..*-{MACHINE}[0-9a-f]{{8}}(\..*)?")
-"""Names of files that this machine has begun and that are not whole yet."""
+"""Names of the temporary files of this machine."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a system that has no more room for a file."""
+"""Errors of the operating system when there is no room for a file."""
 
 
 @contextmanager
 def told_where_full(place: Path) -> Iterator[None]:
-    """What is written in the block goes to the file or folder `place`.
+    """Report a full disk while the block writes to the file or folder `place`.
 
     Raises:
-        WriteError: there is no room for it.
+        WriteError: the disk is full.
     """
     try:
         yield
@@ -43,10 +43,10 @@ def told_where_full(place: Path) -> Iterator[None]:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that becomes `target` once the block has succeeded.
+    """Yield a temporary path beside `target` that is renamed to `target` when the block succeeds.
 
-    Nothing is left behind when the block raises, and an older `target` then stays as it was. What a
-    killed process leaves is for `remove_parts`.
+    When the block raises, the temporary file is removed and an older `target` stays. Temporary
+    files of killed processes are removed by `remove_parts`.
 
     Raises:
         WriteError: nothing can be written there, or there is no room for it.
@@ -70,20 +70,20 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def _new_locked(part: Path) -> int:
-    """Create a file and lock it, as long as the handle is open."""
+    """Create a file that is locked as long as the returned handle is open."""
     while True:
         handle = os.open(part, os.O_CREAT | os.O_EXCL, 0o666)
         with suppress(OSError):  # the file system may know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if part.exists():
             return handle
-        os.close(handle)  # another process took it for a killed one's before it was locked
+        os.close(handle)  # before it was locked, another process removed it as abandoned
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the parts of files that killed processes left in `folder`, and no others.
+    """Remove the temporary files that killed processes of this machine left in `folder`.
 
-    Those of other machines stay: not every file system tells one machine of another's locks.
+    Those of other machines stay: not every file system shares locks between machines.
     """
     for part in folder.iterdir() if folder.is_dir() else ():
         if PART.fullmatch(part.name) and part.is_file():
@@ -93,7 +93,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until the bytes of a file are on the disk."""
+    """Wait until the bytes of a file are on the disk (fsync)."""
     with _open(path) as handle:
         os.fsync(handle)
 
@@ -108,7 +108,7 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; the bytes are on the disk before the name changes.
+    """Replace the contents of `path` atomically; the bytes are on the disk before the rename.
 
     Raises:
         WriteError: it cannot be written.
@@ -121,9 +121,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when the block ends well.
+    """Yield a temporary folder beside `path` that is renamed to `path` when the block succeeds.
 
-    On an exception it is removed and `path` does not exist.
+    When the block raises, the folder is removed and `path` does not exist.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -138,9 +138,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the file or folder `path` locked against other processes; the lock ends with this one.
+    """Lock the file or folder `path` against other processes while the block runs.
 
-    Where the file system knows no locks, nothing is held.
+    The lock also ends with the process. On a file system without locks this does nothing.
     """
     with _open(path) as handle:
         with suppress(OSError):
@@ -149,10 +149,20 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether some process holds `folder` locked, or may hold it."""
+    """Return whether a process has locked `folder`; also True if that cannot be told."""
     with _open(folder) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return True
     return False
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time make `folder`, which need not exist; others wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.parent / f".{folder.name}.lock"
+    lock.touch()
+    with locked(lock):
+        yield

@@ -1,7 +1,7 @@
 """A folder of named arrays: Orbax checkpoints of bounded size, and a checksum of every array.
 
-Orbax restores a flipped byte without a word. So `index.json` lists every array and every file with
-its SHA-256; whoever keeps the folder keeps the checksum of that index.
+Orbax does not notice a flipped byte, so `index.json` lists every array and every file with its
+SHA-256. Who refers to the folder keeps the checksum of that index.
 
     index.json       the arrays in the order written, and the files
     part-0/ ...      Orbax checkpoints of at most `PART` bytes, or of one array that is larger
@@ -25,9 +25,9 @@ from mfm_jax.storage.files import write_text
 
 INDEX = "index.json"
 PART = 64 << 20  # bytes of arrays in one checkpoint, a few of which are held in memory
-# A process reads whole chunks, so small ones let it read little more than its own shard.
+# A process reads entire chunks, so small ones let it read little more than its own shard.
 CHUNK = 256 << 10
-TILE = 256  # rows and columns that are transposed at a time
+TILE = 256  # rows and columns that are transposed at once
 
 
 class StoreError(UserError):
@@ -76,7 +76,7 @@ class Store:
         return sum(size for size, _ in self.files.values())
 
     def parts(self) -> dict[int, list[str]]:
-        """The names in each part, in the order written."""
+        """Return the names in each part, in the order written."""
         names: dict[int, list[str]] = {}
         for name, listed in self.arrays.items():
             names.setdefault(listed.part, []).append(name)
@@ -89,10 +89,13 @@ class Store:
         *,
         together: bool = False,
     ) -> dict[str, Any]:
-        """The arrays of one part, each with the precision and the sharding of its target.
+        """Return the arrays of one part, each with the precision and the sharding of its target.
 
-        A process reads the chunks of its own shards only. Where these are on devices of several
-        processes these read `together`.
+        A process reads only the chunks of its own shards.
+
+        Args:
+            together: whether an array is sharded over several processes, which then must all call
+                this.
 
         Raises:
             StoreError: the part is missing or cannot be read.
@@ -105,11 +108,11 @@ class Store:
             try:
                 return checkpointer.restore(folder, targets)
             except Exception as error:
-                # Orbax and tensorstore raise many kinds for missing or damaged files.
+                # Orbax and tensorstore raise many types for missing or damaged files.
                 raise StoreError(f"part-{part} cannot be read: {first_line(error)}") from None
 
     def read_part(self, part: int) -> dict[str, np.ndarray]:
-        """The arrays of one part as stored, in this process's memory.
+        """Return the arrays of one part as stored, in host memory.
 
         Raises:
             StoreError: as `restore`.
@@ -117,10 +120,10 @@ class Store:
         return self.restore(lambda _, a: np.empty(a.shape, np.dtype(a.dtype)), part)
 
     def damaged_files(self, *, parts: bool = True) -> list[str]:
-        """What differs from the index: files missing, changed or added. Empty if all is well.
+        """List the files that are missing, changed or added; empty if the folder matches its index.
 
         Args:
-            parts: look at the files of the arrays as well, not only at those beside them.
+            parts: also check the files of the arrays, not only those beside them.
         """
         found = {str(p.relative_to(self.folder)) for p in _files(self.folder)}
         problems = [f"{name} is missing" for name in sorted(self.files.keys() - found)]
@@ -134,7 +137,7 @@ class Store:
         return problems
 
     def damaged_arrays(self) -> list[str]:
-        """Arrays that do not restore to what was written. Empty if all is well."""
+        """List the arrays that restore to other values than were written."""
         problems = []
         for part in self.parts():
             try:
@@ -149,10 +152,10 @@ class Store:
 
 
 def write_store(folder: Path, arrays: Iterable[tuple[str, Any]]) -> None:
-    """Write `(name, array)` as they come into the existing `folder`, then the index.
+    """Write a stream of `(name, array)` into the existing `folder`, then the index.
 
-    At most three times `PART` bytes of them are held, or three arrays. Other files that are in the
-    folder already become part of it.
+    At most three times `PART` bytes are in memory, or three arrays. Files that are already in the
+    folder are listed in the index, too.
     """
     listed: dict[str, Listed] = {}
     files = _sums(folder, folder)
@@ -172,21 +175,21 @@ def write_store(folder: Path, arrays: Iterable[tuple[str, Any]]) -> None:
 
 
 def digest_array(array: np.ndarray) -> str:
-    """SHA-256 of the elements in C order, in this machine's byte order (little-endian)."""
+    """Return the SHA-256 of the elements in C order and native (little-endian) byte order."""
     return hashlib.sha256(contiguous(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """`array` in C order, itself where it is already.
+    """Return `array` in C order, without a copy if it is already.
 
-    A transposed matrix is copied tile by tile: numpy goes along one axis and misses the cache at
-    every step along the other, which takes three times as long.
+    A transposed matrix is copied tile by tile. numpy's own copy misses the cache at every step
+    along one axis and takes three times as long.
     """
     if array.flags.c_contiguous:
         return array
@@ -214,8 +217,8 @@ def _in_parts(arrays: Iterable[tuple[str, Any]]) -> Iterator[dict[str, np.ndarra
 
 
 def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, str]]:
-    """Write one checkpoint; its files with their sizes and checksums."""
-    # Nobody changes the arrays while they are written, and weights hardly compress.
+    """Write one checkpoint and return the sizes and checksums of its files."""
+    # The arrays do not change while they are written, and weights hardly compress.
     numpy = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy))
     handler = ocp.PyTreeCheckpointHandler(
@@ -227,13 +230,13 @@ def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str
             args = ocp.args.PyTreeSave(dict(arrays), save_args=chunks)
             checkpointer.save((folder / part).resolve(), args=args)
         except Exception as error:
-            # As many kinds as in reading, for a full disk among others.
+            # As in reading, these are of many types; a full disk is one of them.
             raise StoreError(first_line(error)) from None
     return _sums(folder, folder / part)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax waits for no other process of a run."""
+    """Return options with which Orbax does not wait for other processes."""
     index = jax.process_index()
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
@@ -243,7 +246,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _sums(folder: Path, inside: Path) -> dict[str, tuple[int, str]]:
-    """Size and checksum of the files inside, by their path from `folder`."""
+    """Return the size and checksum of the files in `inside`, by their path from `folder`."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, digest_file(path))
         for path in _files(inside)
@@ -251,7 +254,7 @@ def _sums(folder: Path, inside: Path) -> dict[str, tuple[int, str]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file of the folder but its index, in a fixed order."""
+    """Yield every file of the folder but its index, in a fixed order."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / INDEX:
             yield path

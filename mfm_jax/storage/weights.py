@@ -1,4 +1,4 @@
-"""The weights of a network by name: `{"blocks.3.attn.q.kernel": array}`, and back into a network.
+"""Get and set the weights of a network by name: `{"blocks.3.attn.q.kernel": array}`.
 
 Every weight is an `nnx.Param` or an `nnx.BatchStat` (the running statistics of BatchNorm).
 """
@@ -24,16 +24,16 @@ class WeightError(ValueError):
 
 
 def named_weights(module: nnx.Module) -> dict[str, Weight]:
-    """Every weight of `module` by dotted path, in a fixed order."""
+    """Return every weight of `module` by its dotted path, in a fixed order."""
     flat = nnx.to_flat_state(nnx.state(module, WEIGHT))
     return {_dotted(path): leaf.get_value() for path, leaf in flat}
 
 
 def named_axes(module: nnx.Module) -> dict[str, tuple[str | None, ...]]:
-    """The logical axes of every weight of `module`, which may hold shapes instead of weights."""
+    """Return the logical axes of every weight of `module`, which may hold shapes only."""
     flat = nnx.to_flat_state(nnx.state(module, WEIGHT))
-    whole = {_dotted(path): (None,) * leaf.get_value().ndim for path, leaf in flat}
-    return whole | {
+    unsharded = {_dotted(path): (None,) * leaf.get_value().ndim for path, leaf in flat}
+    return unsharded | {
         _dotted(path): tuple(leaf.get_metadata("axes"))
         for path, leaf in flat
         if "axes" in leaf.get_metadata()
@@ -45,20 +45,20 @@ def _dotted(path: tuple) -> str:
 
 
 def abstract(build: Callable[..., M]) -> M:
-    """The network that `build(rngs=...)` makes, with shapes instead of weights: no memory."""
+    """Return the network of `build(rngs=...)` with shapes instead of weights, without memory."""
     return nnx.eval_shape(lambda: build(rngs=_rngs(0)))
 
 
 def initialise(build: Callable[..., M], seed: int) -> M:
-    """The network that `build(rngs=...)` makes, its weights drawn from `seed` on the host.
+    """Return the network of `build(rngs=...)` with weights drawn from `seed` on the host.
 
-    They are the same for every device that they may go to. A GPU's compiler takes minutes for so
-    many draws, and so does a CPU's for all draws of a large network in one program.
+    So the weights do not depend on the device. A GPU's compiler would take minutes for so many
+    draws, and so would a CPU's for all draws of a large network in one program.
     """
     drawn, module = jax.make_jaxpr(lambda: build(rngs=_rngs(seed)), return_shape=True)()
     shapes, structure = jax.tree.flatten(module)
     host = _host()
-    # It runs once: on a CPU most of the time would go into optimising it.
+    # The program runs once, so its optimisation would take most of the time.
     fast = None if host is None else {"xla_backend_optimization_level": 0}
 
     def part(start: int) -> list[jax.Array]:
@@ -78,7 +78,7 @@ _TOGETHER = 200
 
 
 def _host() -> jax.Device | None:
-    """The CPU, unless JAX has been told to leave it out (`JAX_PLATFORMS`)."""
+    """Return the CPU, or None if `JAX_PLATFORMS` excludes it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -92,10 +92,11 @@ def _rngs(seed: int) -> nnx.Rngs:
 
 
 class _Stream(nnx.RngStream):
-    """A stream of keys that is quick to trace.
+    """A stream of random keys that is quick to trace.
 
-    Flax's own asks a traced count for its sharding, and JAX then searches the whole trace to word
-    an error that nobody sees: quadratic in the number of weights, minutes for a large UNet.
+    Flax's own stream asks a traced count for its sharding, and JAX then searches the entire trace
+    for the text of an error that is never shown: quadratic in the weights, minutes for a large
+    UNet.
     """
 
     def __call__(self) -> jax.Array:
@@ -110,7 +111,7 @@ def check_weights(
     *,
     where: str,
 ) -> None:
-    """Compare names and shapes.
+    """Compare the names and shapes of weights.
 
     Raises:
         WeightError: lists the missing, unexpected and misshaped weights of `where`.
@@ -132,7 +133,7 @@ def check_weights(
 
 
 def with_weights(module: M, weights: Mapping[str, Weight], *, where: str = "the network") -> M:
-    """`module` (abstract or not) holding `weights`, all of them and no others.
+    """Return `module` (abstract or not) with `weights`, which must be all of its weights.
 
     Raises:
         WeightError: lists the missing, unexpected and misshaped weights.
@@ -152,9 +153,9 @@ def with_weights(module: M, weights: Mapping[str, Weight], *, where: str = "the 
 
 
 def cast(tree: T, dtype: jax.typing.DTypeLike) -> T:
-    """A network, or weights by name, with every floating-point weight in `dtype`.
+    """Return a network, or weights by name, with every floating-point weight in `dtype`.
 
-    A network then computes in `dtype`.
+    The network then computes in `dtype`.
     """
     return jax.tree.map(
         lambda x: x.astype(dtype) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x,
@@ -162,6 +163,6 @@ def cast(tree: T, dtype: jax.typing.DTypeLike) -> T:
     )
 
 
-def count(module: nnx.Module) -> int:
-    """Number of parameters, running statistics included."""
+def parameter_count(module: nnx.Module) -> int:
+    """Return the number of parameters, running statistics included."""
     return sum(leaf.size for leaf in named_weights(module).values())

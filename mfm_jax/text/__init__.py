@@ -1,1 +1,1 @@
-"""The text that networks read, as token ids."""
+"""Turn the text that networks read into token ids."""

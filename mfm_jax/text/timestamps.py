@@ -1,8 +1,8 @@
-"""The timestamp that TimeChat reads beside each frame."""
+"""Write the timestamps that TimeChat reads beside each frame."""
 
 from collections.abc import Iterable
 
 
 def timestamp_sentences(seconds: Iterable[float]) -> list[str]:
-    """The sentence that TimeChat's image Q-Former reads beside each frame."""
+    """Return the sentence that TimeChat's image Q-Former reads beside each frame."""
     return [f"This frame is sampled at {round(float(s), 1)} second." for s in seconds]

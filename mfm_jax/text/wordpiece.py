@@ -1,6 +1,6 @@
 """BERT's WordPiece tokenizer for plain sentences, such as the timestamp of a frame.
 
-Enough of it to need neither the tokenizer's library nor its 30 thousand pieces at run time.
+It replaces the tokenizer's library and its 30 thousand word pieces at run time.
 """
 
 import re
@@ -18,10 +18,10 @@ LONGEST_WORD = 100  # characters; BERT reads a longer word as unknown
 
 
 def timestamp_vocabulary(vocabulary: Iterable[str]) -> Vocabulary:
-    """What `This frame is sampled at 1.5 second.` can need of the lines of BERT's `vocab.txt`.
+    """Select the lines of BERT's `vocab.txt` that spell `This frame is sampled at 1.5 second.`
 
-    That is the special tokens, the words, and every piece made of digits. A sentence of this form
-    gets the same ids from these pieces as from all.
+    These are the special tokens, the words, and every piece made of digits. A sentence of this form
+    gets the same ids as from the full vocabulary.
 
     Raises:
         ValueError: the vocabulary lacks a special token or a word.
@@ -35,7 +35,7 @@ def timestamp_vocabulary(vocabulary: Iterable[str]) -> Vocabulary:
 
 
 def tiny_timestamp_vocabulary() -> Vocabulary:
-    """The least that spells every timestamp sentence: single digits, first and continued."""
+    """Return the smallest vocabulary for timestamps: single digits, first in a word and later."""
     digits = "0123456789"
     return timestamp_vocabulary((*SPECIAL, *TIMESTAMP_WORDS, *digits, *(f"##{d}" for d in digits)))
 
@@ -47,9 +47,9 @@ def encode(
     length: int | None = None,
     longest: int = 32,
 ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-    """Ids of `[CLS] ... [SEP]` and a mask that is False at padding.
+    """Return the ids of `[CLS] ... [SEP]` and a mask that is False at padding.
 
-    Rows are padded to `length`, or to the longest of them; sentences of more than `longest` tokens
+    Sentences are padded to `length`, or to the longest of them; those of more than `longest` tokens
     (TimeChat's limit) are cut.
 
     Raises:
@@ -74,10 +74,13 @@ def encode(
 
 
 def _words(sentence: str) -> list[str]:
-    """Lower-case words and single punctuation marks.
+    """Split a sentence into lower-case words and single punctuation marks.
 
-    Outside printable ASCII BERT has more rules (accents, scripts, control characters), which a
-    timestamp never meets: such a sentence is refused rather than read differently.
+    For other text BERT has more rules (accents, scripts, control characters). A timestamp never
+    needs them, so other text is refused.
+
+    Raises:
+        ValueError: the sentence is not printable ASCII.
     """
     if not (sentence.isascii() and sentence.isprintable()):
         raise ValueError(f"not plain printable ASCII: {sentence!r}")
@@ -85,7 +88,7 @@ def _words(sentence: str) -> list[str]:
 
 
 def _pieces(word: str, ids: Mapping[str, int]) -> list[int]:
-    """Greedy longest match from the left; one unknown token for a word that cannot be spelled."""
+    """Spell a word by greedy longest match; one that cannot be spelled is the unknown token."""
     found: list[int] = []
     start = 0
     while start < len(word) <= LONGEST_WORD:

@@ -41,7 +41,7 @@ class Speed:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
         )
         try:
-            self.operations = flops.count(step, *shapes)
+            self.operations = flops.count_flops(step, *shapes)
         except ValueError as error:
             distributed.say(f"the MFU is not known: {error}")
             self.peak = None

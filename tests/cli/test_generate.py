@@ -10,7 +10,7 @@ import soundfile
 
 from mfm_jax.cli import main
 from mfm_jax.media.probe import probe
-from mfm_jax.media.write import encode_video
+from mfm_jax.media.write import write_frames
 from tests.bundles import untrained_bundle
 
 FAST = ["--steps", "2", "--batch", "2"]
@@ -25,7 +25,7 @@ def clip(path: Path, seconds: float, *, fps: float = 25, seed: int = 0, size=(64
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (round(seconds * fps), 4, 6, 3), np.uint8)
     frames = coarse.repeat(size[0] // 4, 1).repeat(size[1] // 6, 2)
-    encode_video(iter(frames), path, fps=fps)
+    write_frames(iter(frames), path, fps=fps)
     return path
 
 

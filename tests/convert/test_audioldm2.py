@@ -19,7 +19,7 @@ from convert.__main__ import main
 from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.cli import main as mfm
 from mfm_jax.mapper import Stream
-from mfm_jax.media.write import encode_video
+from mfm_jax.media.write import write_frames
 from tests.bundles import CONFIGS, SETTINGS, untrained
 from tests.randomise import randomise
 
@@ -153,6 +153,14 @@ def test_everything_that_generation_needs_is_there(bundle):
     assert all(bundle.damages(name) == [] for name in bundle.entries)
 
 
+def test_each_part_has_its_licence(bundle):
+    licences = {name: entry.source.licence for name, entry in bundle.entries.items()}
+    assert licences["unet"] == licences["sequence"] == "CC-BY-NC-SA-4.0"
+    assert licences["t5"] == licences["text"] == "Apache-2.0"
+    files = [bundle.entries[name].source.files for name in ("t5", "text")]
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize("part", FOLDERS)
 def test_what_goes_out_is_what_came_in(folder, exported, part):
     before, after = (
@@ -223,7 +231,7 @@ def test_text_to_loa(theirs, bundle, parity):
 def test_it_makes_sound_with_and_without_a_prompt(bundle, tmp_path, capsys):
     """The only test where the text branch, T5, its tokenizer and the pipeline all meet."""
     frames = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
-    encode_video(frames, tmp_path / "clip.mp4", fps=10)
+    write_frames(frames, tmp_path / "clip.mp4", fps=10)
     common = ["generate", str(tmp_path / "clip.mp4"), "--bundle", str(bundle.path), "--batch", "1"]
     sounds = {}
     for name, options in {

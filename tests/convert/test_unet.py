@@ -10,7 +10,7 @@ from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 from convert.table import ConversionError
 from convert.unet import TABLE, config, their_config
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.storage.weights import abstract, count
+from mfm_jax.storage.weights import abstract, parameter_count
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 
@@ -43,7 +43,7 @@ def test_table_fits_the_released_checkpoints(reference, name, ours, keys, parame
     manifest = json.loads((reference / f"audioldm2/manifest_unet_{name}.json").read_text())
     module = abstract(lambda rngs: UNet(ours, rngs=rngs))
     assert len(manifest) == keys
-    assert count(module) == parameters
+    assert parameter_count(module) == parameters
     check_table(TABLE, manifest, module)
 
 

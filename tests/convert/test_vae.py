@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from convert.table import ConversionError
 from convert.vae import TABLE, config, their_config
 from mfm_jax.models.vae import VAE, VAEConfig
-from mfm_jax.storage.weights import abstract, count
+from mfm_jax.storage.weights import abstract, parameter_count
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 
@@ -26,7 +26,7 @@ def test_table_fits_the_released_checkpoint(reference):
     manifest = json.loads((reference / "audioldm2" / "manifest_vae.json").read_text())
     ours = VAEConfig.audioldm2(scaling_factor=0.41)
     module = abstract(lambda rngs: VAE(ours, rngs=rngs))
-    assert count(module) == 55_376_873
+    assert parameter_count(module) == 55_376_873
     check_table(TABLE, manifest, module)
 
 

@@ -9,7 +9,7 @@ import transformers
 from convert.table import ConversionError
 from convert.vocoder import config, table, their_config, weight_norm_table
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.storage.weights import abstract, count
+from mfm_jax.storage.weights import abstract, parameter_count
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 
@@ -57,7 +57,7 @@ def with_weight_norm(manifest):
 
 def test_table_fits_the_released_checkpoint(manifest, module):
     buffers = 2 * 64
-    assert count(module) == 55_265_025 - buffers
+    assert parameter_count(module) == 55_265_025 - buffers
     check_table(TABLE, manifest, module)
 
 

@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 from jax import numpy as jnp
 
-from mfm_jax.cost.flops import count
+from mfm_jax.cost.flops import count_flops
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract
@@ -25,34 +25,34 @@ def looped(x, w, length=7):
 
 
 def test_a_loop_counts_as_often_as_it_runs():
-    assert count(looped, X, W) == 7 * ONE
-    assert count(looped, X, W, length=3) == 3 * ONE
+    assert count_flops(looped, X, W) == 7 * ONE
+    assert count_flops(looped, X, W, length=3) == 3 * ONE
 
 
 def test_gradients_are_two_more_products():
-    assert count(jax.grad(lambda x, w: looped(x, w).sum(), (0, 1)), X, W) == 3 * 7 * ONE
+    assert count_flops(jax.grad(lambda x, w: looped(x, w).sum(), (0, 1)), X, W) == 3 * 7 * ONE
 
 
 def test_what_is_computed_anew_counts_again():
     def loss(x, w):
         return jax.checkpoint(lambda x, w: jnp.sin(x @ w))(x, w).sum()
 
-    assert count(jax.value_and_grad(loss, (0, 1)), X, W) == 4 * ONE
+    assert count_flops(jax.value_and_grad(loss, (0, 1)), X, W) == 4 * ONE
 
 
 def test_what_nothing_reads_does_not_count():
     def loss(x, w):
         return jnp.sin(x @ w @ w).sum(), x @ w
 
-    assert count(lambda x, w: jax.jit(loss)(x, w)[1], X, W) == ONE
-    assert count(jax.grad(lambda x, w: (x @ w).sum()), X, W) == ONE  # of x alone, no value
+    assert count_flops(lambda x, w: jax.jit(loss)(x, w)[1], X, W) == ONE
+    assert count_flops(jax.grad(lambda x, w: (x @ w).sum()), X, W) == ONE  # of x alone, no value
 
 
 def test_of_branches_the_one_that_does_most():
     def either(x, w):
         return lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x)
 
-    assert count(either, X, W) == 2 * ONE
+    assert count_flops(either, X, W) == 2 * ONE
 
 
 def test_a_loop_of_unknown_length_is_an_error():
@@ -60,7 +60,7 @@ def test_a_loop_of_unknown_length_is_an_error():
         return lax.while_loop(lambda c: c[0, 0] < 1, lambda c: c @ w, x)
 
     with pytest.raises(ValueError, match="how often"):
-        count(until, X, W)
+        count_flops(until, X, W)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_convolutions_are_counted_as_xla_counts_them(options):
         axes = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(x, k, dimension_numbers=axes, **options)
 
-    assert count(convolve, x, k) == xla(convolve, x, k)
+    assert count_flops(convolve, x, k) == xla(convolve, x, k)
 
 
 def test_gpt2_small_does_what_its_sizes_say():
@@ -90,7 +90,7 @@ def test_gpt2_small_does_what_its_sizes_say():
     network = abstract(lambda rngs: GPT2(config, rngs=rngs))
     embeds = jax.ShapeDtypeStruct((1, length, config.width), jnp.float32)
     block = 24 * length * config.width**2 + 4 * length**2 * config.width
-    assert count(lambda n, x: n(x), network, embeds) == config.depth * block
+    assert count_flops(lambda n, x: n(x), network, embeds) == config.depth * block
 
 
 def test_generating_counts_every_token():
@@ -103,6 +103,6 @@ def test_generating_counts_every_token():
     streams = jax.eval_shape(
         lambda: {n: Stream(jnp.zeros((1, t, d)), jnp.zeros((1, t))) for n, t, d in config.encoders}
     )
-    found = count(lambda n, s: n.generate(s), network, streams)
+    found = count_flops(lambda n, s: n.generate(s), network, streams)
     dense = config.gpt2.width**2 * (24 * config.gpt2.depth * (136 + 8) - 20 * 136)
     assert dense < found < 1.1 * dense

@@ -23,7 +23,7 @@ from mfm_jax.media.write import (
     _aac_track,
     _h264_packets,
     _mux,
-    encode_video,
+    write_frames,
     write_silent,
     write_video,
 )
@@ -129,7 +129,7 @@ def test_cavp_frames_are_those_of_the_fps_filter(tmp_path, fps, slots):
     if fps == "irregular":
         write_ticks(path, IRREGULAR)
     else:
-        encode_video(numbered(70), path, fps=fps)
+        write_frames(numbered(70), path, fps=fps)
     theirs = through_fps_filter(path, slots)
     times = read_timeline(path).times
     assert len(theirs) >= 9
@@ -149,7 +149,7 @@ def test_resize_cavp(reference, parity, frame):
 
 
 def test_windows_of_a_longer_video(tmp_path):
-    encode_video(numbered(60), tmp_path / "a.mp4", fps=25)  # 2.4 s
+    write_frames(numbered(60), tmp_path / "a.mp4", fps=25)  # 2.4 s
     first, second, third = windows(tmp_path / "a.mp4", SMALL)
     assert [(w.index, w.start) for w in (first, second, third)] == [(0, 0), (1, 0.75), (2, 1.5)]
     assert [w.seconds for w in (first, second, third)] == pytest.approx([1, 1, 0.9])
@@ -182,7 +182,7 @@ def test_windows_agree_with_the_sampling_functions(tmp_path):
 
 
 def test_a_short_video_gives_one_window_that_holds_its_end(tmp_path):
-    encode_video(numbered(4), tmp_path / "a.mp4", fps=8)
+    write_frames(numbered(4), tmp_path / "a.mp4", fps=8)
     (window,) = windows(tmp_path / "a.mp4", SMALL)
     assert window.seconds == 0.5
     assert numbers(window.cavp_THWC) == [0, 2, 3, 3]
@@ -192,9 +192,9 @@ def test_a_short_video_gives_one_window_that_holds_its_end(tmp_path):
 
 def test_a_video_of_one_window_and_a_frame_gives_one(tmp_path):
     for frames in (25, 26):
-        encode_video(numbered(frames), tmp_path / "a.mp4", fps=25)
+        write_frames(numbered(frames), tmp_path / "a.mp4", fps=25)
         assert len(list(windows(tmp_path / "a.mp4", SMALL))) == 1
-    encode_video(numbered(27), tmp_path / "a.mp4", fps=25)
+    write_frames(numbered(27), tmp_path / "a.mp4", fps=25)
     assert len(list(windows(tmp_path / "a.mp4", SMALL))) == 2
 
 
@@ -206,7 +206,7 @@ def test_a_window_without_a_frame_of_its_own_shows_the_one_before(tmp_path):
 
 
 def test_windows_from_a_later_start(tmp_path):
-    encode_video(numbered(60), tmp_path / "a.mp4", fps=25)  # 2.4 s
+    write_frames(numbered(60), tmp_path / "a.mp4", fps=25)  # 2.4 s
     first, second = windows(tmp_path / "a.mp4", SMALL, start=1.0)
     assert [(w.index, w.start) for w in (first, second)] == [(0, 1.0), (1, 1.75)]
     assert [w.seconds for w in (first, second)] == pytest.approx([1, 0.65])
@@ -217,7 +217,7 @@ def test_windows_from_a_later_start(tmp_path):
 
 
 def test_no_more_than_two_windows_are_held(tmp_path, monkeypatch):
-    encode_video(numbered(80), tmp_path / "a.mp4", fps=8)  # 10 s: 13 windows
+    write_frames(numbered(80), tmp_path / "a.mp4", fps=8)  # 10 s: 13 windows
     alive, most = weakref.WeakSet(), 0
     blank = _Plan.blank
 
@@ -238,7 +238,7 @@ def test_no_more_than_two_windows_are_held(tmp_path, monkeypatch):
 def test_timechat_frames_are_close_to_an_antialiased_bicubic(tmp_path):
     texture = np.random.default_rng(0).integers(0, 255, (12, 16, 3)).astype(np.uint8)
     picture = Image.fromarray(texture).resize((320, 240), Image.Resampling.BICUBIC)
-    encode_video([np.asarray(picture)] * 4, tmp_path / "a.mp4", fps=4, crf=4)
+    write_frames([np.asarray(picture)] * 4, tmp_path / "a.mp4", fps=4, crf=4)
     spec = WindowSpec(1.0, 0.0, timechat_frames=4, timechat_size=56)
     (window,) = windows(tmp_path / "a.mp4", spec)
     theirs = np.asarray(picture.resize((56, 56), Image.Resampling.BICUBIC), np.int32)
@@ -275,7 +275,7 @@ def test_rotation_is_applied(tmp_path, degrees):
 
 @pytest.mark.parametrize("fps", RATES, ids=str)
 def test_probe(tmp_path, fps):
-    encode_video(numbered(33), tmp_path / "a.mp4", fps=fps)
+    write_frames(numbered(33), tmp_path / "a.mp4", fps=fps)
     info = probe(tmp_path / "a.mp4")
     assert info.fps == pytest.approx(float(fps), rel=1e-6)
     assert info.seconds == pytest.approx(33 / float(fps), rel=1e-6)
@@ -344,7 +344,7 @@ def clip(tmp_path) -> Path:
     """Two seconds of noise with a click track."""
     noise = np.random.default_rng(0).integers(0, 255, (50, 48, 64, 3)).astype(np.uint8)
     path = tmp_path / "clip.mp4"
-    encode_video(noise, path, fps=25, wave=clicks(2, [0.5, 1.25]))
+    write_frames(noise, path, fps=25, wave=clicks(2, [0.5, 1.25]))
     return path
 
 
@@ -504,7 +504,7 @@ def test_read_audio_is_on_the_clock_of_the_video(tmp_path, codec, ending, start)
 
 
 def test_read_audio_of_a_silent_video_is_none(tmp_path):
-    encode_video(numbered(5), tmp_path / "a.mp4", fps=25)
+    write_frames(numbered(5), tmp_path / "a.mp4", fps=25)
     assert read_audio(tmp_path / "a.mp4") is None
 
 
@@ -517,12 +517,12 @@ def test_read_audio_at_another_rate(clip):
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_encode_video_is_deterministic_and_keeps_colours(tmp_path):
+def test_write_frames_is_deterministic_and_keeps_colours(tmp_path):
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     frames = np.zeros((12, 48, 64, 3), np.uint8)
     frames[..., 0], frames[..., 1], frames[..., 2] = ramp, ramp[::-1], ramp[:48, None]
     for name in ("a.mp4", "b.mp4"):
-        encode_video(iter(frames), tmp_path / name, fps=12.5, wave=sine(0.96))
+        write_frames(iter(frames), tmp_path / name, fps=12.5, wave=sine(0.96))
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     with av.open(str(tmp_path / "a.mp4")) as container:
         back = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
@@ -530,11 +530,11 @@ def test_encode_video_is_deterministic_and_keeps_colours(tmp_path):
     assert np.abs(np.stack(back).astype(int) - frames).mean() < 3
 
 
-def test_encode_video_refuses_what_h264_cannot_hold(tmp_path):
+def test_write_frames_refuses_what_h264_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="no frames"):
-        encode_video([], tmp_path / "a.mp4", fps=25)
+        write_frames([], tmp_path / "a.mp4", fps=25)
     with pytest.raises(ValueError, match="even sizes"):
-        encode_video(numbered(2, 47, 64), tmp_path / "a.mp4", fps=25)
+        write_frames(numbered(2, 47, 64), tmp_path / "a.mp4", fps=25)
     assert not list(tmp_path.iterdir())
 
 
@@ -566,7 +566,7 @@ def check_new_sound(source: Path, target: Path, rate: int) -> None:
 @pytest.mark.parametrize("seconds", [1.0, 1.6, 2.5])
 def test_write_video(tmp_path, seconds, rate):
     source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
-    encode_video(numbered(40), source, fps=25, wave=sine(1.6))
+    write_frames(numbered(40), source, fps=25, wave=sine(1.6))
     wave = clicks(seconds, [0.5, 0.91], rate)
     write_video(source, target, wave, rate)
     check_new_sound(source, target, rate)
@@ -631,7 +631,7 @@ def test_an_unwritable_target_is_one_clear_line(tmp_path, clip, target):
     with pytest.raises(WriteError, match=rf"^cannot write .*{target}[ :]"):
         write_video(clip, tmp_path / target, sine(2))
     with pytest.raises(WriteError, match=rf"^cannot write .*{target}[ :]"):
-        encode_video(numbered(3), tmp_path / target, fps=25)
+        write_frames(numbered(3), tmp_path / target, fps=25)
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -656,7 +656,7 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, error, when):
         raise error
 
     with pytest.raises(error):
-        encode_video(frames(), tmp_path / "a.mp4", fps=25, wave=sine(2))
+        write_frames(frames(), tmp_path / "a.mp4", fps=25, wave=sine(2))
     assert (tmp_path / "a.mp4").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 

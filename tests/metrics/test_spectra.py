@@ -27,7 +27,7 @@ def test_mel_matrices(golden, parity):
 
 @pytest.mark.parity
 def test_cnn14_log_mel(golden, pair, parity):
-    ours = spectra.cnn14_log_mel(spectra.audible(pair["ref"]))
+    ours = spectra.cnn14_log_mel(spectra.prepare_for_cnn14(pair["ref"]))
     parity("Cnn14 log-mel, dB", "golden logmel_db_ref_00", ours, golden["logmel_db_ref_00"], 2e-3)
 
 
@@ -44,12 +44,12 @@ def test_vggish_examples(reference, pair, parity):
     parity("VGGish front end", "golden", spectra.vggish_examples(pair["ref"]), theirs, 2e-3)
 
 
-def test_audible_removes_the_mean_and_pads_to_two_seconds():
-    wave = spectra.audible(np.linspace(0.0, 0.5, 24_000))
+def test_prepare_for_cnn14_removes_the_mean_and_pads_to_two_seconds():
+    wave = spectra.prepare_for_cnn14(np.linspace(0.0, 0.5, 24_000))
     assert wave.shape == (32_000,)
     assert abs(wave[:24_000].mean()) < 1e-6
     assert not wave[24_000:].any()
-    assert spectra.audible(np.ones(40_000, np.float32)).shape == (40_000,)
+    assert spectra.prepare_for_cnn14(np.ones(40_000, np.float32)).shape == (40_000,)
 
 
 @pytest.mark.parametrize(("samples", "examples"), [(399, 0), (15_599, 0), (15_600, 1), (32_000, 2)])

@@ -26,7 +26,7 @@ from mfm_jax.models.audiomae import (
     reconstruction_loss,
     sincos_pos_embed,
 )
-from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 
 SEED = 31415  # of the recipe behind the goldens
 GOLDEN = AudioMAEConfig(frames=256, mels=64, width=48, depth=12, heads=4)
@@ -158,13 +158,13 @@ def test_decoder_has_the_size_of_the_original(reference):
     manifest = json.loads((reference / "audiomae" / "manifest.json").read_text())
     parts = [s for k, (s, _) in manifest.items() if k.startswith(("decoder", "mask"))]
     network = abstract(lambda rngs: AudioMAEDecoder(AudioMAEConfig.base(), rngs=rngs))
-    assert count(network) == sum(int(np.prod(s)) for s in parts)
+    assert parameter_count(network) == sum(int(np.prod(s)) for s in parts)
 
 
 def test_tiny_keeps_the_token_rate_and_about_a_million_weights():
     tiny, base = AudioMAEConfig.tiny(), AudioMAEConfig.base()
     networks = [abstract(lambda rngs, n=n: n(tiny, rngs=rngs)) for n in (AudioMAE, AudioMAEDecoder)]
-    assert 0.9e6 < sum(map(count, networks)) < 1.2e6
+    assert 0.9e6 < sum(map(parameter_count, networks)) < 1.2e6
     assert tiny.grid == (16, 8)
     assert tiny.loa((1, 8)).token_seconds == base.loa((1, 8)).token_seconds
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from convert.cavp import TABLE
 from mfm_jax.models.cavp import CAVP, CAVPConfig, CAVPVideo, ConvNorm
 from mfm_jax.models.cnn14 import Cnn14Config
-from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 
 SEED = 20240
 GOLDEN = dataclasses.replace(
@@ -199,7 +199,7 @@ def test_real_size(reference):
     net = abstract(lambda rngs: CAVP(CAVPConfig.diff_foley(), rngs=rngs))
     manifest = json.loads((reference / "cavp/manifest.json").read_text())
     counters = sum(key.endswith("num_batches_tracked") for key in manifest)
-    assert count(net) == 113_476_163 - counters
+    assert parameter_count(net) == 113_476_163 - counters
     clip = jax.ShapeDtypeStruct((2, 40, 224, 224, 3), jnp.float32)
     assert jax.eval_shape(lambda n, x: n.encode_video(x), net, clip).shape == (2, 40, 512)
 
@@ -207,7 +207,7 @@ def test_real_size(reference):
 def test_tiny_towers_agree_on_time(tiny):
     config = CAVPConfig.tiny()
     assert hash(config) == hash(CAVPConfig.tiny())
-    assert 300_000 < count(tiny) < 600_000
+    assert 300_000 < parameter_count(tiny) < 600_000
     clip = random_clip(2, 32, config.size)
     mel = jnp.asarray(np.random.default_rng(0).random((2, 128, 128)), jnp.float32)
     video, audio = encode_video(tiny, clip), encode_audio(tiny, mel)  # 1 + 40959 // 320 columns

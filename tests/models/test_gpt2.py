@@ -79,7 +79,7 @@ def test_the_last_positions_alone_are_the_same_for_less(ours, policy):
         np.testing.assert_allclose(one, other, atol=1e-5)
     # Queries, what comes of them and the MLP of nine positions of one block.
     saved = 2 * 2 * 9 * (10 * 24 * 24 + 2 * 13 * 24)
-    less, more = (flops.count(partial(ours, last=last), embeds) for last in (4, None))
+    less, more = (flops.count_flops(partial(ours, last=last), embeds) for last in (4, None))
     assert more - less == saved
 
 

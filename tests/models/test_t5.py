@@ -10,7 +10,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert.t5 import TABLE
 from mfm_jax.models.t5 import T5Config, T5Encoder, relative_buckets
-from mfm_jax.storage.weights import abstract, cast, count, with_weights
+from mfm_jax.storage.weights import abstract, cast, parameter_count, with_weights
 
 # No two sizes are equal, and heads x head_dim is not the width.
 SIZES = T5Config(
@@ -148,4 +148,4 @@ def test_bfloat16_weights_compute_in_bfloat16(tiny):
 
 def test_flan_t5_large_has_the_released_size():
     network = abstract(lambda rngs: T5Encoder(T5Config.flan_t5_large(), rngs=rngs))
-    assert count(network) == 341_231_104
+    assert parameter_count(network) == 341_231_104

@@ -15,7 +15,7 @@ from convert.timechat import table
 from mfm_jax.models.eva_vit import EvaViT, EvaViTConfig
 from mfm_jax.models.qformer import QFormerConfig
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig, normalise
-from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 from mfm_jax.text.wordpiece import encode
 
 TOLERANCE = 1e-4  # tests/reference/timechat/README.md
@@ -211,7 +211,7 @@ def test_video_tokens_have_the_time_of_their_windows(build):
 def test_tiny_reads_frames_and_their_times():
     config = TimeChatConfig.tiny()
     model = TimeChat(config, rngs=nnx.Rngs(0))
-    assert 0.5e6 < count(model) < 0.9e6
+    assert 0.5e6 < parameter_count(model) < 0.9e6
     texts = [f"This frame is sampled at {i / 4:.1f} second." for i in range(8)]
     ids, mask = (jnp.asarray(x)[None] for x in encode(texts, config.vocabulary))
     pixels = jax.random.randint(jax.random.key(0), (1, 8, 64, 64, 3), 0, 256).astype(jnp.uint8)
@@ -243,11 +243,11 @@ def test_released_sizes():
     """Counts and shapes of reference/timechat/SPEC.md, sections 1 and 7; nothing is allocated."""
     config = TimeChatConfig.timechat_7b(())
     model = abstract(lambda rngs: TimeChat(config, rngs=rngs))
-    assert count(model.vit) == 985_894_528
-    assert count(model.vit_norm) == 2_816
-    assert count(model.image_qformer) == 185_660_160 + 24_576
-    assert count(model.video_qformer) == 18_905_088 + 24_576
-    assert count(model.llama) == 3_149_824
+    assert parameter_count(model.vit) == 985_894_528
+    assert parameter_count(model.vit_norm) == 2_816
+    assert parameter_count(model.image_qformer) == 185_660_160 + 24_576
+    assert parameter_count(model.video_qformer) == 18_905_088 + 24_576
+    assert parameter_count(model.llama) == 3_149_824
     tokens = jax.eval_shape(
         TimeChat.encode,
         model,

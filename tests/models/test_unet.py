@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from convert.unet import TABLE, config
 from mfm_jax.layers import clock
 from mfm_jax.models.unet import UNet, UNetConfig, twice
-from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 
 forward = jax.jit(UNet.__call__)
 DIFFUSERS = "diffusers AudioLDM2UNet2DConditionModel"
@@ -292,7 +292,7 @@ def test_any_size_of_latents():
 
 def test_tiny_fits_the_miniature():
     net = abstract(lambda rngs: UNet(UNetConfig.tiny(), rngs=rngs))
-    assert count(net) < 3e6
+    assert parameter_count(net) < 3e6
     x, loa = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 64, 16, 8), (2, 16, 128)))
     t, seconds = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((16,), jnp.float32)
     assert (

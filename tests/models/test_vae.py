@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from convert.vae import TABLE
 from mfm_jax.models.vae import VAE, VAEConfig
-from mfm_jax.storage.weights import abstract, cast, count, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 
 LIVE = VAEConfig(scaling_factor=0.7, channels=(8, 12, 20), resnets=1, latent_channels=3, groups=4)
 GOLDEN = VAEConfig(scaling_factor=0.41, channels=(16, 16, 32), resnets=2, groups=8)
@@ -122,7 +122,7 @@ def test_latents_are_scaled_on_the_way_in_and_out(our_vae):
 
 def test_tiny_fits_the_miniature():
     vae = abstract(lambda rngs: VAE(VAEConfig.tiny(), rngs=rngs))
-    assert 0.2e6 < count(vae) < 0.3e6
+    assert 0.2e6 < parameter_count(vae) < 0.3e6
     mean, logvar = jax.eval_shape(
         VAE.encode, vae, jax.ShapeDtypeStruct((2, 256, 64, 1), jnp.float32)
     )

@@ -10,7 +10,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from convert.vocoder import table, weight_norm_table
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.storage.weights import abstract, cast, count, with_weights
+from mfm_jax.storage.weights import abstract, cast, parameter_count, with_weights
 
 LIVE = VocoderConfig(
     channels=24,
@@ -135,7 +135,7 @@ def test_length_of_the_real_size():
 def test_tiny_is_tiny_and_as_long():
     config = VocoderConfig.tiny()
     vocoder = abstract(lambda rngs: Vocoder(config, rngs=rngs))
-    assert 0.6e6 < count(vocoder) < 0.7e6
+    assert 0.6e6 < parameter_count(vocoder) < 0.7e6
     mel = jax.ShapeDtypeStruct((3, 256, 64), jnp.float32)
     assert jax.eval_shape(Vocoder.__call__, vocoder, mel).shape == (3, 160 * 256)
 
