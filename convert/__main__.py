@@ -1,4 +1,4 @@
-"""`python -m convert`: released weights into a bundle, and a bundle's weights back to PyTorch.
+"""`mfm convert` or `python -m convert`: weights of PyTorch checkpoints into a bundle, and back.
 
 python -m convert MODEL SOURCE... -o BUNDLE
 python -m convert MODEL BUNDLE -o FOLDER --to torch
@@ -7,46 +7,31 @@ Exit codes: 0 done, 2 wrong usage or files that cannot be converted; nothing is 
 """
 
 import argparse
-import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
+from mfm_jax.cli import arguments as options
+from mfm_jax.cli.command import run_parsed
 
-from convert import audioldm2, audiomae, cavp, cnn14, gpt2, mapper, t5, timechat
-from convert.incoming import Choices, to_bundle
-from convert.model import Model, Request
-from convert.outgoing import to_torch
-from convert.source import resolve
-from convert.table import ConversionError
-from convert.tensors import SourceError
-from mfm_jax.bundle import Bundle, BundleError
-from mfm_jax.runtime.progress import Progress
-from mfm_jax.storage.store import StoreError
-
-MODELS: dict[str, Model] = {
-    "cavp": cavp.MODEL,
-    "timechat": timechat.MODEL,
-    "audiomae": audiomae.MODEL,
-    "gpt2": gpt2.MODEL,
-    "t5": t5.MODEL,
-    "audioldm2": audioldm2.MODEL,
-    "cnn14": cnn14.MODEL,
-    "mapper": mapper.MODEL,
+MODELS = {
+    "cavp": "CAVP of Diff-Foley: cavp_epoch66.ckpt",
+    "timechat": "TimeChat's vision: eva_vit_g.pth, the InstructBLIP file and timechat_7b.pth",
+    "audiomae": "AudioMAE: pretrained.pth, or AudioLDM2's own checkpoint that holds it",
+    "gpt2": "GPT-2, which a mapper starts from: gpt2, or AudioLDM2's language_model",
+    "t5": "FLAN-T5's encoder, for prompts: flan-t5-large, or AudioLDM2's text_encoder_2",
+    "audioldm2": "AudioLDM 2 in diffusers' folders: UNet, VAE, vocoder, scheduler, T5 and GPT-2",
+    "cnn14": "PANNs' tagger, for metrics: Cnn14_16k_mAP=0.438.pth",
+    "mapper": "a mapper that was exported from here",
 }
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+"""What each model is read from. Its table and its `MODEL` are in the module of that name."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert",
-        description="Weights from PyTorch checkpoints into a bundle, or back.",
-        epilog="models:\n" + "\n".join(f"  {n:10} {m.about}" for n, m in MODELS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.description = "Weights from PyTorch checkpoints into a bundle, or back."
+    parser.epilog = "models:\n" + "\n".join(f"  {n:10} {about}" for n, about in MODELS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", choices=MODELS, metavar="MODEL", help="one of those below")
     parser.add_argument(
         "sources",
@@ -56,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--output", required=True, type=Path, help="a bundle, or a folder")
     parser.add_argument("--to", choices=("jax", "torch"), default="jax", help="default: jax")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the stored weights; as in the source")
+    options.add_precision(parser, "of the stored weights; default: that of the source")
     parser.add_argument(
         "--excuse",
         action="append",
@@ -67,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--drop-unused",
         action="store_true",
-        help="keep no tensors that are not read; the way back then gives less than came in",
+        help="drop tensors that are not read; the way back then gives less than came in",
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="of audioldm2 (repeatable)"
@@ -77,92 +62,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="CONFIG_JSON",
-        help="as exported from here, for sizes other than the released of a model without one",
+        help="sizes as exported from here, for a model whose files hold none",
     )
-    parser.add_argument("--licence", help="of the weights, where it is another than the released")
+    parser.add_argument("--licence", help="of the weights, if it is not that of the release")
     parser.add_argument("--revision", help="of a Hugging Face repository")
-    return parser
+    parser.set_defaults(run=run, program=parser.prog)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert and return the exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
-    args = build_parser().parse_args(arguments)
-    progress = Progress(None, "MB")
-    try:
-        (_back if args.to == "torch" else _into)(args, _Megabytes(progress))
-    except (ConversionError, SourceError, BundleError, StoreError, FileExistsError) as error:
-        progress.close()
-        print(f"convert {args.model}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        progress.close()
-        print(f"convert {args.model}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        progress.close()
-        print(f"convert {args.model}: stopped, nothing was written", file=sys.stderr)
-        return 130
-    progress.close()
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from convert.command import from_torch, to_torch
+
+    (to_torch if args.to == "torch" else from_torch)(args)
     return 0
 
 
-class _Megabytes:
-    """Turns bytes into progress by whole megabytes."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.bytes = progress, 0
-
-    def __call__(self, size: int) -> None:
-        before = self.bytes // 1_000_000
-        self.bytes += size
-        if whole := self.bytes // 1_000_000 - before:
-            self.progress.advance(whole)
-
-
-def _into(args: argparse.Namespace, progress: _Megabytes) -> None:
-    model = MODELS[args.model]
-    sources = tuple(
-        resolve(source, patterns=model.patterns, revision=args.revision) for source in args.sources
-    )
-    request = Request(
-        sources,
-        args.licence,
-        excuse=args.excuse,
-        vocabulary=args.vocabulary,
-        config=args.config,
-        only=args.only,
-    )
-    read = model.read(request)
-    choices = Choices(
-        made_by=_command(args),
-        dtype=DTYPES.get(args.dtype),
-        excuse=args.excuse,
-        keep=not args.drop_unused,
-        progress=progress,
-    )
-    bundle = to_bundle(args.output, read.parts, choices, read.schedule)
-    for part in read.parts:
-        parameters = bundle.entries[part.component].parameters
-        print(f"{args.output}: {part.component}, {parameters:,} parameters")
-
-
-def _command(args: argparse.Namespace) -> str:
-    """The command as it is written into the bundle, with the names of files but not their place."""
-    names = [Path(source).name if Path(source).exists() else source for source in args.sources]
-    options = [option for pattern in args.excuse for option in ("--excuse", pattern)]
-    options += ["--dtype", args.dtype] if args.dtype else []
-    options += ["--drop-unused"] if args.drop_unused else []
-    return shlex.join(["python", "-m", "convert", args.model, *names, *options])
-
-
-def _back(args: argparse.Namespace, progress: _Megabytes) -> None:
-    if len(args.sources) != 1:
-        raise ConversionError("with --to torch give one bundle")
-    bundle = Bundle.open(Path(args.sources[0]))
-    parts = MODELS[args.model].write(bundle)
-    to_torch(bundle, parts, args.output, progress)
-    print(f"{args.output}: {', '.join(part.component for part in parts)}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command by itself, outside of `mfm`."""
+    parser = argparse.ArgumentParser(prog="python -m convert", allow_abbrev=False)
+    add_arguments(parser)
+    return run_parsed(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""`mfm bundle`: what a bundle holds, and whether it still is what was written."""
+"""`mfm bundle`: list what a bundle holds, or check that it is as it was written."""
 
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mfm_jax.bundle import Bundle, Source, combined
-from mfm_jax.bundle.licences import limits_of_use
+if TYPE_CHECKING:
+    from mfm_jax.bundle import Bundle, Source
 
 
-def add_parser(commands) -> None:
-    """Add the subcommand with its own two."""
-    parser = commands.add_parser(
-        "bundle",
-        help="show or verify a bundle",
-        description="What a bundle holds, and whether it still is what was written.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the two verbs of the command."""
+    parser.description = "List what a bundle holds, or check that it is as it was written."
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, run, about in (
         ("show", show, "list the components: size, parameters, precision and origin"),
@@ -27,6 +24,9 @@ def add_parser(commands) -> None:
 
 def show(args: argparse.Namespace) -> int:
     """Print one block of lines for each component."""
+    from mfm_jax.bundle import Bundle, combined
+    from mfm_jax.bundle.licences import limits_of_use
+
     bundle = Bundle.open(args.bundle)
     total = 0
     for name, entry in bundle.entries.items():
@@ -56,7 +56,9 @@ def show(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Check every component; 1 where one is damaged, each fault named."""
+    """Check every component; return 1 where one is damaged, each fault named."""
+    from mfm_jax.bundle import Bundle
+
     bundle = Bundle.open(args.bundle)
     failed = 0
     for name in bundle.entries:
@@ -69,7 +71,7 @@ def verify(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _training(bundle: Bundle, source: Source) -> str:
+def _training(bundle: "Bundle", source: "Source") -> str:
     """Return the networks and the data that a component was trained with, in words."""
     here = {name: entry.checksum for name, entry in bundle.entries.items()}
     networks = [

@@ -1,48 +1,50 @@
-"""`mfm demo`: a silent example clip, and the sound that the embedded miniature gives it."""
+"""`mfm demo`: make a silent example clip and give it sound with the shipped miniature."""
 
 import argparse
 import time
 from dataclasses import astuple
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from mfm_jax.cli import arguments as options
 
-from mfm_jax.bundle import Bundle
-from mfm_jax.foley.world import SPLITS, Clip, World
-from mfm_jax.foley.world import clip as make_clip
-from mfm_jax.media.audio import RATE, write_wav
-from mfm_jax.storage.paths import TINY_BUNDLE
+if TYPE_CHECKING:
+    import numpy as np
 
-SEED = SPLITS["test"][3]  # a held-out clip of the Foley world: no network was trained on it
+    from mfm_jax.foley.world import RenderedClip
 
 
-def add_parser(commands) -> None:
-    """Add the subcommand and its options."""
-    parser = commands.add_parser(
-        "demo",
-        help="sound for a silent example clip",
-        description="Make a silent example clip and give it sound with the embedded tiny bundle.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.description = "Make a silent example clip and give it sound with the shipped miniature."
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo"), help="a folder; default: demo"
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="a folder")
-    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE)
-    parser.add_argument("--clip", type=int, default=SEED, help="seed of the clip")
+    options.add_bundle(parser)
+    parser.add_argument("--clip", type=int, metavar="SEED", help="seed of another clip")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png, and print the scores."""
-    from mfm_jax.cli.generate import make_folder
+    import numpy as np
+
+    from mfm_jax.bundle import Bundle
+    from mfm_jax.foley.world import SPLITS, World, generate_clip
+    from mfm_jax.inference.jobs import make_folder
     from mfm_jax.inference.pipeline import VideoToAudio, stitch
+    from mfm_jax.media.audio import RATE, write_wav
     from mfm_jax.media.frames import windows
     from mfm_jax.media.probe import probe
-    from mfm_jax.media.write import encode_video, write_video
+    from mfm_jax.media.write import write_frames, write_video
 
     make_folder(args.output)
     started = time.monotonic()
     world = World()
-    clip = make_clip(world, args.clip)
+    # By default a held-out clip of the Foley world, on which no network was trained.
+    clip = generate_clip(world, SPLITS["test"][3] if args.clip is None else args.clip)
     silent = args.output / "silent.mp4"
-    encode_video(iter(clip.frames), silent, fps=world.fps)
+    write_frames(iter(clip.frames), silent, fps=world.fps)
     events = ", ".join(f"{e.time:.2f} s {e.material}" for e in clip.events)
     print(f"{silent}: contacts at {events or 'no time'}")
 
@@ -61,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def scores(listener, wave: np.ndarray, clip: Clip) -> str:
-    """What is heard of the clip, and how well it fits what is seen."""
+def scores(listener: Any, wave: "np.ndarray", clip: "RenderedClip") -> str:
+    """Say what is heard of the clip, and how well that fits what is seen."""
+    import numpy as np
+
     from mfm_jax.foley.scores import Contacts, listen, score_waves
 
     heard = listen(listener, wave)
@@ -79,8 +83,8 @@ def scores(listener, wave: np.ndarray, clip: Clip) -> str:
     )
 
 
-def draw(path: Path, wave: np.ndarray, clip: Clip) -> None:
-    """The generated and the true log-mel, with the true contacts as dashed lines."""
+def draw(path: Path, wave: "np.ndarray", clip: "RenderedClip") -> None:
+    """Draw the generated and the true log-mel, with the true contacts as dashed lines."""
     from matplotlib.figure import Figure
 
     from mfm_jax.media.spectrogram import show

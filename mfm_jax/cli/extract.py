@@ -1,21 +1,15 @@
-"""`mfm extract`: clips in, the features that training reads out."""
+"""`mfm extract`: compute the features of clips that training reads."""
 
 import argparse
 from pathlib import Path
 
+from mfm_jax.cli import arguments as options
 from mfm_jax.errors import UsageError
-from mfm_jax.runtime import distributed
-from mfm_jax.runtime.progress import Progress
-from mfm_jax.storage.paths import TINY_BUNDLE
 
 
-def add_parser(commands) -> None:
-    """Add the subcommand and its options."""
-    parser = commands.add_parser(
-        "extract",
-        help="compute the features that training reads",
-        description="Compute the features that training reads, once for each clip with sound.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.description = "Compute the features that training reads, once for each clip with sound."
     parser.add_argument(
         "clips",
         type=Path,
@@ -23,17 +17,17 @@ def add_parser(commands) -> None:
         help="a folder of videos, a CSV with a column 'file', or VGGSound's own CSV",
     )
     parser.add_argument(
-        "--videos", type=Path, metavar="DIR", help="where a CSV's videos lie; default: beside it"
+        "--videos", type=Path, metavar="DIR", help="folder of a CSV's videos; default: beside it"
     )
     parser.add_argument("--split", help="only the clips of this split of a CSV")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FEATURES")
-    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE, help="default: the miniature")
-    parser.add_argument("--batch", type=int, default=8, help="clips computed at once")
+    options.add_bundle(parser)
+    parser.add_argument("--batch", type=int, default=8, help="clips computed at once; default: 8")
     parser.add_argument(
         "--timechat",
         choices=("frame", "video", "llama"),
         default="video",
-        help="which of TimeChat's tokens",
+        help="which tokens of TimeChat; default: video",
     )
     parser.add_argument(
         "--drop",
@@ -46,43 +40,38 @@ def add_parser(commands) -> None:
         "--shard",
         type=int,
         metavar="CLIPS",
-        help="clips in one file, which is what an interruption can cost; default: 256",
+        help="clips in one file; an interruption loses at most one file; default: 256",
     )
-    distributed.add_arguments(parser)
+    options.add_processes(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract; 1 where some clips failed, each named."""
+    """Extract; return 1 where some clips failed, each named."""
     from mfm_jax.bundle import Bundle
-    from mfm_jax.data.clips import DataError, list_clips
+    from mfm_jax.data.clips import list_clips
     from mfm_jax.data.features import DESCRIPTION, extract
-    from mfm_jax.errors import SettingError
+    from mfm_jax.runtime import distributed
+    from mfm_jax.runtime.progress import Progress
 
     for name, value in (("batch", args.batch), ("shard", args.shard)):
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, got {value}")
-    try:
-        share = distributed.share(args)
-        clips = list_clips(args.clips, videos=args.videos, split=args.split)
-        bundle = Bundle.open(args.bundle)
-        progress = Progress(len(clips), "clips")
-        try:
-            failed = extract(
-                bundle,
-                clips,
-                args.output,
-                batch=args.batch,
-                timechat=args.timechat,
-                drop=args.drop,
-                share=share,
-                shard=args.shard,
-                progress=progress.advance,
-            )
-        finally:
-            progress.close()
-    except (DataError, SettingError) as error:
-        raise UsageError(str(error)) from None
+    share = distributed.share(options.processes(args))
+    clips = list_clips(args.clips, videos=args.videos, split=args.split)
+    bundle = Bundle.open(args.bundle)
+    with Progress(len(clips), "clips") as progress:
+        failed = extract(
+            bundle,
+            clips,
+            args.output,
+            batch=args.batch,
+            timechat=args.timechat,
+            drop=args.drop,
+            share=share,
+            shard=args.shard,
+            progress=progress.advance,
+        )
     for failure in failed:
         progress.say(f"mfm extract: {failure.id}: {failure.reason}")
     if not (args.output / DESCRIPTION).exists():

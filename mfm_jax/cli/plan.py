@@ -1,18 +1,16 @@
-"""`mfm plan`: what a training step or generation needs on TPUs that are not there."""
+"""`mfm plan`: what a training step or generation needs on TPUs that are not attached."""
 
 import argparse
 import json
-import runpy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mfm_jax.errors import UsageError
-from mfm_jax.runtime.progress import Progress
-from mfm_jax.storage.files import write_text
-from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.cli import arguments as options
+from mfm_jax.cli import toplevel
+from mfm_jax.errors import SettingError, UsageError
 
 COLUMNS = (
     "slice", "program", "chips", "clips", "PFLOP", "GFLOP/chip", "alike", "GB/chip", "FLOP/B",
@@ -20,22 +18,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def add_parser(commands) -> None:
-    """Add the subcommand and its options."""
-    parser = commands.add_parser(
-        "plan",
-        help="compile for TPUs that are not there, and say what a step needs",
-        description="Compile a training step (--config) or generation for slices of TPUs that are "
-        "not there: memory, arithmetic, exchange, and what they bound the time of a step to.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.description = (
+        "Compile a training step (--config) or generation for slices of TPUs that are not "
+        "attached. The table shows memory, arithmetic, communication and a bound on the time."
     )
-    parser.add_argument("--config", type=Path, help="a file of configs/; else generation")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of the config, such as mesh.fsdp=4",
-    )
+    options.add_config(parser, "a training step: a file, or the name of a shipped config")
     parser.add_argument(
         "--topology",
         nargs="+",
@@ -43,38 +32,36 @@ def add_parser(commands) -> None:
         metavar="SLICE",
         help="such as v5e:4x4, v5p:4x4x4 or v6e:16x16",
     )
-    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE, help="of generation")
+    options.add_bundle(parser)
     parser.add_argument(
         "--released", action="store_true", help="the sizes of the released networks: no bundle"
     )
     parser.add_argument("--batch", type=int, help="clips in a step; default: the config's, or 64")
     parser.add_argument(
-        "--per-chip", type=int, help="clips a chip in place of --batch: the table shows scaling"
+        "--per-chip", type=int, help="clips per chip in place of --batch: the table shows scaling"
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="PROGRAM", help="of generation: such as mapper"
+        "--only", nargs="+", metavar="PROGRAM", help="programs of generation, such as mapper"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; 1 where a program does not fit."""
+    """Print the table; return 1 where a program does not fit."""
     import jax
 
-    from mfm_jax.errors import SettingError
     from mfm_jax.plan.roofline import SPARE, DoesNotFit, Estimate, estimate
+    from mfm_jax.runtime.progress import Progress
+    from mfm_jax.storage.files import write_text
 
     # Nothing runs, and what networks do for GPUs alone (`layers/products.py`) is not for TPUs.
     jax.config.update("jax_platforms", "cpu")
     rows: list[dict[str, Any]] = []
-    progress, tight = Progress(None, "programs"), []
-    with tempfile.TemporaryDirectory() as folder:
+    tight = []
+    with tempfile.TemporaryDirectory() as folder, Progress(None, "programs") as progress:
         for name in args.topology:
-            try:
-                programs, layout, chip, clips = _programs(args, name, Path(folder) / "bundle")
-            except SettingError as error:
-                raise UsageError(str(error)) from None
+            programs, layout, chip, clips = _programs(args, name, Path(folder) / "bundle")
             for program in programs:
                 row: dict[str, Any] = {"slice": name, "clips": clips}
                 try:
@@ -87,9 +74,8 @@ def run(args: argparse.Namespace) -> int:
                 rows.append(row)
                 progress.advance()
                 _scale(rows)
-                if args.json is not None:  # now: to compile takes minutes each
+                if args.json is not None:  # after each program, because one takes minutes
                     write_text(args.json, json.dumps(rows, indent=1) + "\n")
-    progress.close()
     print(table(rows))
     for line in tight:
         print(f"{line} of a chip's memory: less than {SPARE:.0%}")
@@ -97,10 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _programs(args: argparse.Namespace, topology: str, folder: Path):
-    """What is to be compiled for a slice, its mesh, its chip and the clips in a step."""
+    """Return the programs to compile for a slice, its layout, its chip and the clips in a step."""
     from mfm_jax.bundle import Bundle
     from mfm_jax.cost.chips import chip_of
-    from mfm_jax.errors import SettingError
     from mfm_jax.plan.programs import generation, tpu_slice, training
     from mfm_jax.plan.released import write_released
     from mfm_jax.runtime.config import override
@@ -121,9 +106,7 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
         return _chosen(programs, args.only), layout, chip, batch or 64
     if args.only is not None:
         raise UsageError("--only chooses among the programs of generation: leave out --config")
-    if not args.config.is_file():
-        raise UsageError(f"there is no config {args.config}")
-    config = override(runpy.run_path(str(args.config))["get_config"](), args.set)
+    config = toplevel.read_config(args.config, args.set)
     if args.released:
         config = replace(config, recipe=replace(config.recipe, bundle=str(folder)))
     if batch is not None:
@@ -133,7 +116,7 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
 
 
 def _chosen(programs: list[Any], only: Sequence[str] | None) -> list[Any]:
-    """Those of these names, or all."""
+    """Return the programs of these names, or all."""
     names = [program.name for program in programs]
     for name in only or ():
         if name not in names:
@@ -142,7 +125,7 @@ def _chosen(programs: list[Any], only: Sequence[str] | None) -> list[Any]:
 
 
 def _scale(rows: Sequence[dict[str, Any]]) -> None:
-    """How much of its speed on the first slice of its kind a chip keeps, with as many clips."""
+    """Add to each row its speed per chip relative to the first slice of its kind."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         if "seconds" not in row:
@@ -156,7 +139,7 @@ def _scale(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown; below it what does not fit."""
+    """Return the rows as a Markdown table, and below it the programs that do not fit."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     lines += [f"{row['slice']}: {row['does_not_fit']}" for row in rows if "does_not_fit" in row]

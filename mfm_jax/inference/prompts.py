@@ -1,29 +1,61 @@
-"""Text for the UNet's text branch; its tokenizer needs transformers, and nothing else does."""
+"""Prompts as T5 states. The tokenizer needs transformers, which nothing else here does."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import UsageError
 from mfm_jax.inference.pipeline import Text
+from mfm_jax.models.t5 import T5Encoder
+from mfm_jax.typing import Array, Bool, Float, Int
 
-LONGEST = 128  # tokens of a prompt, as AudioLDM2's tokenizer
+LENGTH = 128
+"""Tokens that AudioLDM2 reads of a prompt; shorter ones are padded, so all have one shape."""
 
 
-def encode_prompt(bundle: Bundle, text: str, dtype: DTypeLike) -> Text:
-    """T5 states of `text`, one row.
+@jax.jit
+def encode_tokens(
+    t5: T5Encoder, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B L D"]:
+    """Return the states of all tokens."""
+    return t5(ids, mask)
 
-    Raises:
-        UsageError: transformers is not installed, or the bundle has no tokenizer.
-    """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise UsageError("a prompt needs a tokenizer: pip install transformers") from None
-    folder = bundle.store("t5").folder / "tokenizer"
-    if not folder.is_dir():
-        raise UsageError(f"t5 in bundle {bundle.path} has no tokenizer: leave the prompts out")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = tokenizer(text, truncation=True, max_length=LONGEST, return_tensors="np").input_ids
-    mask = jnp.ones(ids.shape, bool)
-    return Text(bundle.load("t5", dtype)(jnp.asarray(ids, jnp.int32), mask), mask)
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """T5 and its tokenizer, opened once for all prompts."""
+
+    t5: T5Encoder
+    tokenizer: Any
+
+    @classmethod
+    def open(cls, bundle: Bundle, precision: DTypeLike = "float32") -> "PromptEncoder":
+        """Load T5 with its weights in `precision`.
+
+        Raises:
+            UsageError: the bundle has no text encoder or no tokenizer, or transformers is missing.
+        """
+        if "t5" not in bundle.entries or len(bundle.config("unet").contexts) < 2:
+            raise UsageError(f"bundle {bundle.path} has no text encoder: leave the prompts out")
+        folder = bundle.store("t5").folder / "tokenizer"
+        if not folder.is_dir():
+            raise UsageError(f"t5 in bundle {bundle.path} has no tokenizer: leave the prompts out")
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise UsageError("a prompt needs a tokenizer: pip install transformers") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(bundle.load("t5", jnp.dtype(precision)), tokenizer)
+
+    def __call__(self, text: str) -> Text:
+        """Return the states of `text`, in one row of `LENGTH` tokens; longer texts are cut."""
+        ids = self.tokenizer(text, truncation=True, max_length=LENGTH).input_ids
+        padding = (0, LENGTH - len(ids))
+        mask = jnp.asarray(np.pad(np.ones(len(ids), bool), padding)[None])
+        states = encode_tokens(self.t5, jnp.asarray(np.pad(ids, padding)[None], jnp.int32), mask)
+        return Text(states, mask)

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, and `a.b=v` overrides, typed by the fields."""
+"""Configs are frozen dataclasses: to JSON and back, and `a.b=v` overrides typed by the fields."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ C = TypeVar("C")
 
 
 def to_json(config: Any) -> Any:
-    """`config` as dicts, lists, strings and numbers."""
+    """Return `config` as dicts, lists, strings and numbers."""
     if dataclasses.is_dataclass(config):
         return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple):
@@ -22,7 +22,7 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: type[C], data: Any, where: str = "config") -> C:
-    """The inverse of `to_json` for a value of type `kind`; `where` names it in errors.
+    """Invert `to_json` for a value of type `kind`; `where` names it in errors.
 
     Raises:
         SettingError: an unknown or missing field, or a value of another type.
@@ -31,7 +31,7 @@ def from_json(kind: type[C], data: Any, where: str = "config") -> C:
 
 
 def override(config: C, assignments: Iterable[str]) -> C:
-    """`config` with each `"a.b=value"` applied. Values are JSON; bare words are strings.
+    """Return `config` with each `"a.b=value"` applied. Values are JSON; bare words are strings.
 
     Raises:
         SettingError: no such field, or a value of another type.
@@ -112,6 +112,8 @@ def _read_tuple(kinds: tuple, data: Any, where: str) -> tuple:
 
 
 def _read_dataclass(kind: type, data: Any, where: str) -> Any:
+    if isinstance(data, str) and hasattr(kind, "from_text"):
+        return kind.from_text(data)
     if not isinstance(data, dict):
         raise SettingError(f"{where} should be a {kind.__name__}, not {data!r}")
     kinds = _fields(kind, where)

@@ -1,61 +1,57 @@
-"""One program in several processes: how they find each other, and who speaks."""
+"""Several processes of one program: how they connect, and which of them prints."""
 
-import argparse
+from dataclasses import dataclass
 
 from mfm_jax.errors import SettingError, first_line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `start` is told."""
-    group = parser.add_argument_group("several processes")
-    group.add_argument(
-        "--distributed",
-        action="store_true",
-        help="find the others by what a TPU pod, Slurm or Open MPI says; on a TPU pod each host "
-        "runs the same command",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, on any free port")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+@dataclass(frozen=True)
+class Processes:
+    """How the processes of a run find each other. By default there is only one."""
+
+    detect: bool = False  # ask the TPU pod, Slurm or Open MPI
+    coordinator: str | None = None  # host:port of process 0
+    count: int | None = None
+    index: int | None = None  # of this process, from 0
 
 
-def start(args: argparse.Namespace) -> None:
-    """Join the other processes, if there are any. Nothing may have used a device before.
+def start(processes: Processes) -> None:
+    """Connect to the other processes, if there are any. Call it before anything uses a device.
 
     Raises:
-        SettingError: the arguments do not go together, or the others are not found.
+        SettingError: the settings contradict each other, or the other processes are not found.
     """
-    given = [args.coordinator, args.processes, args.process]
-    if not args.distributed and all(value is None for value in given):
+    named = (processes.coordinator, processes.count, processes.index)
+    if not processes.detect and all(value is None for value in named):
         return
     import jax
 
-    if not args.distributed and any(value is None for value in given):
+    if not processes.detect and any(value is None for value in named):
         raise SettingError(
             "--coordinator, --processes and --process go together: give all three, or "
             "--distributed where the machine knows them"
         )
     try:
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+        jax.distributed.initialize(*named)
     except (RuntimeError, ValueError) as error:
         raise SettingError(f"the other processes are not found ({first_line(error)})") from None
 
 
-def share(args: argparse.Namespace) -> tuple[int, int]:
-    """Which part of how many is this process's, of work that needs no word between processes.
+def share(processes: Processes) -> tuple[int, int]:
+    """Return `(index, count)` for work that is divided without communication.
 
-    So `--processes` and `--process` are enough.
+    Processes that do such work need not connect, so `index` and `count` are enough to name them.
 
     Raises:
-        SettingError: the arguments do not go together, or the others are not found.
+        SettingError: the settings contradict each other, or the other processes are not found.
     """
-    if args.distributed or args.coordinator is not None:
+    if processes.detect or processes.coordinator is not None:
         import jax
 
-        start(args)
+        start(processes)
         return jax.process_index(), jax.process_count()
-    index, count = args.process or 0, args.processes or 1
-    if (args.process is None) != (args.processes is None) or not 0 <= index < count:
+    index, count = processes.index or 0, processes.count or 1
+    if (processes.index is None) != (processes.count is None) or not 0 <= index < count:
         raise SettingError("--processes N and --process I go together, and I is from 0 to N - 1")
     return index, count
 

@@ -1,4 +1,4 @@
-"""The memory of a process that computes on the CPU, kept for the next step."""
+"""Keeps the memory that a process on the CPU frees, so that the next step reuses it."""
 
 import ctypes
 import os
@@ -9,21 +9,23 @@ from importlib.util import find_spec
 import jax
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
-"""Numbers of parameters of `mallopt`, from glibc's malloc.h."""
+"""Parameter numbers of `mallopt`, from glibc's malloc.h."""
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, so that the system need not give and clear it again.
+    """Make glibc keep freed memory, instead of returning it and asking for cleared pages again.
 
-    XLA allocates a program's intermediate values at every call, and glibc gives arrays of their
-    size back to the system at once. Here it keeps them, in one arena for all threads: one of a
-    single thread holds no large array. The price is memory, as small arrays come to lie where a
-    large one was.
-    Does nothing unless JAX computes on the CPU with glibc, nor where the user has set a `MALLOC_`
-    variable. Call it before anything uses a device: a thread that has allocated goes on as it did.
+    XLA allocates the intermediate values of a program at every call, and glibc returns arrays of
+    that size to the system at once. After this call it keeps them, in one arena for all threads,
+    because the arena of a single thread holds no large arrays. The cost is fragmentation: small
+    arrays may occupy the space of a large one.
+
+    This does nothing unless JAX computes on the CPU with glibc, or if the user has set a `MALLOC_`
+    variable. Call it before anything uses a device: it does not change the arenas of threads that
+    have allocated before.
     """
-    told = any(name.startswith("MALLOC_") for name in os.environ)
-    if told or sys.platform != "linux" or not _on_cpu():
+    set_by_user = any(name.startswith("MALLOC_") for name in os.environ)
+    if set_by_user or sys.platform != "linux" or not _on_cpu():
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -32,7 +34,7 @@ def keep_freed_memory() -> None:
 
 
 def _on_cpu() -> bool:
-    """Whether JAX computes on the CPU; to ask JAX itself would start its threads."""
+    """Tell if JAX will compute on the CPU. Asking JAX itself would start its threads."""
     if asked := jax.config.values["jax_platforms"]:
         return asked == "cpu"
     accelerated = find_spec("libtpu") or find_spec("jax_plugins")

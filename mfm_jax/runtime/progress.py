@@ -1,22 +1,34 @@
-"""How long work reports itself: a bar on a terminal, plain lines elsewhere."""
+"""How long-running work reports its progress: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
-
-from tqdm import tqdm
+from types import TracebackType
 
 
 class Progress:
-    """Counts `total` things named `unit`; without a terminal a line every ten seconds."""
+    """Counts `total` things named `unit`; without a terminal, prints a line every ten seconds."""
 
     def __init__(self, total: int | None, unit: str, *, done: int = 0) -> None:
         self.unit, self.total, self.done, self.bar = unit, total, done, None
         if sys.stderr.isatty():
+            from tqdm import tqdm
+
             self.bar = tqdm(total=total, initial=done, unit=f" {unit}")
         self.reported = time.monotonic()
 
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def advance(self, amount: int = 1) -> None:
-        """`amount` more things are done."""
+        """Count `amount` more things as done."""
         self.done += amount
         if self.bar is not None:
             self.bar.update(amount)
@@ -38,6 +50,6 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the bar."""
+        """Finish the bar."""
         if self.bar is not None:
             self.bar.close()

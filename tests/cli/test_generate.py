@@ -131,9 +131,13 @@ def test_an_unwritable_target_fails_alone(bundle, tmp_path, short, capsys):
 WRONG = {
     "no such bundle": (["-o", "{tmp}/o", "--bundle", "{tmp}/nowhere"], "is not a bundle"),
     "prompt": (["-o", "{tmp}/o", "--prompt", "a dog"], "has no text encoder"),
-    "steps": (["-o", "{tmp}/o", "--steps", "0"], "--steps must be at least 1"),
-    "batch": (["-o", "{tmp}/o", "--batch", "0"], "--batch must be at least 1"),
-    "eta": (["-o", "{tmp}/o", "--eta", "0.5"], "--eta is 0 to 1, and for --sampler ddim"),
+    "steps": (["-o", "{tmp}/o", "--steps", "0"], "steps must be at least 1"),
+    "batch": (["-o", "{tmp}/o", "--batch", "0"], "batch must be at least 1"),
+    "eta": (
+        ["-o", "{tmp}/o", "--eta", "0.5"],
+        "only for sampler ddim, got 0.5 for dpm++",
+    ),
+    "sampler": (["-o", "{tmp}/o", "--sampler", "euler"], "use ddim, dpm++"),
     "folder is a file": (["-o", "{short}.txt"], "is a file: name a folder"),
     "folder under a file": (["-o", "{short}/sub"], "cannot make output folder"),
     "contradiction": (["-o", "{tmp}/o.mp4", "--format", "wav"], "contradict each other"),

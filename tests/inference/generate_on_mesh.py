@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ import numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-from mfm_jax.cli import generate, main  # noqa: E402
+from mfm_jax.cli import main  # noqa: E402
 from mfm_jax.foley.world import World, write_clip  # noqa: E402
 from mfm_jax.inference.encoders import encode_cavp, encode_timechat  # noqa: E402
+from mfm_jax.inference.jobs import layout_and_batch  # noqa: E402
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
 from mfm_jax.media.windows import Window  # noqa: E402
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
@@ -49,7 +49,7 @@ def held(model: VideoToAudio) -> float:
 
 
 def abstract(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
-    """Shapes in the sharding of arrays, which lie where the arrays do."""
+    """Return shapes in place of arrays, with the same shardings."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), tree
     )
@@ -110,7 +110,7 @@ def said(*arguments: str | Path) -> str:
 def default_batch(count: int) -> int:
     """What is computed at once on so many devices."""
     with devices(count):
-        return generate.layout_and_batch(Namespace(batch=None, fsdp=1, tensor=1))[1]
+        return layout_and_batch()[1]
 
 
 def run(folder: Path) -> None:

@@ -65,8 +65,8 @@ def test_the_default_batch_fits_any_number_of_devices(found):
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        ("batch", "--batch 4 does not divide over 8 devices: use a multiple of 8"),
-        ("fsdp", "--fsdp 3 x --tensor 1 does not divide 8 devices: use a product that does"),
+        ("batch", "batch 4 does not divide over 8 devices: use a multiple of 8"),
+        ("fsdp", "fsdp 3 x tensor 1 does not divide 8 devices: use a product that does"),
     ],
 )
 def test_devices_that_do_not_divide_are_one_line(found, option, line):

@@ -1,0 +1,87 @@
+"""What the command does, once its options are read (`convert/__main__.py`)."""
+
+import argparse
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+from jax import numpy as jnp
+
+from convert.incoming import Choices, to_bundle
+from convert.model import Model, Request
+from convert.outgoing import to_torch as write_torch
+from convert.source import resolve
+from convert.table import ConversionError
+from mfm_jax.bundle import Bundle
+from mfm_jax.runtime.progress import Progress
+
+
+def from_torch(args: argparse.Namespace) -> None:
+    """Read checkpoints into a bundle."""
+    model = find_model(args.model)
+    sources = tuple(
+        resolve(source, patterns=model.patterns, revision=args.revision) for source in args.sources
+    )
+    request = Request(
+        sources,
+        args.licence,
+        excuse=args.excuse,
+        vocabulary=args.vocabulary,
+        config=args.config,
+        only=args.only,
+    )
+    read = model.read(request)
+    with Progress(None, "MB") as progress:
+        choices = Choices(
+            made_by=_command(args),
+            dtype=None if args.precision is None else jnp.dtype(args.precision),
+            excuse=args.excuse,
+            keep=not args.drop_unused,
+            progress=_Megabytes(progress),
+        )
+        bundle = to_bundle(args.output, read.parts, choices, read.schedule)
+    for part in read.parts:
+        parameters = bundle.entries[part.component].parameters
+        print(f"{args.output}: {part.component}, {parameters:,} parameters")
+
+
+def to_torch(args: argparse.Namespace) -> None:
+    """Write components of a bundle in their original layout.
+
+    Raises:
+        ConversionError: several sources are given.
+    """
+    if len(args.sources) != 1:
+        raise ConversionError("with --to torch give one bundle")
+    bundle = Bundle.open(Path(args.sources[0]))
+    parts = find_model(args.model).write(bundle)
+    with Progress(None, "MB") as progress:
+        write_torch(bundle, parts, args.output, _Megabytes(progress))
+    print(f"{args.output}: {', '.join(part.component for part in parts)}")
+
+
+def find_model(name: str) -> Model:
+    """Return the `MODEL` of the module `name`."""
+    return import_module(f"convert.{name}").MODEL
+
+
+class _Megabytes:
+    """Counts bytes as whole megabytes of progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.bytes = progress, 0
+
+    def __call__(self, size: int) -> None:
+        before = self.bytes // 1_000_000
+        self.bytes += size
+        if whole := self.bytes // 1_000_000 - before:
+            self.progress.advance(whole)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the command as the bundle records it: with the names of files, without folders."""
+    names = [Path(source).name if Path(source).exists() else source for source in args.sources]
+    options = [option for pattern in args.excuse for option in ("--excuse", pattern)]
+    options += ["--precision", args.precision] if args.precision else []
+    options += ["--drop-unused"] if args.drop_unused else []
+    return shlex.join([*args.program.split(), args.model, *names, *options])

@@ -1,0 +1,7 @@
+"""`python -m mfm_jax.cli` is `mfm`."""
+
+import sys
+
+from mfm_jax.cli.command import main
+
+sys.exit(main())

@@ -1,0 +1,91 @@
+"""Options that several commands share, with one name and one meaning each."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mfm_jax.runtime.distributed import Processes
+from mfm_jax.runtime.precision import PRECISIONS
+from mfm_jax.storage.paths import TINY_BUNDLE
+
+
+class LazyParser(argparse.ArgumentParser):
+    """A parser of a subcommand. `fill` adds its options, once the subcommand is chosen.
+
+    So the modules of the other subcommands are not imported.
+    """
+
+    def __init__(
+        self, *, fill: Callable[[argparse.ArgumentParser], None] | None = None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.fill = fill
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Add the options and parse."""
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add `--bundle`."""
+    parser.add_argument(
+        "--bundle", type=Path, default=TINY_BUNDLE, metavar="DIR", help="default: the miniature"
+    )
+
+
+def add_precision(
+    parser: argparse.ArgumentParser, about: str, *, default: str | None = None
+) -> None:
+    """Add `--precision`."""
+    parser.add_argument("--precision", choices=PRECISIONS, default=default, help=about)
+
+
+def add_config(parser: argparse.ArgumentParser, about: str, *, required: bool = False) -> None:
+    """Add `--config` and `--set`, which `mfm_jax.cli.toplevel.read_config` reads."""
+    parser.add_argument("--config", required=required, metavar="NAME_OR_FILE", help=about)
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change fields of the config, such as mesh.fsdp=4 (repeatable)",
+    )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `processes` reads."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="find the other processes as a TPU pod, Slurm or Open MPI says; on a TPU pod run the "
+        "same command on each host",
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="address of process 0, with any free port"
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="number of this one, from 0")
+
+
+def processes(args: argparse.Namespace) -> Processes:
+    """Return how the processes of this command find each other."""
+    return Processes(args.distributed, args.coordinator, args.processes, args.process)
+
+
+def at_least_one(text: str) -> int:
+    """Read a positive number; a `type` of argparse."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

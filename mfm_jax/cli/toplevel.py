@@ -1,0 +1,70 @@
+"""Finds what lies beside the package: `train.py`, `configs/`, `convert/` and `miniature/`.
+
+In a checkout these are at its top level. A wheel carries them in `mfm_jax/toplevel`, because as
+top-level modules of an environment their names would collide with those of other projects.
+"""
+
+import runpy
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mfm_jax.errors import UsageError
+
+PACKAGE = Path(__file__).parents[1]
+CARRIED = PACKAGE / "toplevel"
+
+
+def in_checkout() -> bool:
+    """Return False if a wheel was installed."""
+    return not CARRIED.is_dir()
+
+
+def folder() -> Path:
+    """Return the folder that holds `train.py` and its neighbours."""
+    return PACKAGE.parent if in_checkout() else CARRIED
+
+
+def module(name: str) -> ModuleType:
+    """Import a module of that folder, which takes precedence over others of the same name."""
+    top = str(folder())
+    if sys.path[0] != top:
+        sys.path.insert(0, top)
+    return import_module(name)
+
+
+def config_names() -> list[str]:
+    """Return the names of the shipped configs."""
+    return sorted(file.stem for file in (folder() / "configs").glob("*.py"))
+
+
+def config_file(name_or_file: str) -> Path:
+    """Find a config by the path of its file or by the name of a shipped one.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    file = Path(name_or_file)
+    if file.is_file():
+        return file
+    if name_or_file in config_names():
+        return folder() / "configs" / f"{name_or_file}.py"
+    raise UsageError(
+        f"there is no config {name_or_file}: give a file, or one of {', '.join(config_names())}"
+    )
+
+
+def read_config(name_or_file: str, assignments: Iterable[str] = ()) -> Any:
+    """Return a config with the fields that `--set` changes.
+
+    Raises:
+        UsageError: there is no such config.
+        SettingError: no such field, or a value of another type.
+    """
+    from mfm_jax.runtime.config import override
+
+    config = runpy.run_path(str(config_file(name_or_file)))["get_config"]()
+    return override(config, assignments)
