@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 JOBS ?= 2
 
-.PHONY: demo test parity lint format bench bundle clean
+.PHONY: demo test parity lint format bench bundle wheel clean
 
 demo: $(VENV)/run.done
 	$(BIN)/mfm demo
@@ -30,6 +30,10 @@ format: $(VENV)/dev.done
 bench: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.training
+
+# The wheel, installed by itself in a new environment, whose commands run in an empty folder (minutes).
+wheel: $(VENV)/dev.done
+	PYTHON=$(BIN)/python scripts/check_wheel.sh
 
 # The embedded miniature from nothing: Foley clips, every frozen network, the mapper (hours on 2 cores).
 bundle: $(VENV)/run.done

@@ -297,7 +297,7 @@ def _sampling(
     if eta > 1 or (eta and sampler != "ddim"):
         raise UsageError(f"eta is 0 to 1 and only for sampler ddim, got {eta} for {sampler}")
     scale = settings.guidance if guidance is None else guidance
-    return Sampling(sampler, steps or settings.steps, scale, eta)
+    return Sampling(sampler, steps or settings.steps, float(scale), float(eta))
 
 
 def _encode(

@@ -1,0 +1,71 @@
+#!/bin/sh
+# Builds the wheel, installs it in a new environment, and runs its commands in an empty folder.
+#
+#     scripts/check_wheel.sh [FOLDER]
+#
+# FOLDER, by default a temporary one that is removed, holds dist/ (the wheel), venv/ and empty/ (what
+# the commands made). A venv/ that is there is used again. PYTHON is a development environment, whose
+# transformers makes the small GPT-2 that is converted. Takes minutes, most of them for pip.
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=$(cd "$root" && realpath -s "${PYTHON:-.venv/bin/python}")
+if [ $# -gt 0 ]; then
+    mkdir -p "$1"
+    folder=$(realpath "$1")
+else
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+fi
+
+echo "== build"
+rm -rf "$folder/dist" "$folder/empty"
+"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps "$root" -w "$folder/dist"
+test -x "$folder/venv/bin/python" || "$python" -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes mfm-jax
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$folder"/dist/*.whl
+
+# Nothing of the checkout can be imported from here.
+mkdir "$folder/empty"
+cd "$folder/empty"
+unset PYTHONPATH
+mfm="$folder/venv/bin/mfm"
+
+echo "== mfm demo, generate, bundle show"
+"$mfm" --version
+"$mfm" demo -o demo
+"$mfm" generate demo/silent.mp4 -o sound.wav --steps 4
+"$folder/venv/bin/python" -c 'import mfm_jax; mfm_jax.generate("demo/silent.mp4", "sound.mp4", steps=4)'
+
+echo "== mfm convert"
+"$python" - <<'EOF'
+from transformers import GPT2Config, GPT2Model
+
+sizes = {"vocab_size": 11, "n_positions": 17, "n_embd": 24, "n_layer": 2, "n_head": 3}
+GPT2Model(GPT2Config(**sizes)).save_pretrained("gpt2")
+EOF
+"$mfm" convert gpt2 gpt2 -o bundle --precision bfloat16
+"$mfm" bundle show bundle
+"$mfm" convert gpt2 bundle -o back --to torch
+
+echo "== mfm train"
+"$mfm" train --config tiny --workdir run --set steps=2 batch=2 log_every=1 \
+    recipe.source.train=4 recipe.source.heldout=2
+"$mfm" bundle verify run
+"$mfm" generate demo/silent.mp4 --bundle run -o trained.mp4 --steps 4
+
+echo "== mfm miniature"
+"$mfm" miniature -h > /dev/null
+"$mfm" miniature report 2> report.txt && exit 1
+cat report.txt
+test "$(wc -l < report.txt)" = 1
+"$mfm" miniature train 2> train.txt && exit 1
+cat train.txt
+test "$(wc -l < train.txt)" = 1
+
+if "$folder/venv/bin/python" -c 'import convert' 2> /dev/null; then
+    echo "the wheel has put a module named convert into the environment" >&2
+    exit 1
+fi
+ls sound.wav sound.mp4 trained.mp4 back/model.safetensors
+echo "the wheel works"
