@@ -1,4 +1,4 @@
-"""AudioLDM 2 as diffusers lays it out: a folder of folders, one per network."""
+"""Convert AudioLDM 2 as diffusers saves it: a folder with one folder per network."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,10 +21,10 @@ Parts = list[Incoming | Derived]
 
 
 def read(request: Request) -> Read:
-    """All networks but CLAP, and the schedule.
+    """Read all networks but CLAP, and the schedule.
 
     Raises:
-        ConversionError: `request.only` names what there is not.
+        ConversionError: `request.only` names an unknown network.
     """
     folder = request.folder()
     readers: dict[str, Callable[[], Parts]] = {
@@ -44,7 +44,7 @@ def read(request: Request) -> Read:
 def _one(
     name: str, top: Path, config: Callable, table: Callable[..., Table], request: Request
 ) -> Incoming:
-    """A network that lies in the folder of its name."""
+    """Read a network from the folder of its name."""
     folder = top / name
     ours = config(read_json(folder, CONFIG))
     weights = open_weights(folder, excuse=request.excuse)
@@ -57,7 +57,7 @@ def _one(
 
 
 def _texts(top: Path, request: Request) -> Parts:
-    """T5, and its states of no text, which is all that is read where there is no prompt."""
+    """Read T5, and compute its states for the empty text, which suffice without prompts."""
     part = t5.incoming(top / "text_encoder_2", top / "tokenizer_2", request, licences.FLAN_T5)
 
     def states() -> Iterator[tuple[str, np.ndarray]]:
@@ -68,7 +68,7 @@ def _texts(top: Path, request: Request) -> Parts:
 
 
 def _sequence(top: Path, request: Request) -> Incoming:
-    """GPT-2 with the projections before it, each in its folder."""
+    """Read GPT-2 and the projections before it, each from its folder."""
     said = read_json(top / "language_model", CONFIG)
     projection = read_json(top / "projection_model", CONFIG)
     ours = sequence.config(projection, said, gpt2.config(said))
@@ -85,7 +85,7 @@ def _sequence(top: Path, request: Request) -> Incoming:
 
 
 def write(bundle: Bundle) -> list[Outgoing]:
-    """Those of its networks that the bundle has, in diffusers' folders."""
+    """Return the files of the networks that the bundle has, in diffusers' folders."""
     writers: dict[str, Callable[[], Outgoing]] = {
         "unet": partial(_unet_out, bundle),
         "vae": lambda: Outgoing(
@@ -109,7 +109,7 @@ def write(bundle: Bundle) -> list[Outgoing]:
 def _unet_out(bundle: Bundle) -> Outgoing:
     described = unet.their_config(bundle.config("unet"))
     if "vae" in bundle.entries:
-        # diffusers takes the length of what it makes from here.
+        # diffusers takes the length of its output from here.
         described["sample_size"] = bundle.settings.frames // bundle.config("vae").compression
     schedule = scheduler.their_config(bundle.settings.schedule)
     configs = {f"unet/{CONFIG}": described, f"scheduler/{SCHEDULER}": schedule}
@@ -135,7 +135,6 @@ def _sequence_out(bundle: Bundle) -> Outgoing:
 
 
 MODEL = Model(
-    "AudioLDM 2 in diffusers' folders: UNet, VAE, vocoder, scheduler, T5 and GPT-2",
     read,
     write,
     (

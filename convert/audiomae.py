@@ -1,7 +1,7 @@
-"""AudioMAE's encoder, as in `pretrained.pth` and `audiomae_16k_128bins.ckpt` (key `model`).
+"""Convert AudioMAE's encoder: `pretrained.pth` and `audiomae_16k_128bins.ckpt` (key `model`).
 
-AudioLDM2's own checkpoints hold the same keys behind `IN_AUDIOLDM2`; the diffusers port has none of
-them.
+AudioLDM2's own checkpoints have the same keys with prefix `IN_AUDIOLDM2`; the diffusers port has
+no AudioMAE.
 """
 
 from convert import licences
@@ -16,7 +16,7 @@ IN_AUDIOLDM2 = "cond_stage_models.0.cond_stage_models.2.audiomae.model."
 
 
 def table(config: AudioMAEConfig) -> Table:
-    """The rows of the encoder; `config` gives the size of a patch."""
+    """Return the table of the encoder; `config` gives the size of a patch."""
     qkv = ("blocks.*.attn.q", "blocks.*.attn.k", "blocks.*.attn.v")
     return Table(
         rows=(
@@ -41,7 +41,7 @@ def table(config: AudioMAEConfig) -> Table:
 
 
 def read(request: Request) -> Read:
-    """The encoder, from its own file or out of AudioLDM2's checkpoint."""
+    """Read the encoder from its own file or from AudioLDM2's checkpoint."""
     weights = request.weights()
     inside = without_prefix(weights.tensors, IN_AUDIOLDM2)
     tensors = inside or weights.tensors
@@ -53,7 +53,6 @@ def read(request: Request) -> Read:
 
 
 MODEL = Model(
-    "AudioMAE: pretrained.pth, or AudioLDM2's own checkpoint that holds it",
     read,
     write_own("audiomae", table),
 )

@@ -1,6 +1,6 @@
-"""CAVP as in Diff-Foley's `cavp_epoch66.ckpt`: both towers, or the video half alone.
+"""Convert CAVP, Diff-Foley's `cavp_epoch66.ckpt`: both towers, or the video tower alone.
 
-The keys are those left after any `module.` of a multi-GPU run is removed from them.
+The tables' keys lack the `module.` that a multi-GPU run puts into them.
 """
 
 from convert import licences
@@ -17,7 +17,7 @@ _POINT = "o i 1 1 1 -> 1 1 i o"
 
 
 def _video_rows(ours: str) -> tuple[Row | Computed, ...]:
-    """The rows of `CAVPVideo`, whose names start with `ours` here."""
+    """Return the rows of `CAVPVideo`, whose names start with `ours` here."""
     rows = [
         Row("video_encoder.conv1.conv.weight", f"{ours}tower.stem.conv.kernel", _SPACE),
         *batch_norm("video_encoder.conv1.bn", f"{ours}tower.stem.norm"),
@@ -54,9 +54,9 @@ TABLE = Table(
 
 
 def read(request: Request) -> Read:
-    """The video half; the audio half is kept for the way back. Sizes are those of the release."""
+    """Read the video tower, in the released sizes; the audio tower is kept for the way back."""
     weights = request.weights()
-    # The original loader removes it wherever it stands.
+    # The original loader removes it anywhere in a key.
     tensors = renamed(weights.tensors, lambda key: key.replace("module.", ""), request.excuse)
     config = own_config(request, CAVPConfig) or CAVPConfig.diff_foley()
     licence = own_licence(request, licences.CAVP)
@@ -64,7 +64,6 @@ def read(request: Request) -> Read:
 
 
 MODEL = Model(
-    "CAVP of Diff-Foley: cavp_epoch66.ckpt",
     read,
     write_own("cavp", lambda config: VIDEO_TABLE),
 )

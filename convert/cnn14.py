@@ -1,4 +1,4 @@
-"""Cnn14: the tagger of PANNs' `Cnn14_16k_mAP=0.438.pth`, and the trunk that CAVP shares with it."""
+"""Convert Cnn14, PANNs' `Cnn14_16k_mAP=0.438.pth`, whose trunk CAVP shares."""
 
 from convert import licences
 from convert.incoming import Incoming
@@ -11,7 +11,7 @@ BLOCKS = 6
 
 
 def trunk_rows(theirs: str, ours: str, *, norm: str) -> tuple[Row | Computed, ...]:
-    """The rows of the trunk; `norm` is their name of the BatchNorm over mel bins."""
+    """Return the rows of the trunk; `norm` is their name of the BatchNorm over mel bins."""
     rows = list(batch_norm(f"{theirs}{norm}", f"{ours}norm"))
     for i in range(BLOCKS):
         block = f"{theirs}conv_block{i + 1}"
@@ -34,7 +34,7 @@ TABLE = Table(
 
 
 def read(request: Request) -> Read:
-    """The tagger; its front end's tables are kept for the way back."""
+    """Read the tagger; the tables of its front end are kept for the way back."""
     weights = request.weights()
     config = own_config(request, Cnn14Config) or Cnn14Config.panns()
     licence = own_licence(request, licences.CNN14)
@@ -43,7 +43,6 @@ def read(request: Request) -> Read:
 
 
 MODEL = Model(
-    "PANNs' tagger, for metrics: Cnn14_16k_mAP=0.438.pth",
     read,
     write_own("cnn14", lambda config: TABLE),
 )

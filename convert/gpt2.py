@@ -1,10 +1,13 @@
-"""GPT-2: Hugging Face's `gpt2` and AudioLDM2's `language_model`. Kernels are stored `[in, out]`."""
+"""Convert GPT-2: `gpt2` of Hugging Face and AudioLDM2's `language_model`.
+
+Their kernels are stored as `[in, out]`, as ours.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from convert import licences
-from convert.configs import builtin, count, divides, number, required
+from convert.configs import builtin, divides, integer, number, required
 from convert.incoming import Incoming, without_prefix
 from convert.model import CONFIG, WEIGHTS, Model, Read, Request
 from convert.outgoing import Outgoing, kept
@@ -15,9 +18,9 @@ from convert.tensors import Tensor
 from mfm_jax.bundle import Bundle
 from mfm_jax.models.gpt2 import GPT2Config
 
-WHAT = "gpt2 config"
+FILE = "gpt2 config"
 READ = ("layer_norm_epsilon", "n_embd", "n_head", "n_layer", "n_positions")
-# What the network has built in. A file may leave a setting out, or say just this.
+# Built into our network: a file may omit a setting, or have this value.
 BUILT_IN = {
     "activation_function": "gelu_new",
     "add_cross_attention": False,
@@ -27,35 +30,35 @@ BUILT_IN = {
     "scale_attn_weights": True,
 }
 END = 50256
-"""The token that ends a text, the last of GPT-2's own words."""
+"""The end-of-text token, the last of GPT-2's own vocabulary."""
 
 
 def config(theirs: Mapping) -> GPT2Config:
-    """The configuration that a `config.json` describes.
+    """Return the configuration that a `config.json` describes.
 
     Raises:
         ConversionError: a setting is missing, or is one that the network does not have.
     """
-    builtin(theirs, BUILT_IN, WHAT)
-    required(theirs, READ, WHAT)
-    width, heads = count(theirs, "n_embd", WHAT), count(theirs, "n_head", WHAT)
-    divides(width, "n_embd", heads, "n_head", WHAT)
+    builtin(theirs, BUILT_IN, FILE)
+    required(theirs, READ, FILE)
+    width, heads = integer(theirs, "n_embd", FILE), integer(theirs, "n_head", FILE)
+    divides(width, "n_embd", heads, "n_head", FILE)
     if theirs.get("n_inner") is not None:
-        builtin(theirs, {"n_inner": 4 * width}, WHAT)
+        builtin(theirs, {"n_inner": 4 * width}, FILE)
     return GPT2Config(
         width=width,
-        depth=count(theirs, "n_layer", WHAT),
+        depth=integer(theirs, "n_layer", FILE),
         heads=heads,
-        positions=count(theirs, "n_positions", WHAT),
-        epsilon=number(theirs, "layer_norm_epsilon", WHAT),
+        positions=integer(theirs, "n_positions", FILE),
+        epsilon=number(theirs, "layer_norm_epsilon", FILE),
     )
 
 
 def their_config(ours: GPT2Config, vocabulary: int) -> dict:
-    """The `config.json` of `transformers.GPT2Model` with a word table of `vocabulary` rows.
+    """Return the `config.json` of `transformers.GPT2Model` with `vocabulary` word embeddings.
 
-    A table too short for GPT-2's own words has no token that starts or ends a text: transformers
-    warns of one that lies outside.
+    With fewer than GPT-2's own, there is no token to start or end a text, as transformers warns of
+    one outside the vocabulary.
     """
     end = END if vocabulary > END else None
     return {
@@ -77,7 +80,7 @@ _QKV = ("attn.q", "attn.k", "attn.v")
 
 
 def rows(theirs: str = "", ours: str = "") -> tuple[Row, ...]:
-    """The rows of one GPT-2 whose names start with `theirs` there and `ours` here."""
+    """Return the rows of a GPT-2 whose names start with `theirs` there and `ours` here."""
     h, blocks = f"{theirs}h.*.", f"{ours}blocks.*."
     return (
         Row(f"{theirs}wpe.weight", f"{ours}wpe.embedding"),
@@ -97,27 +100,30 @@ def rows(theirs: str = "", ours: str = "") -> tuple[Row, ...]:
 
 
 def words(theirs: str, ours: str, width: int) -> Computed:
-    """The word table, which is never used: GPT-2 reads vectors here. We write one of one word."""
+    """Return the row of the word embeddings, which we do not use; we write a table of one word."""
     return Computed(f"{theirs}wte.weight", f"{ours}norm.scale", 0, (1, width), "float32")
 
 
 def table(config: GPT2Config) -> Table:
-    """The network alone. Older files hold causal masks, and those with a head repeat the words."""
+    """Return the table of the network alone.
+
+    Older files hold causal masks, and those with a head repeat the word embeddings.
+    """
     return Table(
         (*rows(), words("", "", config.width)),
         ignore=(
             Ignore("h.*.attn.bias", "the causal mask"),
-            Ignore("h.*.attn.masked_bias", "what masked scores were set to"),
-            Ignore("lm_head.weight", "repeats the word table", foreign=True),
+            Ignore("h.*.attn.masked_bias", "the value of masked scores"),
+            Ignore("lm_head.weight", "repeats the word embeddings", foreign=True),
         ),
     )
 
 
 def incoming(folder: Path, request: Request) -> Incoming:
-    """The network that a folder holds."""
+    """Read the network from a folder."""
     said = read_json(folder, CONFIG)
     sizes = config(said)
-    # Only AudioLDM2's language model, which was trained on, says how many tokens it makes.
+    # Only AudioLDM2's language model, a fine-tuned GPT-2, has this setting.
     released = licences.AUDIOLDM2 if "max_new_tokens" in said else licences.GPT2
     licence = licences.stated(request.licence, said, released)
     weights = open_weights(folder, excuse=request.excuse)
@@ -127,26 +133,25 @@ def incoming(folder: Path, request: Request) -> Incoming:
 
 
 def without_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A model with a head keeps the network itself under a name of its own."""
+    """Return the tensors of the network alone; a model with a head has them under a prefix."""
     inside = without_prefix(tensors, "transformer.")
     return inside or tensors
 
 
 def word_count(bundle: Bundle, component: str, key: str) -> int:
-    """Rows of the word table that is written as `key`: those that came in, or one."""
+    """Return the number of word embeddings to write as `key`: those that came in, or one."""
     came_in, _ = kept(bundle.store(component))
     return came_in[key].shape[0] if key in came_in else 1
 
 
 def write(bundle: Bundle) -> list[Outgoing]:
-    """A folder that `transformers.GPT2Model` loads."""
+    """Return the folder that `transformers.GPT2Model` loads."""
     ours = bundle.config("gpt2")
     described = their_config(ours, word_count(bundle, "gpt2", "wte.weight"))
     return [Outgoing("gpt2", table(ours), {CONFIG: described}, {"": WEIGHTS})]
 
 
 MODEL = Model(
-    "GPT-2, which a mapper starts from: gpt2, or AudioLDM2's language_model",
     lambda request: Read([incoming(request.folder(), request)]),
     write,
 )

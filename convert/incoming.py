@@ -1,7 +1,7 @@
-"""Weights on their way into a bundle: checked against the network, then streamed through the table.
+"""Bring weights into a bundle: check them against the network, then stream them through the table.
 
-Nothing is read before every name and shape has been checked, and never more than one row of a
-table is held, beside the part of the bundle that is being written.
+Nothing is read before every name and shape has been checked. Only one row of the table at a time is
+in memory, beside the part of the bundle that is being written.
 """
 
 import json
@@ -23,17 +23,18 @@ from mfm_jax.diffusion import Schedule
 from mfm_jax.storage.weights import abstract, named_weights
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-"""What networks compute in."""
+"""The precisions that networks compute in."""
 KEPT = "kept.safetensors"
-"""In a component's folder: the tensors of the source that our network does not read, untouched.
+"""File in a component's folder with the tensors of the source that our network does not read.
 
-With them the way back gives all that came in. Its metadata `tied` lists the tied copies there were.
+With them the way back restores the entire source. Its metadata `tied` lists the source's tied
+copies.
 """
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """One component as it lies in its source."""
+    """A component in its source files."""
 
     component: str
     config: Any
@@ -46,12 +47,12 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Derived:
-    """One component that is computed from another: its weights, made when they are asked for."""
+    """A component that is computed from others, on demand."""
 
     component: str
     config: Any
     weights: Callable[[], Iterable[tuple[str, np.ndarray]]]
-    origins: tuple[Incoming, ...]  # what it is computed from
+    origins: tuple[Incoming, ...]  # the components that it is computed from
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -66,22 +67,22 @@ class Derived:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user may choose about a conversion."""
+    """The user's options for a conversion."""
 
     made_by: str  # the command
     dtype: Any = None  # of the stored floating-point weights; None: as in the source
     excuse: Sequence[str] = ()  # patterns of keys that may be missing, unknown, misshaped or NaN
     keep: bool = True  # also the tensors that our network does not read
-    progress: Callable[[int], None] = lambda size: None  # told the bytes read
+    progress: Callable[[int], None] = lambda size: None  # receives the bytes read
 
     def unexcused(self, keys: Iterable[str]) -> set[str]:
-        """The keys that no pattern lets pass."""
+        """Return the keys that match no pattern of `excuse`."""
         return {key for key in keys if not excused(key, self.excuse)}
 
 
 @dataclass
 class Reading(Mapping[str, np.ndarray]):
-    """The arrays of a source, read one by one, with those that the user excused filled in."""
+    """The arrays of a source, read on demand; those that the user excused are filled in."""
 
     tensors: Mapping[str, Tensor]
     filled: Mapping[str, Shape] = field(default_factory=dict)
@@ -106,19 +107,19 @@ class Reading(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class Fit:
-    """How the tensors of a source go with the network."""
+    """The tensors of a source, by what the network does with them."""
 
     read: tuple[str, ...]  # keys whose tensors the table reads
     filled: Mapping[str, Shape]  # keys without a tensor that fits, excused
-    kept: tuple[str, ...]  # keys that nobody reads
+    kept: tuple[str, ...]  # keys that the network does not read
 
 
 def fit(incoming: Incoming, choices: Choices) -> Fit:
-    """Compare the source with the network, name by name and shape by shape.
+    """Compare the names and shapes of the source with those of the network.
 
     Raises:
         ConversionError: lists the missing, unknown and misshaped keys that no pattern excuses, and
-            those in a precision that no network computes in.
+            those in a precision that networks do not compute in.
     """
     network = abstract(partial(COMPONENTS[incoming.component].build, incoming.config))
     ours = {name: tuple(leaf.shape) for name, leaf in named_weights(network).items()}
@@ -150,15 +151,15 @@ def fit(incoming: Incoming, choices: Choices) -> Fit:
 
 
 def _check_precision(incoming: Incoming, keys: Iterable[str], choices: Choices) -> None:
-    """Weights are floating-point numbers, and of a kind that networks compute in."""
+    """Check that weights are floating-point numbers in a precision that networks compute in."""
     said = {k: f"{k} is {incoming.tensors[k].dtype}" for k in keys}
-    whole = {k for k in said if not is_float(incoming.tensors[k].dtype)}
-    unusual = {k for k in said if incoming.tensors[k].dtype.name not in PRECISIONS} - whole
+    integers = {k for k in said if not is_float(incoming.tensors[k].dtype)}
+    unusual = {k for k in said if incoming.tensors[k].dtype.name not in PRECISIONS} - integers
     raise_if_any(
         f"{incoming.component}: weights that cannot be used as they are",
         {
-            "no floating-point numbers": [said[k] for k in whole],
-            "choose a --dtype": [said[k] for k in unusual if choices.dtype is None],
+            "no floating-point numbers": [said[k] for k in integers],
+            "choose a --precision": [said[k] for k in unusual if choices.dtype is None],
         },
     )
 
@@ -169,19 +170,19 @@ def to_bundle(
     choices: Choices,
     schedule: Schedule | None = None,
 ) -> Bundle:
-    """Write components into the bundle at `path`, new or existing: all of them or none.
+    """Write components into the bundle at `path`, new or existing: all or none.
 
     Raises:
         ConversionError: a source does not fit its network, or holds values that are not finite.
         SourceError: a file cannot be read.
-        BundleError: `path` is something else.
+        BundleError: `path` is not a bundle.
     """
     fits = [fit(part, choices) if isinstance(part, Incoming) else None for part in parts]
 
     def scheduled(settings: Settings) -> Settings:
         return settings if schedule is None else replace(settings, schedule=schedule)
 
-    # The sources' checksums are worked out beside, where another processor has the time.
+    # Another thread computes the checksums of the source files at the same time.
     with ThreadPoolExecutor(1) as beside:
         sums = {file: beside.submit(digest, file) for part in parts for file in part.files}
         components = {
@@ -213,7 +214,7 @@ def _component(
 
 
 def _weights(incoming: Incoming, fitted: Fit, choices: Choices) -> Iterator[tuple[str, np.ndarray]]:
-    """Our weights one by one; only at their end is it known that all of them are numbers."""
+    """Yield our weights one by one; values that are not finite are reported after the last."""
     tensors = {key: incoming.tensors[key] for key in fitted.read}
     reading = Reading(tensors, fitted.filled, choices.progress)
     overflown = []
@@ -231,7 +232,7 @@ def _weights(incoming: Incoming, fitted: Fit, choices: Choices) -> Iterator[tupl
     )
     raise_if_any(
         f"{incoming.component}: values too large for {np.dtype(choices.dtype or float)}",
-        {"choose another --dtype": overflown},
+        {"choose another --precision": overflown},
     )
 
 
@@ -247,22 +248,22 @@ def _add_files(incoming: Incoming, fitted: Fit, choices: Choices, folder: Path) 
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether elements are floating-point numbers, those of ml_dtypes included."""
+    """Return whether a dtype is floating-point, including those of ml_dtypes."""
     return dtype.name.startswith(("bfloat", "float"))
 
 
 def finite(array: np.ndarray) -> bool:
-    """Whether all elements are numbers; integers always are."""
+    """Return whether all elements are finite; integers always are."""
     if not is_float(array.dtype):
         return True
     if array.dtype.name == "bfloat16":
-        # Numbers are those whose exponent is not all ones; ml_dtypes' own test is slow.
+        # Finite numbers have an exponent that is not all ones; the test of ml_dtypes is slow.
         return not bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
     return bool(np.isfinite(array).all())
 
 
 def _filler(key: str, shape: Shape) -> np.ndarray:
-    """What stands for a tensor that the user excused: gains and variances one, the rest zero."""
+    """Return the replacement of an excused tensor: ones for gains and variances, else zeros."""
     gain = key.endswith("running_var") or (key.endswith("weight") and len(shape) == 1)
     return np.full(shape, float(gain), np.float32)
 
@@ -270,7 +271,7 @@ def _filler(key: str, shape: Shape) -> np.ndarray:
 def renamed(
     tensors: Mapping[str, Tensor], rename: Callable[[str], str], excuse: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors under other names; of two that get the same one, if excused, the last.
+    """Rename tensors; of two that get the same name, if excused, the last is taken.
 
     Raises:
         ConversionError: two tensors get the same name and no pattern excuses it.
@@ -283,10 +284,10 @@ def renamed(
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under longer names."""
+    """Return the tensors with `prefix` before their names."""
     return {prefix + key: tensor for key, tensor in tensors.items()}
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with `prefix`, without it."""
+    """Return the tensors whose names start with `prefix`, which is removed."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Our mapper in PyTorch's layout: a GPT-2 that transformers loads, and a file with the rest.
+"""Convert our mapper to PyTorch and back: a GPT-2 that transformers loads, and all the rest.
 
     config.json               `_class_name` and the configuration, as in a bundle
     gpt2/config.json          of `transformers.GPT2Model`
@@ -23,12 +23,13 @@ from mfm_jax.mapper import MapperConfig
 from mfm_jax.runtime.config import to_json
 
 GPT2 = "gpt2."
-"""What the names of GPT-2's tensors begin with."""
+"""The prefix of GPT-2's tensors."""
 REST = "fusion.safetensors"
+"""The file of all other tensors."""
 
 
 def table(config: MapperConfig) -> Table:
-    """The rows of a mapper."""
+    """Return the table of a mapper."""
     units = [Row(name, name) for name in ("loa_mean", "loa_std")]
     if config.kind != "gpt2":
         return Table((*named("proj", "proj", DENSE), *units))
@@ -51,7 +52,7 @@ def _fusion(config: MapperConfig) -> list[Row]:
 
 
 def read(request: Request) -> Read:
-    """A mapper that was exported from here.
+    """Read a mapper that was exported from here.
 
     Raises:
         SourceError: the folder holds something else.
@@ -71,7 +72,7 @@ def read(request: Request) -> Read:
 
 
 def write(bundle: Bundle) -> list[Outgoing]:
-    """The files named above."""
+    """Return the files listed in the module's docstring."""
     ours = bundle.config("mapper")
     network = "GPT2Mapper" if ours.kind == "gpt2" else "LinearMapper"
     stated = {LICENCE: bundle.entries["mapper"].source.licence}
@@ -83,4 +84,4 @@ def write(bundle: Bundle) -> list[Outgoing]:
     return [Outgoing("mapper", table(ours), described, weights)]
 
 
-MODEL = Model("a mapper that was exported from here", read, write)
+MODEL = Model(read, write)

@@ -1,4 +1,4 @@
-"""What the command line needs of a model: how it is read from files and written to them."""
+"""A model of the command line: how it is read from files and written to them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,27 +25,27 @@ OURS = "_mfm_jax"
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be read."""
+    """The sources of a model, and the user's options for reading them."""
 
     sources: tuple[Path, ...]  # files or folders
     licence: str | None = None  # of the weights, as the user says
     excuse: Sequence[str] = ()  # patterns of keys that may be in two files
     vocabulary: Path | None = None  # bert-base-uncased's vocab.txt, for TimeChat
-    config: Path | None = None  # of a network without a config.json, where it is not the released
+    config: Path | None = None  # for sizes other than the released of a network without one
     only: Sequence[str] = ()  # components of a model that has several; all if empty
 
     def folder(self) -> Path:
-        """The one source, which is a folder, as its config.json is needed.
+        """Return the only source, a folder with a config.json.
 
         Raises:
-            SourceError: it is something else.
+            SourceError: there are several sources, or it is not a folder.
         """
         if len(self.sources) != 1 or not self.sources[0].is_dir():
             raise SourceError("give one folder that holds both config.json and the weights")
         return self.sources[0]
 
     def weights(self) -> Weights:
-        """The weights of the one source.
+        """Open the weights of the only source.
 
         Raises:
             SourceError: there are several sources, or it cannot be read.
@@ -56,7 +56,7 @@ class Request:
 
 
 class Read(NamedTuple):
-    """What a model becomes in a bundle."""
+    """The components of a model, for a bundle."""
 
     parts: list[Incoming | Derived]
     schedule: Schedule | None = None  # that the UNet was trained with
@@ -66,18 +66,17 @@ class Read(NamedTuple):
 class Model:
     """A model of the command line."""
 
-    about: str  # what is read
     read: Callable[[Request], Read]
     write: Callable[[Bundle], list[Outgoing]]
-    # The files that are wanted of a repository on a hub.
+    # Files to download from a repository of the hub.
     patterns: tuple[str, ...] = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model")
 
 
 def own_config(request: Request, kind: type) -> Any:
-    """The configuration that we wrote beside exported weights, or that the user gives; or None.
+    """Return the configuration in an export or in the user's `--config`, or None.
 
     Raises:
-        SourceError: it is damaged, or not of this network.
+        SourceError: it is damaged, or belongs to another network.
     """
     for file, data in _exported(request):
         try:
@@ -108,7 +107,7 @@ def _exported(request: Request) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 
 def write_own(component: str, table: Callable[[Any], Table]) -> Callable[[Bundle], list[Outgoing]]:
-    """How a network that no library has a format for is written: with the original's names."""
+    """Return a `Model.write` for a network that no library supports: with the original's names."""
 
     def write(bundle: Bundle) -> list[Outgoing]:
         config = bundle.config(component)

@@ -1,4 +1,4 @@
-"""Weights on their way from a bundle to PyTorch: safetensors and config files, streamed."""
+"""Write weights from a bundle for PyTorch: safetensors and config files, streamed."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import numpy as np
 
 from convert.incoming import KEPT
 from convert.safetensors_file import read_header, read_metadata, write
-from convert.table import Table
+from convert.table import ConversionError, Table
 from convert.tensors import Tensor
 from mfm_jax.bundle import Bundle
 from mfm_jax.storage.files import new_folder
@@ -20,17 +20,17 @@ from mfm_jax.storage.store import Store, StoreError, digest_array
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One component and the files it becomes."""
+    """A component and the files that are written for it."""
 
     component: str
     table: Table
     configs: Mapping[str, Mapping[str, Any]]  # JSON by file
-    weights: Mapping[str, str]  # file by the beginning of the tensors' names, which is cut off
+    weights: Mapping[str, str]  # file by prefix of the tensors' names, which is cut off
     copies: Mapping[str, str] = field(default_factory=dict)  # folder there by folder here
 
 
 class Reader(Mapping[str, np.ndarray]):
-    """The arrays of a component as stored, by name; the last two parts read stay in memory."""
+    """The arrays of a component as stored, by name; the last two parts stay in memory."""
 
     def __init__(self, store: Store, progress: Callable[[int], None]) -> None:
         self.store, self.progress = store, progress
@@ -65,15 +65,15 @@ def to_torch(
     target: Path,
     progress: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Write the new folder `target`: whole or not at all.
+    """Write the new folder `target`, atomically.
 
     Raises:
         BundleError: the bundle lacks a component.
-        StoreError: its weights cannot be read, or are not those that were written.
-        FileExistsError: `target` is there already and is not an empty folder.
+        StoreError: its weights cannot be read, or have changed since they were written.
+        ConversionError: `target` is there already and is not an empty folder.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists: choose another output folder")
+        raise ConversionError(f"{target} exists: choose another output folder")
     with new_folder(target) as folder:
         for part in parts:
             # The arrays are compared with their own checksums when they are read.
@@ -95,7 +95,7 @@ def to_torch(
 def _write_weights(
     store: Store, part: Outgoing, prefix: str, file: Path, progress: Callable[[int], None]
 ) -> None:
-    """The tensors whose names begin with `prefix`, and with no longer one that has its own file."""
+    """Write the tensors whose longest prefix in `part.weights` is `prefix`."""
     longer = tuple(p for p in part.weights if p.startswith(prefix) and p != prefix)
 
     def here(key: str) -> bool:
@@ -109,7 +109,7 @@ def _write_weights(
     def wanted(key: str) -> bool:
         return here(key) and key not in extra and key not in left_out
 
-    # Nothing is allocated: all elements of each array are the same one.
+    # Nothing is allocated: all elements of an array share one address.
     nothing = {
         name: np.broadcast_to(np.zeros((), listed.dtype), listed.shape)
         for name, listed in store.arrays.items()
@@ -133,7 +133,7 @@ def _write_weights(
 
 
 def kept(store: Store) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The tensors that came in beside the weights, and the tied copies that did, if known."""
+    """Return the tensors kept from the source, and the names of its tied copies, if known."""
     file = store.folder / KEPT
     if not file.exists():
         return {}, None

@@ -1,8 +1,8 @@
-"""Pickles read as data: a small stack machine that no name in a file can make do anything.
+"""Read pickles as data, with a small stack machine that never runs what a file names.
 
 A pickle is a program, which may name any function of any module and call it. Here it is read
-instruction by instruction, and no name is ever looked up: a few mean what the caller says, every
-other one makes an `Unknown`, which holds nothing and does nothing.
+instruction by instruction, and no name is ever looked up: the caller gives a few names a meaning,
+and every other name makes an inert `Unknown`.
 """
 
 import builtins
@@ -14,12 +14,12 @@ from typing import Any
 
 from convert.tensors import Problem
 
-INSTRUCTIONS = 10_000_000  # that a pickle may have; a tensor takes about fifty
+INSTRUCTIONS = 10_000_000  # at most in a pickle; a tensor takes about fifty
 CUT = "is cut short or damaged: get it again"
 TOO_LONG = "has a pickle of too many instructions to be one of weights"
 
-# Nothing is looked up, so these could do no harm here. They are refused by name because no
-# checkpoint needs them: whoever put one into a file wants it to run where the file is unpickled.
+# Names are never looked up, so these could do no harm here. They are refused because no checkpoint
+# needs them: a file with one was made to run code where it is unpickled.
 REFUSED = {
     "runs programs": "os posix nt subprocess pty popen2 commands.getoutput "
     "commands.getstatusoutput multiprocessing asyncio pip.main pip._internal",
@@ -55,20 +55,24 @@ PYTHON_NAMES = {"__main__", "__new__", "__newobj__", "__newobj_ex__", "__future_
 
 @dataclass(frozen=True)
 class Global:
-    """A name in the file; what it stands for is never looked up."""
+    """A name in the file, which is never looked up."""
 
     path: str  # such as "collections.OrderedDict"
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """What the file makes by calling `path`: here it holds nothing and does nothing."""
+    """The inert result of calling `path` in the file."""
 
     path: str
 
 
 def _named(module: Any, name: Any) -> Global:
-    """The name, unless a checkpoint has no honest use for it."""
+    """Return the name, unless no checkpoint needs it.
+
+    Raises:
+        Problem: it is refused, or not a name.
+    """
     if not isinstance(module, str) or not isinstance(name, str) or len(module + name) > 1000:
         raise Problem(CUT)
     path = f"{module}.{name}"
@@ -79,7 +83,7 @@ def _named(module: Any, name: Any) -> Global:
 
 
 def _reason(parts: list[str]) -> str | None:
-    """What the function with this dotted name does that no checkpoint needs, if it does."""
+    """Return why the function with this dotted name is refused, or None."""
     if parts[0] in ("builtins", "__builtin__") and len(parts) == 2:
         return None if parts[1] in DATA else "runs code"
     for length in range(1, len(parts) + 1):
@@ -103,10 +107,10 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
 
 
 class Machine:
-    """Pickle's stack machine, of which nothing is left that could run code.
+    """Pickle's stack machine, without anything that could run code.
 
-    A set becomes an `Unknown`, and of a dict only the entries with plain keys are kept: hashing
-    what a file has nested at will can exhaust the interpreter's own stack.
+    A set becomes an `Unknown`, and only dict entries with plain keys are kept: hashing deeply
+    nested keys can exhaust the interpreter's stack.
     """
 
     def __init__(
@@ -116,10 +120,10 @@ class Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under the marks
         self.memo: dict[int, Any] = {}
-        self.copied = 0  # entries of tables that were made of others
+        self.copied = 0  # entries of tables that were copied from others
 
     def run(self, name: str, argument: Any) -> None:
-        """One instruction, as pickletools names it and reads its argument."""
+        """Run one instruction, given as pickletools names it and reads its argument."""
         match name:
             case _ if name in VALUES:
                 self._push(argument)
@@ -146,7 +150,7 @@ class Machine:
                 self._make(name, argument)
 
     def _contain(self, name: str) -> bool:
-        """Run an instruction about containers; whether it was one."""
+        """Run an instruction about containers; return False if it is not one."""
         match name:
             case "EMPTY_LIST":
                 self._push([])
@@ -193,7 +197,7 @@ class Machine:
             case "NEWOBJ_EX":
                 self._replace(3, self._called)
             case "BUILD":
-                # What means something here has no state but its entries.
+                # Objects with a meaning here have no state but their entries.
                 self._replace(2, lambda made, state: made)
             case "INST":
                 made = _named(*argument.split(" ", 1))
@@ -210,7 +214,7 @@ class Machine:
         self.stack.append(value)
 
     def _marked(self) -> list[Any]:
-        """Pop everything above the last mark, and that."""
+        """Pop the last mark and everything above it."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -220,7 +224,7 @@ class Machine:
         return self.stack[-size:]
 
     def _replace(self, size: int, function: Callable[..., Any]) -> None:
-        """The uppermost values become what the function makes of them."""
+        """Replace the top values by the function's result for them."""
         self.stack[-size:] = [function(*self._top(size))]
 
     def _extend(self, items: list[Any]) -> None:
@@ -238,7 +242,7 @@ class Machine:
             raise Problem(CUT)
 
     def _called(self, function: Any, arguments: Any, keywords: Any = None) -> Any:
-        """What the file makes by calling the function."""
+        """Return the result of calling the function in the file."""
         if not isinstance(function, Global | Unknown) or not isinstance(arguments, tuple):
             raise Problem(CUT)
         if isinstance(function, Global) and function.path in TABLES:
@@ -248,10 +252,10 @@ class Machine:
         return Unknown(function.path)
 
     def _table(self, entries: Any = ()) -> dict[Any, Any]:
-        """A table of the entries, if there are any: Python 2 wrote them as a list of pairs."""
+        """Return a table of the entries, if any; Python 2 wrote them as a list of pairs."""
         table: dict[Any, Any] = {}
         if isinstance(entries, dict | list):
-            # One list may be named again and again.
+            # A file may name one list again and again.
             self.copied += len(entries)
             if self.copied > INSTRUCTIONS:
                 raise Problem(TOO_LONG)
@@ -269,7 +273,7 @@ class Machine:
 
 def _fill(table: dict[Any, Any], entries: Iterable[Any]) -> None:
     for key, value in entries:
-        # Larger numbers can be chosen to have one hash, and a table of them takes forever.
+        # Larger numbers can be chosen to collide, and a table of them would take forever.
         small = isinstance(key, int) and abs(key) < 1 << 60
         if key is None or small or isinstance(key, str | bytes):
             table[key] = value
@@ -280,15 +284,15 @@ def unpickled(
     load: Callable[[Any], Any] | None = None,
     functions: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> Any:
-    """The object that the pickle from where `file` stands describes; nothing of it is run.
+    """Return the object that the pickle at the position of `file` describes; nothing in it is run.
 
     Args:
-        file: has `read`, `readline` and `tell`; afterwards it stands behind the pickle.
-        load: makes of a persistent id what it stands for; None where there must be none.
-        functions: what stands here for the functions with these names; they are called.
+        file: has `read`, `readline` and `tell`; afterwards its position is behind the pickle.
+        load: returns the object of a persistent id; None if the pickle must have none.
+        functions: our replacements for the functions of these names.
 
     Raises:
-        Problem: the pickle is damaged, too long, or names what no checkpoint needs.
+        Problem: the pickle is damaged, too long, or has a name that is refused.
     """
     machine = Machine(load, functions)
     try:
@@ -301,6 +305,6 @@ def unpickled(
     except (Problem, OSError):
         raise
     except Exception:
-        # A damaged program fails in any way: nothing on the stack, arguments of wrong types, ...
+        # A damaged pickle fails in many ways: an empty stack, arguments of wrong types, ...
         raise Problem("has a damaged pickle: get it again") from None
     raise AssertionError("a pickle without an end is an error of genops")

@@ -1,4 +1,4 @@
-"""Rows that come in the same few shapes in every table."""
+"""The rows that most tables share."""
 
 from convert.table import Computed, Row
 
@@ -13,7 +13,7 @@ QKV = "(s o) i -> s i o", "(s o) -> s o"
 
 
 def named(theirs: str, ours: str, move: str | None = None) -> tuple[Row, Row]:
-    """A linear map or a convolution with its bias."""
+    """Return the rows of a linear map or a convolution with its bias."""
     return (
         Row(f"{theirs}.weight", f"{ours}.kernel", move),
         Row(f"{theirs}.bias", f"{ours}.bias"),
@@ -21,12 +21,12 @@ def named(theirs: str, ours: str, move: str | None = None) -> tuple[Row, Row]:
 
 
 def norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    """A LayerNorm or a GroupNorm."""
+    """Return the rows of a LayerNorm or a GroupNorm."""
     return Row(f"{theirs}.weight", f"{ours}.scale"), Row(f"{theirs}.bias", f"{ours}.bias")
 
 
 def batch_norm(theirs: str, ours: str) -> tuple[Row | Computed, ...]:
-    """A BatchNorm with its running statistics; the steps it has seen are read by nothing."""
+    """Return the rows of a BatchNorm with its running statistics; its step count is not used."""
     return (
         *norm(theirs, ours),
         Row(f"{theirs}.running_mean", f"{ours}.mean"),
@@ -36,7 +36,7 @@ def batch_norm(theirs: str, ours: str) -> tuple[Row | Computed, ...]:
 
 
 def stacked(theirs: str, ours: tuple[str, ...]) -> tuple[Row, Row]:
-    """One linear map of theirs that is several of ours, stacked along its outputs."""
+    """Return the rows of a linear map of theirs that stacks several of ours along its outputs."""
     weight, bias = QKV
     return (
         Row(f"{theirs}.weight", tuple(f"{n}.kernel" for n in ours), weight),

@@ -1,6 +1,6 @@
-"""Safetensors files: the header read into a table of tensors, and files written array by array.
+"""Read the headers of safetensors files, and write such files array by array.
 
-A file is the size of its header (8 bytes, little-endian), the header (JSON: dtype, shape and place
+A file is the size of its header (8 bytes, little-endian), the header (JSON: dtype, shape and offset
 of every tensor), and the tensors without holes. https://github.com/huggingface/safetensors
 """
 
@@ -17,9 +17,9 @@ import numpy as np
 
 from convert.tensors import Problem, Tensor, about, checked_name, checked_shape, listed
 
-HEADER = 100_000_000  # bytes that a header may have
+HEADER = 100_000_000  # bytes at most of a header
 METADATA = "__metadata__"
-# From the narrowest to the widest: files hold the widest first, so that every tensor is aligned.
+# From the narrowest to the widest. Files hold the widest first, so that every tensor is aligned.
 DTYPES = {
     name: np.dtype(dtype)
     for name, dtype in {
@@ -50,7 +50,7 @@ Specs = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether `path` begins like a safetensors file, whatever its name.
+    """Return whether `path` begins like a safetensors file; its name does not matter.
 
     Raises:
         SourceError: it cannot be read.
@@ -61,10 +61,10 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, in the order of its header.
+    """Return the tensors of a file by name, in the order of its header.
 
     Raises:
-        SourceError: it cannot be read, or is not what the format's specification asks for.
+        SourceError: it cannot be read, or violates the specification of the format.
     """
     with about(path):
         header, start, end = _parsed(path)
@@ -78,7 +78,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that a file carries beside its tensors.
+    """Return the texts that a file has beside its tensors.
 
     Raises:
         SourceError: it cannot be read, or is damaged.
@@ -93,7 +93,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The header, and where the bytes of the tensors begin and end in the file."""
+    """Return the header, and the offsets where the tensors begin and end in the file."""
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
@@ -144,17 +144,17 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> Tensor:
 
 
 def _check_layout(tensors: Mapping[str, Tensor], start: int, end: int) -> None:
-    """The tensors lie one after the other and fill the file."""
-    place = start
+    """Check that the tensors lie one after the other and fill the file."""
+    offset = start
     for name, tensor in sorted(tensors.items(), key=lambda i: (i[1].offset, i[1].nbytes)):
-        if tensor.offset != place:
-            kind = "an overlap" if tensor.offset < place else "a hole"
+        if tensor.offset != offset:
+            kind = "an overlap" if tensor.offset < offset else "a hole"
             raise Problem(f"has {kind} before {name}: it is damaged")
-        place += tensor.nbytes
-    if place > end:
-        raise Problem(f"is cut short by {place - end} bytes: get it again")
-    if place < end:
-        raise Problem(f"has {end - place} bytes after its last tensor: it is damaged")
+        offset += tensor.nbytes
+    if offset > end:
+        raise Problem(f"is cut short by {offset - end} bytes: get it again")
+    if offset < end:
+        raise Problem(f"has {end - offset} bytes after its last tensor: it is damaged")
 
 
 def write(
@@ -163,16 +163,16 @@ def write(
     arrays: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the tensors that `specs` lists by (dtype, shape) as they come, in any order.
+    """Write a stream of arrays, in any order, whose (dtype, shape) is listed in `specs`.
 
-    No more than the array at hand is held. After an exception the file is unfinished.
+    Only the current array is in memory. After an exception the file is incomplete.
 
     Raises:
-        ValueError: an array that is not in `specs`, is other than it says there, comes twice or
-            does not come; a dtype that the format lacks.
+        ValueError: an array is not in `specs`, differs from it, comes twice or is missing; or the
+            format lacks a dtype.
         OSError: the file cannot be written.
     """
-    header, places = _header(specs, metadata)
+    header, offsets = _header(specs, metadata)
     waiting = dict(specs)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
@@ -184,33 +184,33 @@ def write(
                 raise ValueError(
                     f"{name} is {array.dtype} {array.shape}, should be {dtype} {tuple(shape)}"
                 )
-            file.seek(8 + len(header) + places[name])
+            file.seek(8 + len(header) + offsets[name])
             _write_array(file, array)
     if waiting:
         raise ValueError(f"arrays that did not come: {listed(waiting)}")
 
 
 def _header(specs: Specs, metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int]]:
-    """The header, its end aligned to 8 bytes, and the offset of every tensor in what follows."""
+    """Return the header, padded to 8 bytes, and the offset of every tensor behind it."""
     if METADATA in specs:
         raise ValueError(f"a tensor cannot be called {METADATA}")
     unknown = sorted({str(dtype) for dtype, _ in specs.values() if np.dtype(dtype) not in NAMES})
     if unknown:
         raise ValueError(f"a safetensors file cannot hold {', '.join(unknown)}")
-    rank = {dtype: -place for place, dtype in enumerate(NAMES)}
+    rank = {dtype: -index for index, dtype in enumerate(NAMES)}
     table: dict[str, Any] = {} if metadata is None else {METADATA: dict(sorted(metadata.items()))}
-    places, place = {}, 0
+    offsets, offset = {}, 0
     for name in sorted(specs, key=lambda name: (rank[np.dtype(specs[name][0])], name)):
         dtype, shape = np.dtype(specs[name][0]), specs[name][1]
-        end = place + math.prod(shape) * dtype.itemsize
-        table[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [place, end]}
-        places[name], place = place, end
+        end = offset + math.prod(shape) * dtype.itemsize
+        table[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offsets[name], offset = offset, end
     header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8), places
+    return header + b" " * (-len(header) % 8), offsets
 
 
 def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    # In pieces: a whole copy of a transposed array could be as large as the largest tensor.
+    # In pieces, as a copy of a transposed array could be as large as the largest tensor.
     flags = ["external_loop", "buffered", "zerosize_ok"]
     pieces: Any = np.nditer(array, flags, order="C", buffersize=1 << 18)  # type: ignore[call-overload]
     for piece in pieces:

@@ -1,7 +1,8 @@
-"""AudioLDM2's GPT-2 with its input layers: a `GPT2Mapper` with `wrapped` fusion and no head.
+"""Convert AudioLDM2's GPT-2 with its input layers: a `GPT2Mapper`, `wrapped` fusion, no head.
 
-It maps text to LOA: CLAP's vector and T5's states, each between two learned vectors. AudioLDM2's
-own checkpoint holds it as `sequence_gen`, diffusers as `language_model` and `projection_model`.
+It maps text to LOA: it reads CLAP's vector and T5's states, each between two learned vectors.
+AudioLDM2's own checkpoint calls it `sequence_gen`, diffusers `language_model` and
+`projection_model`.
 """
 
 from collections.abc import Mapping
@@ -16,15 +17,15 @@ from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2Config
 
 LANGUAGE, PROJECTION = "language_model.", "projection_model."
-"""What the names of the tensors of diffusers' two parts begin with here."""
+"""Our prefixes for the tensors of diffusers' two parts."""
 CLAP, T5 = ("clap", 1), ("t5", 128)
-"""The conditions and how many tokens of them there are at most."""
-# The released models say how many tokens are generated, which tells the pooling of LOA.
+"""The conditions and their largest number of tokens."""
+# The pooling of LOA by the number of generated tokens, which the released models state.
 POOLS = {8: (8, 8), 512: (1, 1)}
 
 
 def table(config: MapperConfig) -> Table:
-    """As in AudioLDM2's own checkpoint."""
+    """Return the table for AudioLDM2's own checkpoint."""
     linears = [
         row
         for i, name in enumerate(config.widths)
@@ -42,7 +43,7 @@ def table(config: MapperConfig) -> Table:
 
 
 def diffusers_table(config: MapperConfig) -> Table:
-    """As diffusers saves it, each part's names behind the name of its folder."""
+    """Return the table for diffusers' files, with the folder's name before each part's names."""
     first, second = config.widths
     vectors = {"start": "sos_embed", "end": "eos_embed"}
     return Table(
@@ -60,7 +61,7 @@ def diffusers_table(config: MapperConfig) -> Table:
 
 
 def config(projection: Mapping, language: Mapping, gpt2: GPT2Config) -> MapperConfig:
-    """From the `config.json` of both parts; `gpt2` is that of the language model.
+    """Return the configuration in the `config.json` of both parts; `gpt2` is the language model's.
 
     Raises:
         ConversionError: a setting is missing, or is one that the network does not have.
@@ -89,7 +90,7 @@ def config(projection: Mapping, language: Mapping, gpt2: GPT2Config) -> MapperCo
 
 
 def their_config(ours: MapperConfig) -> dict:
-    """The projection model's `config.json`."""
+    """Return the `config.json` of the projection model."""
     (_, _, clap), (_, _, t5) = ours.encoders
     return {
         "_class_name": "AudioLDM2ProjectionModel",

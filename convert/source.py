@@ -1,4 +1,4 @@
-"""Where weights come from: a file, a folder of shards, or a repository of the Hugging Face hub."""
+"""Find weights: in a file, a folder of shards, or a repository of the Hugging Face hub."""
 
 import fnmatch
 import json
@@ -14,7 +14,7 @@ from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
 from mfm_jax.errors import first_line
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-# What a folder is searched for: the first of these of which it has any decides.
+# File patterns to search a folder for, in order; the first with a match is used.
 SEARCHED = (
     ("*.safetensors.index.json",),
     ("model.safetensors", "diffusion_pytorch_model.safetensors"),
@@ -22,7 +22,7 @@ SEARCHED = (
     ("pytorch_model.bin", "diffusion_pytorch_model.bin"),
     tuple(f"*{suffix}" for suffix in SUFFIXES),
 )
-JSON = 10 << 20  # bytes that a file of settings, or an index, may have
+JSON = 10 << 20  # bytes at most of a file of settings or an index
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Weights:
     """The tensors of a source, not read yet."""
 
     tensors: dict[str, Tensor]
-    files: tuple[Path, ...]  # all that they come from, an index included
+    files: tuple[Path, ...]  # that hold them, an index included
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form of a repository's name on the hub, `organisation/name`."""
+    """Return whether `text` looks like a repository on the hub, `organisation/name`."""
     name = r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
     return (
         re.fullmatch(f"{name}/{name}", text) is not None
@@ -46,14 +46,14 @@ def is_hub_id(text: str) -> bool:
 def resolve(
     source: str, *, patterns: Sequence[str] | None = None, revision: str | None = None
 ) -> Path:
-    """The file or folder called `source`, or where the repository of that name was downloaded to.
+    """Return the path `source`, or the folder to which the repository `source` was downloaded.
 
     Args:
-        patterns: of the repository's files, those to download; all of them without.
+        patterns: files of the repository to download; all by default.
         revision: a branch, a tag or a commit of the repository.
 
     Raises:
-        SourceError: there is no such file or folder, and no such repository can be downloaded.
+        SourceError: it is no file or folder, and cannot be downloaded.
     """
     path = Path(source)
     with about(path):
@@ -71,23 +71,23 @@ def resolve(
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
     except Exception as error:
-        # The hub's library and those under it raise many kinds.
+        # The hub's library and those under it raise many types.
         raise SourceError(
             f"{source}: no such file or folder, and the hub does not give it: {first_line(error)}"
         ) from None
 
 
 def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
-    """The tensors of a checkpoint file, of an index of shards, or of a folder that holds either.
+    """Open a checkpoint file, an index of shards, or a folder with one of these.
 
-    What a file is goes by its content. In a folder nothing outside it is opened.
+    The content of a file decides its format. Links out of a folder are not followed.
 
     Args:
-        excuse: patterns of names that several shards may have; the last shard has it then.
+        excuse: patterns of names that may be in several shards; the last one is taken.
 
     Raises:
-        SourceError: nothing there, several checkpoints, one that cannot be read, or shards that
-            do not fit their index.
+        SourceError: there is no checkpoint or several, it cannot be read, or shards do not fit
+            their index.
     """
     path = Path(path)
     if path.is_dir():
@@ -101,7 +101,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     with about(path), path.open("rb") as file:
         start = file.read(1024)
     of_torch = start.startswith((torch_file.ZIP, torch_file.PLAIN))
-    # One that is called so and is nothing else is told what is wrong with it.
+    # An unrecognised file with this suffix gets the errors of the safetensors reader.
     damaged = path.suffix == ".safetensors" and not of_torch and not torch_file.what_else(start)
     if damaged or safetensors_file.is_safetensors(path):
         return safetensors_file.read_header(path)
@@ -109,7 +109,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _chosen(folder: Path) -> str:
-    """The name of the file in `folder` that has the weights, or their index."""
+    """Return the name of the file in `folder` with the weights or their index."""
     with about(folder):
         names = [file.name for file in folder.iterdir() if not file.is_dir()]
         for patterns in SEARCHED:
@@ -144,7 +144,7 @@ def _open_shards(index: Path, excuse: Sequence[str]) -> Weights:
 def _misfits(
     places: Mapping[str, str], shards: Mapping[str, Mapping[str, Tensor]], excuse: Sequence[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """What can be wrong between an index and its shards, and the keys for which it is."""
+    """Yield each way in which an index and its shards can differ, and the keys that do."""
     yield (
         "not where it says",
         [f"{key} in {name}" for key, name in places.items() if key not in shards[name]],
@@ -159,7 +159,7 @@ def _misfits(
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of `folder`.
+    """Return the JSON object in a file of `folder`.
 
     Raises:
         SourceError: it is missing, outside the folder, larger than 10 MiB, or no JSON object.
@@ -180,10 +180,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def contained(folder: Path, name: str) -> Path:
-    """The file called `name` in `folder`.
+    """Return the path of the file `name` in `folder`.
 
     Raises:
-        SourceError: with all links followed it would be outside.
+        SourceError: after following all links it would be outside.
     """
     path = folder / name
     with about(folder):
@@ -200,9 +200,9 @@ def contained(folder: Path, name: str) -> Path:
 
 
 def _root(folder: Path) -> Path:
-    """What a folder's links may lead to: the folder, or its whole repository in the hub's cache.
+    """Return where a folder's links may lead: the folder, or its repository in the hub's cache.
 
-    There snapshots are links: `models--org--name/snapshots/REVISION/f` to `../../blobs/HASH`.
+    Snapshots there are links: `models--org--name/snapshots/REVISION/f` to `../../blobs/HASH`.
     """
     folder = folder.resolve()
     for snapshots in folder.parents:

@@ -1,6 +1,6 @@
-"""T5's encoder, as in FLAN-T5 and AudioLDM2's `text_encoder_2`.
+"""Convert T5's encoder: FLAN-T5 and AudioLDM2's `text_encoder_2`.
 
-safetensors files leave tied weights out, so `encoder.embed_tokens.weight` may be absent.
+safetensors files omit tied weights, so `encoder.embed_tokens.weight` may be absent.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from convert import licences
-from convert.configs import builtin, count, number, required
+from convert.configs import builtin, integer, number, required
 from convert.incoming import Incoming
 from convert.model import CONFIG, WEIGHTS, Model, Read, Request
 from convert.outgoing import Outgoing
@@ -28,7 +28,7 @@ from mfm_jax.models.t5 import Block, T5Config, relative_buckets, rms_norm
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from mfm_jax.typing import Float
 
-WHAT = "t5 config"
+FILE = "t5 config"
 READ = (
     "d_ff",
     "d_kv",
@@ -39,42 +39,42 @@ READ = (
     "relative_attention_num_buckets",
     "vocab_size",
 )
-# The library would take "relu".
+# The library's default is "relu".
 REQUIRED = {"feed_forward_proj": "gated-gelu"}
-# A file may leave these out, or say just this.
+# A file may omit these, or have these values.
 BUILT_IN = {
     "dense_act_fn": "gelu_new",
     "is_decoder": False,
     "is_gated_act": True,
     "model_type": "t5",
 }
-# Of files older than the setting, which was a constant then.
+# A constant when files did not have the setting yet.
 OLD = {"relative_attention_max_distance": 128}
 
 
 def config(theirs: Mapping) -> T5Config:
-    """The configuration that a `config.json` describes.
+    """Return the configuration that a `config.json` describes.
 
     Raises:
         ConversionError: a setting is missing, or is one that the network does not have.
     """
-    required(theirs, (*READ, *REQUIRED), WHAT)
-    builtin(theirs, REQUIRED | BUILT_IN, WHAT)
+    required(theirs, (*READ, *REQUIRED), FILE)
+    builtin(theirs, REQUIRED | BUILT_IN, FILE)
     return T5Config(
-        vocab=count(theirs, "vocab_size", WHAT),
-        width=count(theirs, "d_model", WHAT),
-        depth=count(theirs, "num_layers", WHAT),
-        heads=count(theirs, "num_heads", WHAT),
-        head_dim=count(theirs, "d_kv", WHAT),
-        d_ff=count(theirs, "d_ff", WHAT),
-        buckets=count(theirs, "relative_attention_num_buckets", WHAT),
-        max_distance=count({**OLD, **theirs}, "relative_attention_max_distance", WHAT),
-        epsilon=number(theirs, "layer_norm_epsilon", WHAT),
+        vocab=integer(theirs, "vocab_size", FILE),
+        width=integer(theirs, "d_model", FILE),
+        depth=integer(theirs, "num_layers", FILE),
+        heads=integer(theirs, "num_heads", FILE),
+        head_dim=integer(theirs, "d_kv", FILE),
+        d_ff=integer(theirs, "d_ff", FILE),
+        buckets=integer(theirs, "relative_attention_num_buckets", FILE),
+        max_distance=integer({**OLD, **theirs}, "relative_attention_max_distance", FILE),
+        epsilon=number(theirs, "layer_norm_epsilon", FILE),
     )
 
 
 def their_config(ours: T5Config) -> dict:
-    """The `config.json` of `transformers.T5EncoderModel`."""
+    """Return the `config.json` of `transformers.T5EncoderModel`."""
     return {
         **REQUIRED,
         **BUILT_IN,
@@ -118,12 +118,12 @@ TABLE = Table(
         Row("encoder.final_layer_norm.weight", "norm.scale"),
     ),
     ignore=(
-        Ignore("decoder.*", "T5's other half", foreign=True),
-        Ignore("lm_head.weight", "the head of the other half", foreign=True),
+        Ignore("decoder.*", "T5's decoder", foreign=True),
+        Ignore("lm_head.weight", "the head of T5's decoder", foreign=True),
     ),
 )
 END = 1
-"""The token that ends a text."""
+"""The end-of-text token."""
 TOKENIZER = "tokenizer"
 TOKENIZER_FILES = (
     "spiece.model",
@@ -135,7 +135,7 @@ TOKENIZER_FILES = (
 
 
 def incoming(folder: Path, tokenizer: Path, request: Request, licence: str) -> Incoming:
-    """The encoder that a folder holds, with its tokenizer."""
+    """Read the encoder from a folder, with its tokenizer."""
     ours = config(read_json(folder, CONFIG))
     weights = open_weights(folder, excuse=request.excuse)
     files = (folder / CONFIG, *weights.files)
@@ -144,7 +144,7 @@ def incoming(folder: Path, tokenizer: Path, request: Request, licence: str) -> I
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Put the tokenizer's files of `source` into the component's `folder`.
+    """Copy the tokenizer's files from `source` into the component's `folder`.
 
     Raises:
         SourceError: there are none.
@@ -158,14 +158,14 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def no_text(theirs: Mapping[str, np.ndarray], ours: T5Config) -> Float[np.ndarray, "1 D"]:
-    """The states of the empty text, whose only token is its end, block by block.
+    """Return the states of the empty text, whose only token is the end-of-text token.
 
-    No more than one block's weights are held.
+    They are computed block by block, with the weights of one block in memory.
     """
     units = {name: unit for unit in TABLE.units(theirs, "theirs") for name in unit.ours}
 
     def weights(module: nnx.Module, name: str) -> Any:
-        """`module` with its weights, which are called `name` in the whole network."""
+        """Return `module` with its weights, whose names in the network start with `name`."""
         read = {}
         for inner in named_weights(module):
             unit = units[f"{name}.{inner}"]
@@ -188,7 +188,7 @@ def no_text(theirs: Mapping[str, np.ndarray], ours: T5Config) -> Float[np.ndarra
 
 
 def outgoing(bundle: Bundle, folder: str = "", tokenizer: str = ".") -> Outgoing:
-    """The files that `transformers.T5EncoderModel` and its tokenizer load."""
+    """Return the files that `transformers.T5EncoderModel` and its tokenizer load."""
     described = {f"{folder}{CONFIG}": their_config(bundle.config("t5"))}
     return Outgoing("t5", TABLE, described, {"": f"{folder}{WEIGHTS}"}, {TOKENIZER: tokenizer})
 
@@ -199,7 +199,6 @@ def _read(request: Request) -> Read:
 
 
 MODEL = Model(
-    "FLAN-T5's encoder, for prompts: flan-t5-large, or AudioLDM2's text_encoder_2",
     _read,
     lambda bundle: [outgoing(bundle)],
 )

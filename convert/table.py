@@ -1,8 +1,8 @@
-"""One table per network says how its released weights are named and laid out, in both directions.
+"""Map the names and layouts of released weights to ours, and back: one table per network.
 
-A row says: their name, our name and, where the layout differs, how the axes move. Names use `*`
-for an index that carries across. The move is one einops pattern, which inverts by swapping its
-sides, and a row inverts by swapping its columns, so there is no second mapping for the way back.
+A row has their name, our name and, where the layouts differ, how the axes move. Names use `*` for
+an index that both sides share. The move is one einops pattern, which inverts by swapping its sides,
+and a row inverts by swapping its columns, so the way back needs no second mapping.
 """
 
 import fnmatch
@@ -31,8 +31,8 @@ class ConversionError(UserError):
 class Row:
     """`theirs` becomes `ours`, rearranged by `move` (einops, read from theirs to ours).
 
-    A tuple of names on one side means that the move's first axis there is split into, or stacked
-    from, those weights: `Row("attn.qkv.weight", ("attn.q.kernel", "attn.k.kernel",
+    With a tuple of names on one side, the move's first axis there is split into, or stacked from,
+    those weights: `Row("attn.qkv.weight", ("attn.q.kernel", "attn.k.kernel",
     "attn.v.kernel"), "(s o) i -> s i o")`.
     """
 
@@ -41,20 +41,20 @@ class Row:
     move: str | None = None
 
     def read(self, theirs: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Theirs to ours."""
+        """Convert theirs to ours."""
         return _moved(theirs, self.move, len(_several(self.ours)), sizes)
 
     def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Ours to theirs."""
+        """Convert ours to theirs."""
         return _moved(ours, _flipped(self.move), len(_several(self.theirs)), sizes)
 
 
 @dataclass(frozen=True)
 class WeightNorm:
-    """`gain` and `direction` on their side make one weight `gain * direction / |direction|`.
+    """Their weight norm: `gain` and `direction` make one weight `gain * direction / |direction|`.
 
-    The norm runs over all axes but the first. The way back writes the norm as gain and the weight
-    as direction: the effective weight is the same, the sign of the gain is not recoverable.
+    The norm is over all axes but the first. The way back writes the norm as gain and the weight as
+    direction: the effective weight is the same, but the sign of the gain is lost.
     """
 
     gain: str
@@ -64,43 +64,43 @@ class WeightNorm:
 
     @property
     def theirs(self) -> tuple[str, str]:
-        """Both names."""
+        """Both of their names."""
         return self.gain, self.direction
 
     def read(self, theirs: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Theirs to ours, multiplied in float32."""
+        """Convert theirs to ours; the product is computed in float32."""
         gain, direction = (a.astype(np.float32) for a in theirs)
         weight = (gain * direction / _norm(direction)).astype(theirs[1].dtype)
         return _moved([weight], self.move, 1, sizes)
 
     def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Ours to theirs."""
+        """Convert ours to theirs."""
         (weight,) = _moved(ours, _flipped(self.move), 1, sizes)
         return [_norm(weight.astype(np.float32)).astype(weight.dtype), weight]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Vectors of theirs are the first rows of one table of ours, whose other rows nobody reads."""
+    """Vectors of theirs are the first rows of one table of ours, whose other rows are not used."""
 
     theirs: tuple[str, ...]
     ours: str
     rows: int
 
     def read(self, theirs: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Theirs to ours; rows without a vector are zeros."""
+        """Convert theirs to ours; rows without a vector are zeros."""
         table = np.zeros((self.rows, *theirs[0].shape), theirs[0].dtype)
         table[: len(theirs)] = theirs
         return [table]
 
     def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Ours to theirs."""
+        """Convert ours to theirs."""
         return list(ours[0][: len(self.theirs)])
 
 
 @dataclass(frozen=True)
 class Tied:
-    """`copy` on their side repeats `source`: not read, checked to be equal, may be left out."""
+    """`copy` on their side repeats `source`: optional, checked to be equal, and not read."""
 
     copy: str
     source: str
@@ -108,9 +108,9 @@ class Tied:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor of theirs that we compute instead, one for each weight of ours called `beside`.
+    """A constant tensor of theirs that we do not have, one for each weight of ours called `beside`.
 
-    It may be left out there; the way back fills it with `value`.
+    It is optional there; the way back fills it with `value`.
     """
 
     theirs: str
@@ -122,9 +122,9 @@ class Computed:
 
 @dataclass(frozen=True)
 class Ignore:
-    """Keys of theirs (a pattern with `*` for anything) that are not read, and why.
+    """Keys of theirs (a pattern, `*` for anything) that are not read, and the reason.
 
-    They are kept beside the weights for the way back, unless they belong to another network.
+    The tensors are kept for the way back, unless they belong to another network (`foreign`).
     """
 
     pattern: str
@@ -136,7 +136,7 @@ Rule = Row | WeightNorm | Rows
 
 
 class Unit(NamedTuple):
-    """One rule for one set of indices: these tensors there are those weights here."""
+    """A rule with its indices filled in: their tensors and our weights."""
 
     rule: Rule
     theirs: tuple[str, ...]
@@ -145,7 +145,7 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one network. `sizes` binds axis letters of the moves, one meaning per table."""
+    """The rows of one network. `sizes` binds axis letters; a letter has one meaning per table."""
 
     rows: tuple[Rule | Tied | Computed, ...]
     ignore: tuple[Ignore, ...] = ()
@@ -153,7 +153,7 @@ class Table:
 
     @property
     def rules(self) -> list[Rule]:
-        """The rows that carry weights across."""
+        """The rows that convert weights."""
         return [row for row in self.rows if isinstance(row, Rule)]
 
     @property
@@ -165,8 +165,8 @@ class Table:
         """Yield our `(name, array)` one row at a time, reading `theirs` lazily.
 
         Raises:
-            ConversionError: keys that no row reads, that two rows read, or that a row lacks; a
-                tied copy that differs.
+            ConversionError: a key is read by no row or by two, or is missing; or a tied copy
+                differs.
         """
         self.check_keys(theirs.keys())
         for unit in self.units(theirs, "theirs"):
@@ -187,12 +187,12 @@ class Table:
         """Yield their `(name, array)` one row at a time, tied copies and computed tensors included.
 
         Args:
-            order: rows are written in the order of this key of the last of their weights, for
-                `ours` that is read in pieces.
-            wanted: which of their names to yield; no weight is read for the others.
+            order: sort key of our weights, if `ours` is read in pieces; a row comes when the last
+                of its weights does.
+            wanted: selects names of theirs to yield; no weight is read for others.
 
         Raises:
-            ConversionError: weights of ours that no row writes, or that a row lacks.
+            ConversionError: a weight of ours is written by no row, or is missing.
         """
         units = list(self.units(ours, "ours"))
         written = {name for unit in units for name in unit.ours}
@@ -212,7 +212,7 @@ class Table:
         yield from ((key, array) for key, array in self.computed(ours) if wanted(key))
 
     def computed(self, ours: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """The tensors of theirs that a network with the weights `ours` goes with."""
+        """Yield the constant tensors of theirs that belong to a network with the weights `ours`."""
         ours = list(ours)
         for row in self.rows:
             if isinstance(row, Computed):
@@ -223,26 +223,26 @@ class Table:
                     )
 
     def ignored(self, key: str) -> bool:
-        """Whether the table names `key` as one that is not read."""
+        """Return whether the table has `key` as one that is not read."""
         return any(fnmatch.fnmatchcase(key, row.pattern) for row in self.ignore)
 
     def kept(self, key: str) -> bool:
-        """Whether a tensor that is not read belongs to the network all the same."""
+        """Return whether a tensor that is not read still belongs to the network."""
         matching = [row for row in self.ignore if fnmatch.fnmatchcase(key, row.pattern)]
         return bool(matching) and not any(row.foreign for row in matching)
 
     def optional(self, ours: Iterable[str]) -> set[str]:
-        """Keys of theirs that a complete checkpoint may have or not."""
+        """Return the keys of theirs that a complete checkpoint may lack."""
         return {row.copy for row in self.tied} | {key for key, _ in self.computed(ours)}
 
     def shapes(self, ours: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Key and shape of every tensor there that a network with weights `ours` goes with."""
-        # Nothing is allocated: all elements of each array are the same one.
+        """Return key and shape of every tensor of theirs, given the shapes of our weights."""
+        # Nothing is allocated: all elements of an array share one address.
         nothing = {name: np.broadcast_to(np.int8(0), shape) for name, shape in ours.items()}
         return {key: array.shape for key, array in self.to_theirs(nothing)}
 
     def check_keys(self, keys: Iterable[str]) -> None:
-        """Every key is read once or ignored, and every row that has no star finds its key.
+        """Check that every key is read once or ignored, and every row without a star has its key.
 
         Raises:
             ConversionError: lists the unknown, doubly read and missing keys.
@@ -267,7 +267,7 @@ class Table:
         )
 
     def units(self, names: Iterable[str], side: str) -> Iterator[Unit]:
-        """Every rule with every set of indices under which `names` has any of its weights."""
+        """Yield every rule for every set of indices with which it matches any of `names`."""
         names = [name for name in names if side == "ours" or not self.ignored(name)]
         for rule in self.rules:
             for indices in _indices(_several(getattr(rule, side)), names):
@@ -279,10 +279,10 @@ class Table:
 
 
 def raise_if_any(what: str, keys: Mapping[str, Iterable[str]]) -> None:
-    """Say what is wrong with which keys, all in one line.
+    """Raise one error that lists keys by what is wrong with them, if there are any.
 
     Raises:
-        ConversionError: any of the lists has a key in it.
+        ConversionError: any of the lists has a key.
     """
     listed = {label: sorted(names) for label, names in keys.items()}
     parts = [f"{label}: {', '.join(_shortened(n))}" for label, n in listed.items() if n]
@@ -291,7 +291,7 @@ def raise_if_any(what: str, keys: Mapping[str, Iterable[str]]) -> None:
 
 
 def _shortened(names: list[str], most: int = 16) -> list[str]:
-    """The names; where there are many, patterns of their indices, each with its number of names."""
+    """Return the names; many are summarised as patterns with their number of names."""
     if len(names) <= most:
         return names
     patterns = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
@@ -300,7 +300,7 @@ def _shortened(names: list[str], most: int = 16) -> list[str]:
 
 
 def _moved(arrays: list[np.ndarray], move: str | None, into: int, sizes: Sizes) -> list[np.ndarray]:
-    """Stack (if several), rearrange, unstack (if `into` is several)."""
+    """Stack several arrays, rearrange, and unstack into `into` arrays."""
     array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
     if move is not None:
         left, right = (side.split() for side in move.replace("(", " ( ").split("->"))
@@ -337,7 +337,7 @@ def _fill(pattern: str, indices: Sequence[str]) -> str:
 
 
 def _indices(names: tuple[str, ...], keys: Iterable[str]) -> list[tuple[str, ...]]:
-    """The index tuples for which any of `names` occurs among `keys`, in numeric order."""
+    """Return the index tuples with which any of `names` is in `keys`, in numeric order."""
     matchers = [_matcher(n) for n in names]
     found = {m.groups() for key in keys for r in matchers if (m := r.fullmatch(key))}
     return sorted(found, key=lambda groups: tuple(map(int, groups)))

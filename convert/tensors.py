@@ -1,7 +1,7 @@
-"""Tensors that lie in files: where their bytes are, and how to read one of them.
+"""Tensors in files: the location of their bytes, and reading them one by one.
 
-Nothing is read before `Tensor.read`, and nothing is mapped into memory, where resident pages of a
-file would count: a model is converted in the memory of its largest tensors.
+Nothing is read before `Tensor.read`. Files are not mapped into memory, as their resident pages
+would count: a conversion needs memory for its largest tensors only.
 """
 
 import fnmatch
@@ -20,27 +20,27 @@ import numpy as np
 
 from mfm_jax.errors import UserError
 
-CHUNK = 1 << 20  # bytes that are inflated at a time
-RANK = 64  # axes that a numpy array may have
-LINE = 4000  # characters of a message
+CHUNK = 1 << 20  # bytes that are inflated at once
+RANK = 64  # axes at most of a numpy array
+LINE = 4000  # characters at most of a message
 
 
 class SourceError(UserError):
     """A checkpoint that cannot be read; the message is one line that says what to do."""
 
     def __init__(self, message: str) -> None:
-        # Names that come from a file may hold line breaks and worse.
+        # Names from a file may contain line breaks and worse.
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:LINE])
         super().__init__(line + "..." * (len(message) > LINE))
 
 
 class Problem(Exception):
-    """What is wrong with a file, said without its name, which `about` puts before it."""
+    """A problem with a file, worded without the file's name, which `about` adds."""
 
 
 @contextmanager
 def about(file: Path) -> Iterator[None]:
-    """Let the block's problems be those of `file`.
+    """Turn a `Problem` in the block into an error about `file`.
 
     Raises:
         SourceError: the block raised a `Problem` or an `OSError`.
@@ -71,7 +71,7 @@ class Tensor:
     dtype: np.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None  # in elements; None is C order
-    deflated: Deflated | None = None  # the stream it lies in, if it does in one
+    deflated: Deflated | None = None  # the stream that contains it, if any
 
     @property
     def nbytes(self) -> int:
@@ -79,12 +79,12 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """A new array in C order.
+        """Read the tensor into a new array in C order.
 
-        Of a strided tensor everything between its first and its last element is read.
+        For a strided tensor everything between its first and last element is read.
 
         Raises:
-            SourceError: the file cannot be read or ends too soon, or memory does not suffice.
+            SourceError: the file cannot be read or ends too soon, or memory is short.
         """
         with about(self.file):
             try:
@@ -101,7 +101,7 @@ class Tensor:
         with self.file.open("rb", buffering=0) as file:
             if self.deflated is None:
                 file.seek(self.offset)
-                # One call reads 2 GiB at most.
+                # One call reads at most 2 GiB.
                 while target and (size := file.readinto(target)):
                     target = target[size:]
             else:
@@ -118,7 +118,7 @@ class Tensor:
 
 
 def _inflated(file: FileIO, stream: Deflated) -> Iterator[bytes]:
-    """What the stream inflates to, at most `CHUNK` bytes at a time."""
+    """Yield the inflated stream, at most `CHUNK` bytes at once."""
     file.seek(stream.offset)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     left = stream.size
@@ -132,24 +132,24 @@ def _inflated(file: FileIO, stream: Deflated) -> Iterator[bytes]:
             while compressed or full:
                 data = inflater.decompress(compressed, CHUNK)
                 yield data
-                # With a full chunk there may be more to come of what was fed in before.
+                # After a full chunk, the input so far may give more output.
                 compressed, full = inflater.unconsumed_tail, len(data) == CHUNK
     except zlib.error:
         raise Problem("is damaged: get it again") from None
 
 
 def extent(shape: Sequence[int], strides: Sequence[int] | None) -> int:
-    """Elements from the first to the last one of a tensor, both included."""
+    """Return the number of elements from the first to the last one of a tensor."""
     if strides is None or 0 in shape:
         return math.prod(shape)
     return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
 def checked_shape(shape: Any, dtype: np.dtype) -> tuple[int, ...]:
-    """`shape` if an array can have it.
+    """Return `shape` if an array can have it.
 
     Raises:
-        Problem: it is not a sequence of sizes, or one of too many.
+        Problem: it is not a sequence of sizes, or too large.
     """
     if (
         not isinstance(shape, list | tuple)
@@ -163,7 +163,7 @@ def checked_shape(shape: Any, dtype: np.dtype) -> tuple[int, ...]:
 
 
 def checked_name(name: Any) -> str:
-    """`name` if it is text that every format can hold.
+    """Return `name` if it is text that every format can hold.
 
     Raises:
         Problem: it is something else.
@@ -174,14 +174,14 @@ def checked_name(name: Any) -> str:
 
 
 def listed(names: Iterable[str], most: int = 16) -> str:
-    """The names in order, separated by commas; of very many the first ones."""
+    """Return the sorted names, separated by commas; the first `most` if there are more."""
     ordered = sorted(names)
     more = len(ordered) - most
     return ", ".join(islice(ordered, most)) + (f" and {more} more" if more > 0 else "")
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal.
+    """Return the SHA-256 of a file in hexadecimal.
 
     Raises:
         SourceError: it cannot be read.
@@ -191,5 +191,5 @@ def digest(path: Path) -> str:
 
 
 def excused(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a user lets the tensor pass, by one of the patterns (`*` for anything)."""
+    """Return whether a name matches one of the user's patterns (`*` for anything)."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

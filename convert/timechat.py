@@ -1,7 +1,7 @@
-"""How TimeChat's visual branch is named in its checkpoints: the table, and the one resize.
+"""Convert TimeChat's visual branch.
 
-The released weights lie in three files (the ViT's, InstructBLIP's Q-Former, TimeChat's own, in this
-order, later ones win); the table reads their union under TimeChat's names.
+The released weights are in three files: the ViT's, InstructBLIP's Q-Former and TimeChat's own. In
+this order, later ones replace earlier ones; the table reads their union under TimeChat's names.
 """
 
 from dataclasses import replace
@@ -20,21 +20,21 @@ from mfm_jax.text.wordpiece import Vocabulary, timestamp_vocabulary
 from mfm_jax.typing import Float
 
 VIT = "visual_encoder."
-"""What TimeChat calls the vision transformer, whose own file has no prefix."""
+"""TimeChat's prefix for the vision transformer, whose own file has none."""
 FRAMES = "video_frame_position_embedding.weight"
 UNUSED = ("blocks.39", "norm", "fc_norm", "head")
-"""What EVA's own file has behind the last block that is built (eva_vit.py:415-430)."""
+"""Parts of EVA's own file behind the last block that TimeChat builds (eva_vit.py:415-430)."""
 
 
 def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
-    """BERT's attention with its output map and norm."""
+    """Return the rows of BERT's attention with its output map and norm."""
     names = (("self.query", "q"), ("self.key", "k"), ("self.value", "v"), ("output.dense", "o"))
     rows = (row for t, o in names for row in named(f"{theirs}.{t}", f"{ours}.attn.{o}", DENSE))
     return (*rows, *norm(f"{theirs}.output.LayerNorm", f"{ours}.norm"))
 
 
 def _mlp(theirs: str, ours: str, suffix: str = "") -> tuple[Row, ...]:
-    """BERT's feed-forward network with its norm."""
+    """Return the rows of BERT's feed-forward network with its norm."""
     return (
         *named(f"{theirs}.intermediate{suffix}.dense", f"{ours}.mlp.up", DENSE),
         *named(f"{theirs}.output{suffix}.dense", f"{ours}.mlp.down", DENSE),
@@ -43,7 +43,7 @@ def _mlp(theirs: str, ours: str, suffix: str = "") -> tuple[Row, ...]:
 
 
 def vit_rows(theirs: str, ours: str) -> tuple[Row, ...]:
-    """EVA's vision transformer under the prefixes `theirs` and `ours`, which end in a dot."""
+    """Return the rows of EVA's ViT under the prefixes `theirs` and `ours`, which end in a dot."""
     block, attn, to = f"{theirs}blocks.*", f"{theirs}blocks.*.attn", f"{ours}blocks.*"
     qkv = (f"{to}.attn.q.kernel", f"{to}.attn.k.kernel", f"{to}.attn.v.kernel")
     return (
@@ -63,7 +63,7 @@ def vit_rows(theirs: str, ours: str) -> tuple[Row, ...]:
 
 
 def qformer_rows(queries: str, theirs: str, ours: str, *, text: bool) -> tuple[Row, ...]:
-    """A Q-Former under the prefixes `theirs` and `ours`; its `queries` have a name apart."""
+    """Return the rows of a Q-Former under two prefixes; its `queries` have a separate name."""
     layer, block = f"{theirs}encoder.layer.*", f"{ours}blocks.*"
     rows = (
         Row(queries, f"{ours}queries", "1 q d -> q d"),
@@ -84,7 +84,7 @@ def qformer_rows(queries: str, theirs: str, ours: str, *, text: bool) -> tuple[R
 
 
 def table(config: TimeChatConfig) -> Table:
-    """The whole branch. It depends on the config only where a part may be absent."""
+    """Return the table of the branch; `config` says which optional parts it has."""
     text = config.image_qformer.words is not None
     return Table(
         rows=(
@@ -110,12 +110,12 @@ def table(config: TimeChatConfig) -> Table:
 def resize_frame_positions(
     positions: Float[np.ndarray, "T D"], frames: int
 ) -> Float[np.ndarray, "{frames} D"]:
-    """The table for another number of frames, by nearest neighbour (video_processor.py:26-33)."""
+    """Resize the table to `frames` by nearest neighbour (video_processor.py:26-33)."""
     return positions[np.arange(frames) * len(positions) // frames]
 
 
 def read(request: Request) -> Read:
-    """The union of the files, in the order in which TimeChat loads them; later ones win."""
+    """Read the union of the files, in the order in which TimeChat loads them."""
     files = [open_weights(source, excuse=request.excuse) for source in request.sources]
     files.sort(key=lambda weights: _turn(weights.tensors))
     tensors: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ def read(request: Request) -> Read:
 
 
 def _turn(keys) -> int:
-    """When a file is loaded: the ViT's, InstructBLIP's, TimeChat's own."""
+    """Return the order of a file: the ViT's, InstructBLIP's, TimeChat's own."""
     return 0 if "patch_embed.proj.weight" in keys else 2 if FRAMES in keys else 1
 
 
@@ -153,7 +153,6 @@ def _vocabulary(request: Request) -> Vocabulary:
 
 
 MODEL = Model(
-    "TimeChat's visual branch: eva_vit_g.pth, the InstructBLIP file and timechat_7b.pth",
     read,
     write_own("timechat", table),
 )

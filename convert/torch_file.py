@@ -1,10 +1,10 @@
-"""Files of `torch.save` read without torch, and without running anything that they ask for.
+"""Read files of `torch.save` without torch, and without running code in them.
 
-Such a file holds a pickle, which `convert.pickle_machine` reads as data: what torch writes for
-tensors means something here, everything else does not. So the weights come out of a checkpoint that
-is full of other objects.
+Such a file has a pickle, which `convert.pickle_machine` reads as data. Only the functions that
+torch writes for tensors have a meaning here, so weights can be read from a checkpoint with other
+objects.
 
-Of the three layouts (torch/serialization.py) two are read: zip files (since torch 1.6), and plain
+Two of the three layouts (torch/serialization.py) are read: zip files (since torch 1.6), and plain
 files, in which the contents of the storages follow the pickle (since torch 0.2).
 """
 
@@ -32,9 +32,9 @@ from convert.tensors import (
     listed,
 )
 
-ZIP, PLAIN = b"PK", b"\x80"  # what the two layouts begin with
-PICKLE = 256 << 20  # bytes that a pickle may have
-# Bytes up to which a tensor may repeat the elements of its storage, as expanded masks do.
+ZIP, PLAIN = b"PK", b"\x80"  # first bytes of the two layouts
+PICKLE = 256 << 20  # bytes at most of a pickle
+# Bytes at most of a tensor that repeats the elements of its storage, as expanded masks do.
 REPEATED = 256 << 20
 BYTE = np.dtype(np.uint8)
 BIG_ENDIAN = "has big-endian numbers: save it again on a little-endian machine"
@@ -86,19 +86,19 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of bytes that tensors are views of."""
+    """A block of bytes that tensors are views of."""
 
     contents: Tensor  # of uint8
     dtype: np.dtype
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a file by name: its table of tensors, or the one in `state_dict` or `model`.
+    """Return the weights in a file by name, from its `state_dict` or `model`, or its top level.
 
-    Whatever else is in the table, such as a count of epochs, is left out.
+    Other entries, such as the number of epochs, are left out.
 
     Raises:
-        SourceError: the file cannot be read, or has no such table.
+        SourceError: the file cannot be read, or has no weights.
     """
     content = read(path)
     with about(path):
@@ -126,13 +126,13 @@ def _tensors(table: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def read(path: Path) -> Any:
-    """What was saved, made of None, bools, numbers, texts, bytes, tuples, lists and dicts.
+    """Return the saved object as None, bools, numbers, texts, bytes, tuples, lists and dicts.
 
-    Tensors and parameters are `Tensor`s. Everything else is an `Unknown` or a `Global`; of a dict,
-    the entries whose keys are not None, texts, bytes or small whole numbers are left out.
+    Tensors and parameters become `Tensor`s, everything else an `Unknown` or a `Global`. Dict
+    entries are left out if the key is not None, text, bytes or a small integer.
 
     Raises:
-        SourceError: the file cannot be read, is none of `torch.save`, or was made to run code.
+        SourceError: the file cannot be read, is not from `torch.save`, or was made to run code.
     """
     with about(path), path.open("rb") as file:
         start = file.read(1024)
@@ -147,7 +147,7 @@ def read(path: Path) -> Any:
 
 
 def what_else(start: bytes) -> str | None:
-    """What a file that begins with `start` is instead of a checkpoint, if that can be told."""
+    """Return what a file that begins with `start` is instead of a checkpoint, if recognised."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
         return "is empty: get it again"
@@ -170,16 +170,16 @@ def what_else(start: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file of `torch.save`. Nothing is extracted, whatever its entries are called."""
+    """A zip file of `torch.save`. Nothing is extracted, so names of entries can do no harm."""
 
     path: Path
     file: BinaryIO
     entries: Mapping[str, zipfile.ZipInfo]
-    folder: str  # that all entries are in, with its slash
+    folder: str  # of all entries, with its slash
     found: dict[str, Tensor] = field(default_factory=dict)
 
     def entry(self, name: str) -> Tensor:
-        """The bytes of an entry, which its local header leads to."""
+        """Return the bytes of an entry, located by its local header."""
         if name not in self.found:
             if self.folder + name not in self.entries:
                 raise Problem(f"lacks its entry {name}: it is damaged")
@@ -206,7 +206,7 @@ class Archive:
         return Tensor(self.path, start if stored else 0, BYTE, shape, deflated=stream)
 
     def load(self, saved: Any) -> Storage:
-        """The storage that a persistent id names."""
+        """Return the storage of a persistent id."""
         dtype, key, size = _storage(saved)
         contents = self.entry(f"data/{key}")
         if size > contents.nbytes:
@@ -218,7 +218,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
     try:
         infos = zipfile.ZipFile(file).infolist()
     except Exception:
-        # A damaged table of contents surfaces as any of many kinds of exception.
+        # A damaged table of contents causes exceptions of many types.
         raise Problem(CUT) from None
     entries = {info.filename: info for info in infos}
     pickles = [n for n in entries if n.split("/")[-1] == "data.pkl" and n.count("/") < 2]
@@ -241,38 +241,38 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
 
 
 class Window:
-    """A file from where it stands, of which no more than a pickle may have is read."""
+    """A file from its position on, limited to the size of a pickle."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.place = file, file.tell()
-        self.end, self.most = file.seek(0, os.SEEK_END), self.place + PICKLE
-        file.seek(self.place)
+        self.file, self.position = file, file.tell()
+        self.end, self.most = file.seek(0, os.SEEK_END), self.position + PICKLE
+        file.seek(self.position)
 
     def read(self, size: int) -> bytes:
-        """All of the next `size` bytes."""
+        """Read the next `size` bytes."""
         self._go(size)
         return self.file.read(size)
 
     def readline(self) -> bytes:
-        """The bytes up to the next line break and that."""
+        """Read the next line with its line break."""
         line = self.file.readline(PICKLE)
         self._go(len(line))
         return line
 
     def tell(self) -> int:
-        """Where the file stands."""
-        return self.place
+        """Return the position in the file."""
+        return self.position
 
     def _go(self, size: int) -> None:
-        self.place += size
-        if self.place > self.end:
+        self.position += size
+        if self.position > self.end:
             raise Problem(CUT)
-        if self.place > self.most:
+        if self.position > self.most:
             raise Problem(f"has a pickle of more than {PICKLE} bytes, more than are read")
 
 
 def _read_plain(path: Path, file: BinaryIO) -> Any:
-    """The pickle is read twice: only after it does the file say where the storages lie."""
+    """Read a plain file. Its pickle is read twice, as the file lists the storages behind it."""
 
     def next_pickle(load: Callable[[Any], Any] | None = None) -> Any:
         return unpickled(Window(file), load, FUNCTIONS)
@@ -295,37 +295,37 @@ def _read_plain(path: Path, file: BinaryIO) -> Any:
 
     start = file.tell()
     next_pickle(note)
-    placed = _placed(file, noted, next_pickle())
+    located = _located(file, noted, next_pickle())
     file.seek(start)
-    return next_pickle(lambda saved: placed[_storage(saved)[1]])
+    return next_pickle(lambda saved: located[_storage(saved)[1]])
 
 
-def _placed(file: BinaryIO, storages: Mapping[str, Storage], keys: Any) -> dict[str, Storage]:
-    """The storages where they lie: in the order of `keys`, each after its number of elements."""
+def _located(file: BinaryIO, storages: Mapping[str, Storage], keys: Any) -> dict[str, Storage]:
+    """Locate the storages: in the order of `keys`, each after its number of elements."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Problem("does not list its storages: it is damaged")
     if len(keys) != len(storages) or set(keys) != storages.keys():
         raise Problem("lists other storages than its tensors have: it is damaged")
-    placed, place = {}, file.tell()
+    located, offset = {}, file.tell()
     end = file.seek(0, os.SEEK_END)
     for key in keys:
         storage = storages[key]
         size = storage.contents.nbytes
-        if place + 8 + size > end:
+        if offset + 8 + size > end:
             raise Problem("is cut short: get it again")
-        file.seek(place)
+        file.seek(offset)
         if struct.unpack("<q", file.read(8))[0] * storage.dtype.itemsize != size:
             raise Problem(f"has another size than it says of its storage {key}: it is damaged")
-        placed[key] = replace(storage, contents=replace(storage.contents, offset=place + 8))
-        place += 8 + size
-    return placed
+        located[key] = replace(storage, contents=replace(storage.contents, offset=offset + 8))
+        offset += 8 + size
+    return located
 
 
-# What the names in a pickle mean
+# The meaning of the names in a pickle
 
 
 def _storage(saved: Any) -> tuple[np.dtype, str, int]:
-    """Type of the elements, key and size in bytes of the storage that a persistent id names."""
+    """Return element type, key and size in bytes of the storage of a persistent id."""
     match saved:
         case ("storage" | b"storage", Global(path), str(key), _, int(count), *view) if count >= 0:
             module, _, name = path.rpartition(".")
@@ -342,7 +342,7 @@ def _storage(saved: Any) -> tuple[np.dtype, str, int]:
 def _view(
     storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides: Any, metadata: Any
 ) -> Tensor:
-    """A tensor, all of whose elements lie in the storage. Offset and strides are in elements."""
+    """Return a tensor that lies within a storage. Offset and strides are in elements."""
     shape = checked_shape(shape, dtype)
     steps = strides if isinstance(strides, tuple) else (None,)
     if len(steps) != len(shape) or not all(type(n) is int and n >= 0 for n in (offset, *steps)):
@@ -358,8 +358,8 @@ def _view(
         offset = 0
     elif offset + extent(shape, used) > available:
         raise Problem("has a tensor that reaches beyond its storage: it is damaged")
-    place = storage.contents.offset + offset * dtype.itemsize
-    tensor = replace(storage.contents, offset=place, dtype=dtype, shape=shape, strides=used)
+    start = storage.contents.offset + offset * dtype.itemsize
+    tensor = replace(storage.contents, offset=start, dtype=dtype, shape=shape, strides=used)
     if tensor.nbytes > max(storage.contents.nbytes, REPEATED):
         raise Problem(f"repeats a storage in a tensor of {tensor.nbytes} bytes: save a clone of it")
     return tensor
@@ -373,7 +373,7 @@ def _c_order(shape: tuple[int, ...]) -> list[int]:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> Tensor:
-    """torch._utils._rebuild_tensor_v2, whose first four arguments are all of _rebuild_tensor's."""
+    """Replace torch._utils._rebuild_tensor_v2, and _rebuild_tensor, which has no `others`."""
     metadata = others[2] if len(others) > 2 else None
     return _view(storage, storage.dtype, offset, shape, strides, metadata)
 
@@ -381,7 +381,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -
 def _tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, *others: Any
 ) -> Tensor:
-    """torch._utils._rebuild_tensor_v3: the storage has no type, the tensor has."""
+    """Replace torch._utils._rebuild_tensor_v3: the tensor has a type, the storage has none."""
     dtype, metadata = others[0], others[1] if len(others) > 1 else None
     if dtype.path not in DTYPES:
         raise Problem(f"has a tensor of a type that cannot be read: {dtype.path}")
@@ -393,12 +393,12 @@ def _first(value: Any, *others: Any) -> Any:
 
 
 def _subclass(function: Global, kind: Any, arguments: tuple, *state: Any) -> Any:
-    """torch._tensor._rebuild_from_type_v2: a tensor that has attributes or a class of its own."""
+    """Replace torch._tensor._rebuild_from_type_v2, for tensors with attributes or a subclass."""
     make = FUNCTIONS.get(function.path)
     return Unknown(function.path) if make is None else make(*arguments)
 
 
-# What is called in a file of torch.save, and what stands for it here.
+# Our replacements for the functions that a file of torch.save calls.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,

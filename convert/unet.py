@@ -1,13 +1,13 @@
-"""AudioLDM 2's UNet, as diffusers saves it (`unet/`): its configuration and its weights."""
+"""Convert AudioLDM 2's UNet, as diffusers saves it in `unet/`."""
 
 from collections.abc import Mapping
 
-from convert.configs import builtin, count, counts, divides, required
+from convert.configs import builtin, divides, integer, integers, required
 from convert.rows import CONV, DENSE, POINTWISE, named, norm, stacked
 from convert.table import ConversionError, Row, Table
 from mfm_jax.models.unet import UNetConfig
 
-WHAT = "unet config"
+FILE = "unet config"
 PLAIN, ATTENDED = "DownBlock2D", "CrossAttnDownBlock2D"
 READ = (
     "attention_head_dim",
@@ -21,7 +21,7 @@ READ = (
     "transformer_layers_per_block",
     "up_block_types",
 )
-# What the network has built in. A file may leave a setting out, or say just this.
+# Built into our network: a file may omit a setting, or have this value.
 BUILT_IN = {
     "_class_name": "AudioLDM2UNet2DConditionModel",
     "act_fn": "silu",
@@ -47,24 +47,24 @@ BUILT_IN = {
     "use_linear_projection": False,
 }
 PLACES = (0, 0, 1, 1)
-"""The context of a transformer by its place behind a resnet, if it reads one. There are no more."""
+"""The context that a transformer reads, if any, by its index behind a resnet; at most these."""
 ROWS = 256
-"""Rows of latents, 10.24 s, that diffusers' pipeline makes unless told how many."""
+"""Rows of latents (10.24 s) that diffusers' pipeline makes by default."""
 
 
 def config(theirs: Mapping) -> UNetConfig:
-    """The configuration that `unet/config.json` describes.
+    """Return the configuration that `unet/config.json` describes.
 
-    A transformer's context goes by its place in `cross_attention_dim`: context 0 at the first two
-    places, context 1 at the others, none where the entry is null. `attention_head_dim` is the
+    The index in `cross_attention_dim` decides which context a transformer reads: context 0 for the
+    first two, context 1 for the others, none where the entry is null. `attention_head_dim` is the
     number of heads, one for all levels or one each (modeling_audioldm2.py:289-295, 1049-1062).
 
     Raises:
         ConversionError: a setting is missing, or is one that the network does not have.
     """
-    builtin(theirs, BUILT_IN, WHAT)
-    required(theirs, READ, WHAT)
-    channels = counts(theirs, "block_out_channels", WHAT)
+    builtin(theirs, BUILT_IN, FILE)
+    required(theirs, READ, FILE)
+    channels = integers(theirs, "block_out_channels", FILE)
     _check_layout(theirs, len(channels))
     levels = zip(theirs["down_block_types"], theirs["cross_attention_dim"], strict=True)
     dims = [level if name == ATTENDED else [] for name, level in levels]
@@ -76,26 +76,29 @@ def config(theirs: Mapping) -> UNetConfig:
         ),
         contexts=_context_widths(dims),
         heads=_heads(theirs, channels),
-        latent_channels=count(theirs, "in_channels", WHAT),
-        depth=count(theirs, "transformer_layers_per_block", WHAT),
-        resnets=count(theirs, "layers_per_block", WHAT),
-        groups=count(theirs, "norm_num_groups", WHAT),
+        latent_channels=integer(theirs, "in_channels", FILE),
+        depth=integer(theirs, "transformer_layers_per_block", FILE),
+        resnets=integer(theirs, "layers_per_block", FILE),
+        groups=integer(theirs, "norm_num_groups", FILE),
     )
 
 
 def _check_layout(theirs: Mapping, levels: int) -> None:
-    """The way up mirrors the way down, and the middle, which always attends, its last level."""
+    """Check that the up blocks mirror the down blocks, and that the last level attends.
+
+    The middle always attends, with the settings of the last level.
+    """
 
     def check(fits: bool, name: str) -> None:
         if not fits:
-            raise ConversionError(f"{WHAT}: {name} {theirs[name]} is not AudioLDM 2's layout")
+            raise ConversionError(f"{FILE}: {name} {theirs[name]} is not AudioLDM 2's layout")
 
     down, dims = theirs["down_block_types"], theirs["cross_attention_dim"]
     check(isinstance(down, list) and len(down) == levels, "down_block_types")
     check(all(kind in (PLAIN, ATTENDED) for kind in down), "down_block_types")
     check(down[-1] == ATTENDED, "down_block_types")
     check(theirs["up_block_types"] == _mirrored(down), "up_block_types")
-    check(theirs["out_channels"] == count(theirs, "in_channels", WHAT), "out_channels")
+    check(theirs["out_channels"] == integer(theirs, "in_channels", FILE), "out_channels")
     check(isinstance(dims, list) and len(dims) == levels, "cross_attention_dim")
     for level in dims:
         check(isinstance(level, list) and 0 < len(level) <= len(PLACES), "cross_attention_dim")
@@ -106,32 +109,32 @@ def _mirrored(down: list[str]) -> list[str]:
 
 
 def _context_widths(dims: list[list]) -> tuple[int, ...]:
-    """The width of each context, which is the same wherever it is read."""
+    """Return the width of each context, which must be the same in all levels."""
     widths: dict[int, int] = {}
     for context, width in ((c, d) for level in dims for d, c in zip(level, PLACES, strict=False)):
         if width is None:
             continue
-        count({"cross_attention_dim": width}, "cross_attention_dim", WHAT)
+        integer({"cross_attention_dim": width}, "cross_attention_dim", FILE)
         if widths.setdefault(context, width) != width:
-            raise ConversionError(f"{WHAT}: context {context} has two widths in {dims}")
+            raise ConversionError(f"{FILE}: context {context} has two widths in {dims}")
     if 1 in widths and 0 not in widths:
-        raise ConversionError(f"{WHAT}: nothing in cross_attention_dim {dims} reads context 0")
+        raise ConversionError(f"{FILE}: nothing in cross_attention_dim {dims} reads context 0")
     return tuple(widths[context] for context in sorted(widths))
 
 
 def _heads(theirs: Mapping, channels: tuple[int, ...]) -> int | tuple[int, ...]:
     name, one = "attention_head_dim", not isinstance(theirs["attention_head_dim"], list)
-    heads = len(channels) * (count(theirs, name, WHAT),) if one else counts(theirs, name, WHAT)
+    heads = len(channels) * (integer(theirs, name, FILE),) if one else integers(theirs, name, FILE)
     if len(heads) != len(channels):
-        raise ConversionError(f"{WHAT}: {name} {theirs[name]} has not one entry for each level")
+        raise ConversionError(f"{FILE}: {name} {theirs[name]} has not one entry for each level")
     for width, parts, kind in zip(channels, heads, theirs["down_block_types"], strict=True):
         if kind == ATTENDED:
-            divides(width, "block_out_channels", parts, name, WHAT)
+            divides(width, "block_out_channels", parts, name, FILE)
     return heads[0] if one else heads
 
 
 def their_config(ours: UNetConfig) -> dict:
-    """The `config.json` of `diffusers.AudioLDM2UNet2DConditionModel`.
+    """Return the `config.json` of `diffusers.AudioLDM2UNet2DConditionModel`.
 
     It says nothing of `seconds_per_row`, which only a clock reads.
 
@@ -159,10 +162,10 @@ def their_config(ours: UNetConfig) -> dict:
 
 
 def _check_known_there(ours: UNetConfig) -> None:
-    """See that diffusers can describe the network.
+    """Check that diffusers has such a network.
 
     Raises:
-        ConversionError: names what it cannot.
+        ConversionError: says what it lacks.
     """
     if ours.clock:
         raise ConversionError("the UNet has a clock, which no UNet of diffusers has")
@@ -183,7 +186,7 @@ def _check_known_there(ours: UNetConfig) -> None:
 
 
 def _block(theirs: str, ours: str) -> tuple[Row, ...]:
-    """A block of a transformer."""
+    """Return the rows of a block of a transformer."""
     projections = (
         Row(f"{theirs}.attn*.to_{name}.weight", f"{ours}.attn*.{name}.kernel", DENSE)
         for name in "qkv"
@@ -199,7 +202,7 @@ def _block(theirs: str, ours: str) -> tuple[Row, ...]:
 
 
 def _stage(theirs: str, ours: str) -> tuple[Row, ...]:
-    """The resnets and transformers of a level, or of the middle."""
+    """Return the rows of the resnets and transformers of a level, or of the middle."""
     resnet = f"{theirs}.resnets.*", f"{ours}.resnets.*"
     transformer = f"{theirs}.attentions.*", f"{ours}.attentions.*"
     return (

@@ -1,13 +1,13 @@
-"""AudioLDM 2's VAE, as diffusers saves it (`vae/`): its configuration and its weights."""
+"""Convert AudioLDM 2's VAE, as diffusers saves it in `vae/`."""
 
 from collections.abc import Mapping
 
-from convert.configs import builtin, count, counts, number, required
+from convert.configs import builtin, integer, integers, number, required
 from convert.rows import CONV, DENSE, POINTWISE, named, norm
 from convert.table import Row, Table
 from mfm_jax.models.vae import VAEConfig
 
-WHAT = "vae config"
+FILE = "vae config"
 READ = (
     "block_out_channels",
     "latent_channels",
@@ -15,9 +15,9 @@ READ = (
     "norm_num_groups",
     "scaling_factor",
 )
-# The library would take 3 channels, those of an image.
+# The library's default is 3 channels, those of an image.
 REQUIRED = {"in_channels": 1, "out_channels": 1}
-# A file may leave these out, or say just this.
+# A file may omit these, or have these values.
 BUILT_IN = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
@@ -29,32 +29,32 @@ BUILT_IN = {
     "use_quant_conv": True,
 }
 LEVELS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-"""What every level is called, in the encoder and in the decoder."""
+"""The type of every level, in the encoder and in the decoder."""
 
 
 def config(theirs: Mapping) -> VAEConfig:
-    """The configuration that `vae/config.json` describes.
+    """Return the configuration that `vae/config.json` describes.
 
     Raises:
         ConversionError: a setting is missing, or is one that the network does not have. The
-            `scaling_factor` is learnt and never guessed.
+            `scaling_factor` is learnt, so it has no default.
     """
-    builtin(theirs, BUILT_IN, WHAT)
-    required(theirs, (*READ, *REQUIRED, *LEVELS), WHAT)
-    builtin(theirs, REQUIRED, WHAT)
-    channels = counts(theirs, "block_out_channels", WHAT)
-    builtin(theirs, {name: len(channels) * [level] for name, level in LEVELS.items()}, WHAT)
+    builtin(theirs, BUILT_IN, FILE)
+    required(theirs, (*READ, *REQUIRED, *LEVELS), FILE)
+    builtin(theirs, REQUIRED, FILE)
+    channels = integers(theirs, "block_out_channels", FILE)
+    builtin(theirs, {name: len(channels) * [level] for name, level in LEVELS.items()}, FILE)
     return VAEConfig(
-        scaling_factor=number(theirs, "scaling_factor", WHAT),
+        scaling_factor=number(theirs, "scaling_factor", FILE),
         channels=channels,
-        resnets=count(theirs, "layers_per_block", WHAT),
-        latent_channels=count(theirs, "latent_channels", WHAT),
-        groups=count(theirs, "norm_num_groups", WHAT),
+        resnets=integer(theirs, "layers_per_block", FILE),
+        latent_channels=integer(theirs, "latent_channels", FILE),
+        groups=integer(theirs, "norm_num_groups", FILE),
     )
 
 
 def their_config(ours: VAEConfig) -> dict:
-    """The `config.json` of `diffusers.AutoencoderKL`."""
+    """Return the `config.json` of `diffusers.AutoencoderKL`."""
     return {
         **REQUIRED,
         **BUILT_IN,
@@ -68,7 +68,7 @@ def their_config(ours: VAEConfig) -> dict:
 
 
 def _half(half: str, levels: tuple[str, str], resize: tuple[str, str]) -> tuple[Row, ...]:
-    """The encoder or the decoder: they differ in the names of their levels."""
+    """Return the rows of the encoder or the decoder; the names of their levels differ."""
     level = f"{half}.{levels[0]}.*", f"{half}.{levels[1]}.*"
     middle = f"{half}.mid_block", f"{half}.middle"
     attn = f"{half}.mid_block.attentions.0", f"{half}.middle.attn"

@@ -1,13 +1,13 @@
-"""AudioLDM 2's HiFi-GAN as diffusers saves it (`vocoder/`), its weight norm folded or not."""
+"""Convert AudioLDM 2's HiFi-GAN, as diffusers saves it in `vocoder/`, weight norm folded or not."""
 
 from collections.abc import Mapping
 
-from convert.configs import builtin, count, counts, required
+from convert.configs import builtin, integer, integers, required
 from convert.table import Computed, ConversionError, Row, Table, WeightNorm
 from mfm_jax.media.audio import RATE
 from mfm_jax.models.vocoder import VocoderConfig
 
-WHAT = "vocoder config"
+FILE = "vocoder config"
 READ = (
     "model_in_dim",
     "resblock_dilation_sizes",
@@ -16,43 +16,43 @@ READ = (
     "upsample_kernel_sizes",
     "upsample_rates",
 )
-# The library would take True.
+# The library's default is True.
 REQUIRED = {"normalize_before": False}
-# A file may leave these out, or say just this.
+# A file may omit these, or have these values.
 BUILT_IN = {"leaky_relu_slope": 0.1, "sampling_rate": RATE}
 
 
 def config(theirs: Mapping) -> VocoderConfig:
-    """The configuration that `vocoder/config.json` describes.
+    """Return the configuration that `vocoder/config.json` describes.
 
     Raises:
         ConversionError: a setting is missing, or is one that the network does not have.
     """
-    required(theirs, (*READ, *REQUIRED), WHAT)
-    builtin(theirs, REQUIRED | BUILT_IN, WHAT)
-    rates, kernels = (counts(theirs, f"upsample_{n}", WHAT) for n in ("rates", "kernel_sizes"))
-    block_kernels = counts(theirs, "resblock_kernel_sizes", WHAT)
+    required(theirs, (*READ, *REQUIRED), FILE)
+    builtin(theirs, REQUIRED | BUILT_IN, FILE)
+    rates, kernels = (integers(theirs, f"upsample_{n}", FILE) for n in ("rates", "kernel_sizes"))
+    block_kernels = integers(theirs, "resblock_kernel_sizes", FILE)
     for name, of in (
         ("upsample_kernel_sizes", rates),
         ("resblock_dilation_sizes", block_kernels),
     ):
         if not isinstance(theirs[name], list) or len(theirs[name]) != len(of):
-            raise ConversionError(f"{WHAT}: {name} must have {len(of)} entries, is {theirs[name]}")
+            raise ConversionError(f"{FILE}: {name} must have {len(of)} entries, is {theirs[name]}")
     return VocoderConfig(
-        channels=count(theirs, "upsample_initial_channel", WHAT),
-        mels=count(theirs, "model_in_dim", WHAT),
+        channels=integer(theirs, "upsample_initial_channel", FILE),
+        mels=integer(theirs, "model_in_dim", FILE),
         rates=rates,
         kernels=kernels,
         block_kernels=block_kernels,
         dilations=tuple(
-            counts({"resblock_dilation_sizes": each}, "resblock_dilation_sizes", WHAT)
+            integers({"resblock_dilation_sizes": each}, "resblock_dilation_sizes", FILE)
             for each in theirs["resblock_dilation_sizes"]
         ),
     )
 
 
 def their_config(ours: VocoderConfig) -> dict:
-    """The `config.json` of `transformers.SpeechT5HifiGan`."""
+    """Return the `config.json` of `transformers.SpeechT5HifiGan`."""
     return {
         **REQUIRED,
         **BUILT_IN,
@@ -78,13 +78,13 @@ BIASES = tuple(Row(f"{theirs}.bias", f"{ours}.bias") for theirs, ours, _ in CONV
 
 
 def table(config: VocoderConfig) -> Table:
-    """The network with its weight norm folded, as released."""
+    """Return the table of the network with its weight norm folded, as released."""
     weights = (Row(f"{theirs}.weight", f"{ours}.kernel", move) for theirs, ours, move in CONVS)
     return Table((*weights, *BIASES, *_buffers(config)))
 
 
 def weight_norm_table(config: VocoderConfig) -> Table:
-    """The same network saved with the two weights of each weight norm instead of their product."""
+    """Return the table of the network with the two weights of each weight norm."""
     weights = (
         WeightNorm(f"{theirs}.weight_g", f"{theirs}.weight_v", f"{ours}.kernel", move)
         for theirs, ours, move in CONVS
@@ -93,7 +93,7 @@ def weight_norm_table(config: VocoderConfig) -> Table:
 
 
 def _buffers(config: VocoderConfig) -> tuple[Computed, Computed]:
-    """Used only by models that normalise the mel first, which AudioLDM 2's does not."""
+    """Return the buffers for normalising the mel, which AudioLDM 2's vocoder does not use."""
     return (
         Computed("mean", "conv_in.bias", 0, (config.mels,), "float32"),
         Computed("scale", "conv_in.bias", 1, (config.mels,), "float32"),

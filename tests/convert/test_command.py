@@ -76,10 +76,10 @@ def test_there_and_back_is_the_same_file(gpt2, tmp_path):
 
 
 def test_provenance_names_the_files_and_the_command(gpt2, tmp_path):
-    assert main(["gpt2", str(gpt2), "-o", str(tmp_path / "b"), "--dtype", "bfloat16"]) == 0
+    assert main(["gpt2", str(gpt2), "-o", str(tmp_path / "b"), "--precision", "bfloat16"]) == 0
     entry = Bundle.open(tmp_path / "b").entries["gpt2"]
     assert [name for name, _ in entry.source.files] == ["config.json", "model.safetensors"]
-    assert entry.source.made_by == f"python -m convert gpt2 {gpt2.name} --dtype bfloat16"
+    assert entry.source.made_by == f"python -m convert gpt2 {gpt2.name} --precision bfloat16"
     assert entry.source.licence == "MIT"
     assert str(gpt2.parent) not in json.dumps(entry.source.files) + entry.source.made_by
     stored = Bundle.open(tmp_path / "b").store("gpt2").arrays
@@ -169,7 +169,7 @@ def test_values_that_are_no_numbers_are_listed(source, tmp_path, capsys, value):
     ("dtype", "message"),
     [
         (torch.int32, "no floating-point numbers: wpe.weight is int32"),
-        (torch.float64, "choose a --dtype: wpe.weight is float64"),
+        (torch.float64, "choose a --precision: wpe.weight is float64"),
     ],
 )
 def test_weights_that_no_network_computes_in_are_refused(source, tmp_path, capsys, dtype, message):
@@ -181,16 +181,16 @@ def test_weights_that_no_network_computes_in_are_refused(source, tmp_path, capsy
 def test_double_precision_can_be_made_single(source, tmp_path):
     state, save = source
     state["wpe.weight"] = state["wpe.weight"].double()
-    assert main(["gpt2", save(), "-o", str(tmp_path / "b"), "--dtype", "float32"]) == 0
+    assert main(["gpt2", save(), "-o", str(tmp_path / "b"), "--precision", "float32"]) == 0
 
 
 def test_values_too_large_for_the_precision_are_refused(source, tmp_path, capsys):
     state, save = source
     state["wpe.weight"][0, 0] = 1e6
-    printed = refused(capsys, "gpt2", save(), "-o", tmp_path / "b", "--dtype", "float16")
+    printed = refused(capsys, "gpt2", save(), "-o", tmp_path / "b", "--precision", "float16")
     assert "too large for float16" in printed
     assert "wpe.embedding" in printed
-    assert main(["gpt2", save(), "-o", str(tmp_path / "b"), "--dtype", "bfloat16"]) == 0
+    assert main(["gpt2", save(), "-o", str(tmp_path / "b"), "--precision", "bfloat16"]) == 0
 
 
 def test_tensors_of_no_use_can_be_left_out(gpt2, tmp_path):
@@ -299,7 +299,7 @@ def test_killed_at_any_moment_the_bundle_is_the_old_or_the_new(gpt2, tmp_path):
         dtype = ("float16", "bfloat16")[i % 2]
         before = Bundle.open(path)
         process = subprocess.Popen(
-            [*command, "--dtype", dtype], cwd=ROOT, stdout=subprocess.DEVNULL
+            [*command, "--precision", dtype], cwd=ROOT, stdout=subprocess.DEVNULL
         )
         try:
             process.wait(timeout=moment)

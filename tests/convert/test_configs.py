@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert import gpt2, scheduler, t5, unet, vae, vocoder
-from convert.configs import builtin, count, counts, divides, number, one_of, required
+from convert.configs import builtin, divides, integer, integers, number, one_of, required
 from convert.table import ConversionError
 
 
@@ -157,19 +157,19 @@ def test_builtin_lets_a_file_be_silent():
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.0, "1", None, [1]])
-def test_count_is_a_positive_integer(value):
-    assert count({"a": 3}, "a", WHAT) == 3
+def test_integer_is_positive(value):
+    assert integer({"a": 3}, "a", WHAT) == 3
     message = r"^some config: a must be a positive integer, is "
     with pytest.raises(ConversionError, match=message):
-        count({"a": value}, "a", WHAT)
+        integer({"a": value}, "a", WHAT)
 
 
 @pytest.mark.parametrize("value", [3, [], [1, 0], [[1]], None, "12"])
-def test_counts_are_a_list_of_them(value):
-    assert counts({"a": [3, 1]}, "a", WHAT) == (3, 1)
+def test_integers_are_a_list_of_positive_integers(value):
+    assert integers({"a": [3, 1]}, "a", WHAT) == (3, 1)
     message = r"^some config: a must be a list of positive integers, is "
     with pytest.raises(ConversionError, match=message):
-        counts({"a": value}, "a", WHAT)
+        integers({"a": value}, "a", WHAT)
 
 
 @pytest.mark.parametrize("value", [0, -0.1, True, float("inf"), float("nan"), "1", None])
