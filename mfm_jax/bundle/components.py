@@ -1,4 +1,4 @@
-"""The components that a bundle may have: how each is described, built and documented."""
+"""The components that a bundle may have, with their configs and constructors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 
 
 class ComponentKind(NamedTuple):
-    """How a component is described and built."""
+    """The config type and the constructor of a component."""
 
     config: type
     build: Callable[..., nnx.Module]
@@ -39,7 +39,7 @@ COMPONENTS: dict[str, ComponentKind] = {
     "vocoder": ComponentKind(VocoderConfig, Vocoder),
     "text": ComponentKind(EmptyTextConfig, EmptyText),
     "t5": ComponentKind(T5Config, T5Encoder),
-    "gpt2": ComponentKind(GPT2Config, GPT2),  # that a mapper starts from
+    "gpt2": ComponentKind(GPT2Config, GPT2),  # initial weights of a mapper
     "sequence": ComponentKind(MapperConfig, build_mapper),  # AudioLDM2's own, from text to LOA
     "cnn14": ComponentKind(Cnn14Config, Cnn14Tagger),  # for metrics
     "listener": ComponentKind(ListenerConfig, Listener),  # for the scores of Foley clips
@@ -48,11 +48,11 @@ COMPONENTS: dict[str, ComponentKind] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the components of a bundle agree on, and how they are sampled by default."""
+    """Settings that the components of a bundle share, and the defaults of sampling."""
 
-    schedule: Schedule = field(default_factory=Schedule)  # that the UNet was trained with
+    schedule: Schedule = field(default_factory=Schedule)  # of the UNet's training
     frames: int = 1024  # mel frames of 10 ms in a window
-    overlap: float = 1.28  # seconds that the windows of a long video share
+    overlap: float = 1.28  # seconds shared by neighbouring windows of a long video
     sampler: str = "dpm++"  # "ddim" or "dpm++"
     steps: int = 25  # of the sampler
     guidance: float = 3.5  # scale of classifier-free guidance; 1 is none
@@ -66,13 +66,13 @@ class Settings:
 
     @property
     def seconds(self) -> float:
-        """Length of a window."""
+        """Length of a window in seconds."""
         return self.frames / 100
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights of a component come from."""
+    """The origin of a component's weights."""
 
     made_by: str  # the command that trained or converted them
     licence: str  # of the weights, an SPDX expression (`mfm_jax.bundle.licences`)

@@ -1,4 +1,4 @@
-"""Writing a bundle, or components of one. Several processes may do so at the same time."""
+"""Write a bundle or components of one. Several processes may do so at the same time."""
 
 import json
 import os
@@ -34,10 +34,10 @@ class Component(NamedTuple):
     """A component to be written."""
 
     config: Any
-    # A network, or its weights by name as they come: then no more than a part of them is held.
+    # A network, or a stream of its weights by name, of which only a part is in memory.
     weights: nnx.Module | Iterable[tuple[str, Any]]
-    source: Source | Callable[[], Source]  # or what tells it once the weights are written
-    # Puts files that belong to the component into its folder.
+    source: Source | Callable[[], Source]  # a function is called after the weights are written
+    # Writes additional files into the component's folder.
     add_files: Callable[[Path], None] = lambda folder: None
 
 
@@ -49,16 +49,16 @@ def write_bundle(
     base: Path | None = None,
     dtype: DTypeLike | None = None,
 ) -> Bundle:
-    """Put `components` into the bundle at `path`, new or existing.
+    """Write `components` into the bundle at `path`, new or existing.
 
     Args:
-        settings: replace the bundle's, or change them. A new bundle has those of `base`, or the
-            default.
-        base: a bundle whose other components are taken over (hard links where possible).
-        dtype: precision of the stored floating-point weights; as they are if not given.
+        settings: new settings, or a function from the present ones to new ones. By default a new
+            bundle gets those of `base`, or the defaults.
+        base: a bundle from which other components are copied (by hard links where possible).
+        dtype: precision of the stored floating-point weights; unchanged by default.
 
     Raises:
-        BundleError: a component's name is unknown, or `path` holds something else.
+        BundleError: a component's name is unknown, or `path` is not a bundle or a new folder.
     """
     path = Path(path)
     if unknown := sorted(components.keys() - COMPONENTS.keys()):
@@ -73,7 +73,7 @@ def write_bundle(
             folder = stack.enter_context(_new_component(path, name))
             written[name] = _write_component(name, Component(*component), folder, dtype)
         with locked(path):
-            # Only now, as another process may have put something there in the meantime.
+            # Read now, as another process may have written to the bundle in the meantime.
             old, from_base = _existing(path), Bundle.open(base) if base else None
             present = next((b.settings for b in (old, from_base) if b is not None), Settings())
             entries = {**(old.entries if old else {}), **written}
@@ -86,7 +86,7 @@ def write_bundle(
 
 
 def write_sizes(path: Path, configs: Mapping[str, Any], settings: Settings | None = None) -> None:
-    """Write a bundle that has configs and no weights: for what asks for sizes alone.
+    """Write a bundle with configs and no weights, for programs that need only the sizes.
 
     Raises:
         BundleError: there is a bundle at `path`.
@@ -105,7 +105,7 @@ def _existing(path: Path) -> Bundle | None:
 
 @contextmanager
 def _new_component(path: Path, name: str) -> Iterator[Path]:
-    """A folder for a component, locked until it is named in `bundle.json` or given up."""
+    """Make a folder for a component, locked until `bundle.json` names it or writing fails."""
     folder = path / f"{name}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
@@ -147,10 +147,10 @@ class _Counter:
 
 
 def _take_over(base: Bundle, path: Path, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Copy the components that are not in `entries`."""
+    """Copy the components of `base` that are not in `entries`, and return their entries."""
     others = {name: entry for name, entry in base.entries.items() if name not in entries}
     for entry in others.values():
-        shutil.rmtree(path / entry.folder, ignore_errors=True)  # what a killed run may have left
+        shutil.rmtree(path / entry.folder, ignore_errors=True)  # from a run that was killed
         with new_folder(path / entry.folder) as folder:
             shutil.copytree(
                 base.path / entry.folder, folder, dirs_exist_ok=True, copy_function=_link_or_copy
@@ -166,7 +166,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> None:
-    """Name the new folders in `bundle.json`, then remove those that nobody names or writes."""
+    """Name the new folders in `bundle.json`, then remove folders that are not named or locked."""
     data = {
         "format": FORMAT,
         "settings": to_json(settings),

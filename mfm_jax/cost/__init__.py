@@ -1,1 +1,1 @@
-"""What a program costs, as written and as compiled, and what devices can do."""
+"""Count the operations and bytes of programs, and look up the figures of devices."""

@@ -1,4 +1,4 @@
-"""Floating-point operations of a product: two for each multiplication that is not with padding."""
+"""Count the floating-point operations of products: two per multiplication, none for padding."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Axis(NamedTuple):
-    """How a convolution runs along one axis of space; `before` is the padding in front."""
+    """A convolution along one spatial axis; `before` is the padding in front."""
 
     size: int  # of the input
     output: int
@@ -19,18 +19,18 @@ class Axis(NamedTuple):
     kernel_dilation: int = 1
 
     def products(self) -> int:
-        """Pairs of an output and a place of its kernel that lies on a number of the input."""
+        """Return the number of pairs of output and kernel position that meet an input element."""
         starts = np.arange(self.output) * self.stride - self.before
-        places = starts[:, None] + np.arange(self.kernel) * self.kernel_dilation
-        inside = (places >= 0) & (places <= (self.size - 1) * self.input_dilation)
-        return int((inside & (places % self.input_dilation == 0)).sum())
+        positions = starts[:, None] + np.arange(self.kernel) * self.kernel_dilation
+        inside = (positions >= 0) & (positions <= (self.size - 1) * self.input_dilation)
+        return int((inside & (positions % self.input_dilation == 0)).sum())
 
 
 def dot(output: Sequence[int], contracted: Sequence[int]) -> int:
-    """Of a product of matrices, by the sizes of its output and of the axes summed over."""
+    """Return the operations of a matrix product, given its output's sizes and the summed axes'."""
     return 2 * math.prod(output) * math.prod(contracted)
 
 
 def convolution(batch: int, channels_out: int, channels_in: int, space: Sequence[Axis]) -> int:
-    """Of a convolution; `channels_in` are those that one output channel reads."""
+    """Return the operations of a convolution; one output channel reads `channels_in`."""
     return 2 * batch * channels_out * channels_in * math.prod(axis.products() for axis in space)

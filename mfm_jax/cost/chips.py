@@ -1,27 +1,27 @@
 """Published figures of accelerators.
 
-TPUs: the pages on system architecture of docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x),
-read in November 2026; the bandwidth between chips is given there for both directions of all ports.
+TPUs: the system architecture pages of docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), as
+of November 2026; they give the bandwidth between chips for both directions of all ports.
 GPUs: the data sheets of NVIDIA's A100, H100 and H200 SXM, dense bfloat16.
 """
 
 from dataclasses import dataclass
 
 HOP = 1e-6
-"""Seconds that a message takes from a chip to the next, about ("How to Scale Your Model", part 3:
-jax-ml.github.io/scaling-book); no page of specifications has it."""
+"""Approximate seconds that a message takes to the next chip. No specification has it; this is from
+"How to Scale Your Model", part 3 (jax-ml.github.io/scaling-book)."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What one device can do."""
+    """Peak figures of one device."""
 
     name: str
     flops: float  # bfloat16 operations a second
     memory: float  # bytes
     bandwidth: float  # bytes a second between memory and chip
     link: float = 0.0  # bytes a second out of one port; a chip has two for each axis of the torus
-    wraps: int = 0  # length from which on an axis is a ring (a multiple of it)
+    wraps: int = 0  # an axis whose length is a multiple of this is a ring
 
 
 CHIPS = {
@@ -49,17 +49,17 @@ KINDS = {
     "TPU v6e": "v6e",
     "TPU7x": "tpu7x",
 }
-"""What JAX calls the chips (`jax.Device.device_kind`)."""
+"""Chips by JAX's name for them (`jax.Device.device_kind`)."""
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The figures of a device of this `device_kind`, if there are any here."""
+    """Return the figures of a device of this `device_kind`, or None if it is not listed."""
     if kind in KINDS:
         return CHIPS[KINDS[kind]]
     return next((CHIPS[n] for n in ("a100", "h100", "h200") if n.upper() in kind), None)
 
 
 def peak_flops(kind: str) -> float | None:
-    """bfloat16 operations a second of a device of this `device_kind`; None where unknown."""
+    """Return the peak bfloat16 operations a second of this `device_kind`, or None if unknown."""
     chip = chip_of(kind)
     return None if chip is None else chip.flops

@@ -1,7 +1,7 @@
-"""The arithmetic of a program as it is written, before any compiler or mesh.
+"""Count the floating-point operations of a program as written, before compilation and sharding.
 
-Only products of matrices and convolutions are counted: they are nearly all of a network's work, and
-what peak figures of devices refer to.
+Only matrix products and convolutions are counted: they are nearly all of a network's work, and peak
+figures of devices refer to them.
 """
 
 from collections.abc import Callable
@@ -16,42 +16,42 @@ from mfm_jax.cost.arithmetic import Axis, convolution, dot
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
-    """Floating-point operations of `function(*arguments, **options)`, on all devices together.
+    """Count the operations of `function(*arguments, **options)`, on all devices together.
 
-    The arguments may be shapes; options are passed on as they are. A loop counts as often as it
-    runs, and of branches the one that does most. What is computed anew for gradients
-    (rematerialisation) counts again, and what nothing reads does not count.
+    The arguments may be shapes; the options are static. The body of a loop counts once per
+    iteration, and of branches only the largest counts. Recomputation for gradients
+    (rematerialisation) counts again; results that are not used do not count.
 
     Raises:
-        ValueError: a loop that nobody knows the length of.
+        ValueError: the length of a loop is not known.
     """
     return jaxpr_flops(jax.make_jaxpr(partial(function, **options))(*arguments).jaxpr)
 
 
 def jaxpr_flops(jaxpr: Jaxpr) -> int:
-    """As `count_flops`, of a function that has been traced."""
-    return _operations(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+    """Count the operations of a traced function, as `count_flops` does."""
+    return _jaxpr_flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
-def _operations(jaxpr: Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: JaxprEqn) -> int:
+def _equation_flops(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left, output = _shape(equation.invars[0]), _shape(equation.outvars[0])
         return dot(output, [left[axis] for axis in contracted])
     if name == "conv_general_dilated":
-        return _of_convolution(equation)
-    inner = [_operations(jaxpr) for value in params.values() for jaxpr in _programs(value)]
+        return _convolution_flops(equation)
+    inner = [_jaxpr_flops(jaxpr) for value in params.values() for jaxpr in _programs(value)]
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "cond":
         return max(inner)
     if name == "while" and any(inner):
-        raise ValueError("a while loop with products in it: nobody knows how often it runs")
+        raise ValueError("cannot count the products in a while loop: its length is not known")
     return sum(inner)
 
 
@@ -60,7 +60,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _programs(value: Any) -> list[Jaxpr]:
-    """The programs that a parameter of an operation holds."""
+    """Return the programs in a parameter of an operation."""
     if isinstance(value, ClosedJaxpr):
         return [value.jaxpr]
     if isinstance(value, Jaxpr):
@@ -70,7 +70,7 @@ def _programs(value: Any) -> list[Jaxpr]:
     return []
 
 
-def _of_convolution(equation: JaxprEqn) -> int:
+def _convolution_flops(equation: JaxprEqn) -> int:
     params = equation.params
     numbers = params["dimension_numbers"]
     left, kernel = map(_shape, equation.invars)

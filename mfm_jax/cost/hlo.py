@@ -1,8 +1,8 @@
-"""What a compiled program does on one device: arithmetic, traffic to its memory, exchange.
+"""Count a compiled program's operations, memory traffic and communication on one device.
 
-Read from the text of the program, as `cost_analysis` counts the body of a loop once. Source of the
-format: openxla.org/xla/operation_semantics; nothing promises it, so a shape or a loop that is not
-understood is an error and not left out.
+The text of the program is parsed, as XLA's `cost_analysis` counts the body of a loop only once. The
+format (openxla.org/xla/operation_semantics) is not guaranteed, so a shape or a loop that is not
+understood is an error.
 """
 
 import math
@@ -24,7 +24,7 @@ FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "while", "conditional", "call", "domain", "async-start",
 )  # fmt: skip
-"""Operations that move nothing themselves; what a loop or a call runs is counted inside it."""
+"""Operations without memory traffic; the body of a loop or a call is counted separately."""
 
 BITS = {
     "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
@@ -34,43 +34,43 @@ BITS = {
 
 
 class Shape(NamedTuple):
-    """An array of a program."""
+    """Type and shape of an array in a program."""
 
     dtype: str
     sizes: tuple[int, ...]
-    near: bool  # in a memory on the chip, not in its large one
+    on_chip: bool  # otherwise in HBM
 
     @property
     def bytes(self) -> int:
-        """Of its numbers, without padding."""
+        """Size of the elements, without padding."""
         bits = 8 if self.dtype.startswith("f8") else BITS[self.dtype]
         return math.prod(self.sizes) * bits // 8
 
     @property
-    def far(self) -> int:
-        """Bytes in the large memory."""
-        return 0 if self.near else self.bytes
+    def hbm_bytes(self) -> int:
+        """Bytes in HBM."""
+        return 0 if self.on_chip else self.bytes
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A line of a program."""
+    """An operation, which is one line of a program."""
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]  # of what it gives: several of a tuple
+    shapes: tuple[Shape, ...]  # of the result: several for a tuple
     operands: tuple[str, ...]
-    inside: str  # what stands between its parentheses
+    inside: str  # the text between its parentheses
     about: str  # attributes
     root: bool
 
     def attribute(self, name: str) -> str | None:
-        """An attribute up to the next comma or blank, its braces included."""
+        """Return an attribute up to the next comma or blank, with its braces."""
         found = re.search(rf"\b{name}=(\{{.*?\}}|[^\s,]+)", self.about)
         return None if found is None else found[1].lstrip("%")
 
     def numbers(self, name: str) -> list[int]:
-        """An attribute that is a list of numbers."""
+        """Return an attribute that is a list of numbers."""
         return [int(n) for n in re.findall(r"\d+", self.attribute(name) or "")]
 
 
@@ -78,44 +78,44 @@ Computation = Mapping[str, Operation]
 
 
 class Collective(NamedTuple):
-    """An exchange between devices."""
+    """A collective operation between devices."""
 
     kind: str
-    bytes: int  # that a device sends (of a reduction, both ways)
-    group: tuple[int, ...]  # devices that exchange, of the one with device 0; by place in the mesh
-    times: int  # in a run of the program
+    bytes: int  # that a device sends (for a reduction, in both phases)
+    group: tuple[int, ...]  # the group of device 0, as indices of the mesh's devices
+    times: int  # executions in a run of the program
 
 
 @dataclass
 class Work:
-    """Of one device in one run of the program."""
+    """The work of one device in one run of the program."""
 
     flops: int = 0
-    bytes: int = 0  # to and from its large memory
+    bytes: int = 0  # to and from HBM
     collectives: list[Collective] = field(default_factory=list)
 
     def add(self, other: "Work", times: int) -> None:
-        """`other`, `times` over."""
+        """Add `other`, multiplied by `times`."""
         self.flops += times * other.flops
         self.bytes += times * other.bytes
         self.collectives += [c._replace(times=c.times * times) for c in other.collectives]
 
 
 class HLOError(ValueError):
-    """A program that this module does not understand."""
+    """A compiled program that this module does not understand."""
 
 
 def work(text: str) -> Work:
-    """Count a compiled program (`jax.stages.Compiled.as_text()`).
+    """Count the work of a compiled program (`jax.stages.Compiled.as_text()`).
 
     Raises:
-        HLOError: a part that is not understood.
+        HLOError: a part is not understood.
     """
     return Program(text).work
 
 
 class Program:
-    """A parsed program."""
+    """A parsed compiled program."""
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, Computation] = dict(_computations(text))
@@ -123,35 +123,35 @@ class Program:
         self.devices = int(partitions[1]) if partitions else 1
         entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)
         if entry is None:
-            raise HLOError("no entry in the program")
+            raise HLOError("the program has no entry computation")
         self.entry = entry[1]
         self._done: dict[str, Work] = {}
         self._channels: set[str] = set()
 
     @cached_property
     def work(self) -> Work:
-        """Of the whole program."""
-        return self._of(self.entry)
+        """The work of the entire program."""
+        return self._work_of(self.entry)
 
-    def _of(self, name: str) -> Work:
+    def _work_of(self, name: str) -> Work:
         if name not in self._done:
             total, computation = Work(), self.computations[name]
             for operation in computation.values():
-                total.add(self._of_operation(operation, computation), 1)
+                total.add(self._operation_work(operation, computation), 1)
             self._done[name] = total
         return self._done[name]
 
-    def _of_operation(self, operation: Operation, computation: Computation) -> Work:
+    def _operation_work(self, operation: Operation, computation: Computation) -> Work:
         if operation.opcode == "while":
             total = Work()
-            total.add(self._of(operation.attribute("body") or ""), self._trips(operation))
+            total.add(self._work_of(operation.attribute("body") or ""), self._trip_count(operation))
             return total
         if operation.opcode == "conditional":
-            # The branch that does most.
-            return max(map(self._of, _called(operation)), key=lambda w: (w.flops, w.bytes))
+            # The branch with the most work.
+            return max(map(self._work_of, _called(operation)), key=lambda w: (w.flops, w.bytes))
         kind = operation.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            return Work(collectives=self._exchange(kind, operation, computation))
+            return Work(collectives=self._collectives(kind, operation, computation))
         if operation.opcode.endswith(("-done", "-update")):
             return Work()
         total = Work(
@@ -159,32 +159,32 @@ class Program:
             bytes=self._traffic(operation, computation),
         )
         for name in _called(operation):
-            inner = self._of(name)
-            # What a fusion reads and writes inside never leaves the chip.
+            inner = self._work_of(name)
+            # Traffic inside a fusion never leaves the chip.
             fused = operation.opcode == "fusion"
             total.add(Work(inner.flops, 0 if fused else inner.bytes, inner.collectives), 1)
         return total
 
-    def _trips(self, operation: Operation) -> int:
-        """How often a loop runs: as its attributes say, or as it counts up from 0 to a constant.
+    def _trip_count(self, operation: Operation) -> int:
+        """Return the trip count of a loop: an attribute, or the constant it counts up to from 0.
 
         Raises:
-            HLOError: it does neither.
+            HLOError: it has neither.
         """
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', operation.about)
         if known:
             return int(known[1])
         condition = self.computations[operation.attribute("condition") or ""]
         root = next(o for o in condition.values() if o.root)
-        if root.opcode == "fusion":  # the comparison, packed
+        if root.opcode == "fusion":  # the comparison is inside a fusion
             (name,) = _called(root)
-            packed = self.computations[name]
-            condition = {**condition, **packed}
-            root = next(o for o in packed.values() if o.root)
+            fused = self.computations[name]
+            condition = {**condition, **fused}
+            root = next(o for o in fused.values() if o.root)
         ends = [o for o in condition.values() if o.opcode == "constant"]
         if root.opcode == "compare" and "direction=LT" in root.about and len(ends) == 1:
             return int(ends[0].inside)
-        raise HLOError(f"nobody knows how often the loop {operation.name} runs")
+        raise HLOError(f"the loop {operation.name} has no known trip count")
 
     def _products(self, operation: Operation, computation: Computation) -> int:
         if operation.opcode == "dot":
@@ -192,7 +192,7 @@ class Program:
             contracted = [left[axis] for axis in operation.numbers("lhs_contracting_dims")]
             return dot(operation.shapes[0].sizes, contracted)
         if operation.opcode == "convolution":
-            return _of_convolution(operation, computation)
+            return _convolution_flops(operation, computation)
         return 0
 
     def _traffic(self, operation: Operation, computation: Computation) -> int:
@@ -202,26 +202,26 @@ class Program:
             return 0
         read = [computation[name].shapes for name in operation.operands if name in computation]
         if operation.opcode in ("copy-start", "slice-start"):
-            # Gives what it has written, what it read, and a note.
+            # The result is a tuple of destination, source and context.
             there = operation.shapes[0] if operation.opcode == "copy-start" else _last(operation)
             (source, *_), *_ = read
-            return min(source.bytes, there.bytes) * ((not source.near) + (not there.near))
+            return min(source.bytes, there.bytes) * ((not source.on_chip) + (not there.on_chip))
         if operation.opcode == "fusion":
             (name,) = _called(operation)
             return _fused_traffic(self.computations[name])
         if operation.opcode in ("dynamic-slice", "gather", "slice"):
-            return 2 * operation.shapes[0].bytes * (not read[0][0].near)
+            return 2 * operation.shapes[0].bytes * (not read[0][0].on_chip)
         if operation.opcode == "dynamic-update-slice":
-            return 2 * read[1][0].bytes * (not operation.shapes[0].near)
-        written = sum(shape.far for shape in operation.shapes)
-        return written + sum(shape.far for shapes in read for shape in shapes)
+            return 2 * read[1][0].bytes * (not operation.shapes[0].on_chip)
+        written = sum(shape.hbm_bytes for shape in operation.shapes)
+        return written + sum(shape.hbm_bytes for shapes in read for shape in shapes)
 
-    def _exchange(
+    def _collectives(
         self, kind: str, operation: Operation, computation: Computation
     ) -> list[Collective]:
         channel = operation.attribute("channel_id")
         if channel is not None:
-            # One that runs beside other work is written down at each place that drives it on.
+            # An asynchronous collective appears once for each operation that it overlaps with.
             if channel in self._channels:
                 return []
             self._channels.add(channel)
@@ -236,7 +236,7 @@ class Program:
         return [Collective(kind, sent, group, 1)] if n > 1 or kind == "collective-permute" else []
 
     def _group(self, operation: Operation) -> tuple[int, ...]:
-        """The devices that exchange with each other, of the group of device 0."""
+        """Return the devices of the group of device 0."""
         about = operation.about
         if "source_target_pairs" in about:
             pairs = re.findall(r"\{(\d+),(\d+)\}", about.split("source_target_pairs=")[1])
@@ -257,11 +257,11 @@ class Program:
             return tuple(_integers(found[1]))
         if "replica_groups={}" in about:
             return tuple(range(self.devices))
-        raise HLOError(f"nobody knows between which devices {operation.name} exchanges")
+        raise HLOError(f"the groups of devices of {operation.name} are not understood")
 
 
 def _called(operation: Operation) -> list[str]:
-    """The computations that an operation runs, but for those applied to single numbers."""
+    """Return the computations that an operation calls, except those applied to scalars."""
     if operation.opcode in ("fusion", "call", "async-start"):
         name = operation.attribute("calls") or operation.attribute("to_apply")
         return [] if name is None else [name]
@@ -273,22 +273,22 @@ def _called(operation: Operation) -> list[str]:
 
 
 def _fused_traffic(inside: Computation) -> int:
-    """What a fusion reads and writes; of an array that it only takes pieces of, these."""
+    """Return the bytes that a fusion reads and writes; of an array that it slices, the slices."""
     total = 0
     for parameter in (o for o in inside.values() if o.opcode == "parameter"):
         readers = [o for o in inside.values() if parameter.name in o.operands]
         for shape in parameter.shapes:
-            if readers and all(_takes_a_piece(o, parameter.name) for o in readers):
+            if readers and all(_slices(o, parameter.name) for o in readers):
                 pieces = (o.shapes[0].bytes for o in readers if "update" not in o.opcode)
-                total += sum(pieces) * (not shape.near)
+                total += sum(pieces) * (not shape.on_chip)
             else:
-                total += shape.far
+                total += shape.hbm_bytes
     for root in _roots(inside):
         if root.opcode == "dynamic-update-slice":
             piece = inside[root.operands[1]].shapes[0]
-            total += piece.bytes * (not root.shapes[0].near)
+            total += piece.bytes * (not root.shapes[0].on_chip)
         else:
-            total += sum(shape.far for shape in root.shapes)
+            total += sum(shape.hbm_bytes for shape in root.shapes)
     return total
 
 
@@ -297,19 +297,19 @@ def _roots(inside: Computation) -> list[Operation]:
     return [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
 
 
-def _takes_a_piece(operation: Operation, name: str) -> bool:
-    """Whether it reads but a piece of its operand `name`, or changes a piece of it in place."""
+def _slices(operation: Operation, name: str) -> bool:
+    """Return whether an operation only slices its operand `name`, or updates a slice in place."""
     if operation.opcode in ("dynamic-slice", "gather", "slice", "dynamic-update-slice"):
         return operation.operands[0] == name and name not in operation.operands[1:]
     return False
 
 
 def _last(operation: Operation) -> Shape:
-    """The array that a `slice-start` writes: the last one of its tuple that is no note."""
+    """Return the array that a `slice-start` writes: the last of its tuple that is not a scalar."""
     return [shape for shape in operation.shapes if shape.sizes][-1]
 
 
-def _of_convolution(operation: Operation, computation: Computation) -> int:
+def _convolution_flops(operation: Operation, computation: Computation) -> int:
     left, kernel = (computation[name].shapes[0].sizes for name in operation.operands[:2])
     output = operation.shapes[0].sizes
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", operation.about)
@@ -343,7 +343,7 @@ def _window(about: str) -> dict[str, list[str]]:
 
 
 IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-"""Numbers counted up in an array of these sizes, whose axes are then put into this order."""
+"""Pattern of an iota: consecutive numbers in an array of these sizes, transposed by this order."""
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:
@@ -386,7 +386,7 @@ def _operation(line: str) -> Operation:
 
 
 def _split_type(text: str) -> tuple[str, str]:
-    """A type and what follows it."""
+    """Split a type from the text behind it."""
     if text.startswith("("):
         inside, rest = _balanced(text[1:])
         return inside, rest.lstrip()
@@ -395,7 +395,7 @@ def _split_type(text: str) -> tuple[str, str]:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-    """What stands before the parenthesis that closes, and what stands behind it."""
+    """Split the text before the closing parenthesis from the text behind it."""
     depth = 1
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -407,12 +407,12 @@ def _balanced(text: str) -> tuple[str, str]:
 def _shapes(kind: str) -> Iterator[Shape]:
     for dtype, sizes, layout in re.findall(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?", kind):
         memory = re.search(r"S\((\d+)\)", layout)
-        whole = tuple(int(n.strip("<=")) for n in sizes.split(",") if n)
-        yield Shape(dtype, whole, memory is not None and memory[1] != "0")
+        bounds = tuple(int(n.strip("<=")) for n in sizes.split(",") if n)
+        yield Shape(dtype, bounds, memory is not None and memory[1] != "0")
 
 
 def sent_by(collectives: Sequence[Collective]) -> dict[str, int]:
-    """Bytes that a device sends, by the kind of exchange."""
+    """Return the bytes that a device sends, by kind of collective."""
     total: dict[str, int] = {}
     for collective in collectives:
         total[collective.kind] = total.get(collective.kind, 0) + collective.bytes * collective.times

@@ -1,1 +1,1 @@
-"""What training and generation need on devices that are not there."""
+"""Estimate training and generation on devices that are not present."""

@@ -1,4 +1,4 @@
-"""The sizes of the released networks, as a bundle without weights."""
+"""A bundle with the sizes of the released networks and without weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ from mfm_jax.text.wordpiece import tiny_timestamp_vocabulary
 
 
 def released() -> Mapping[str, Any]:
-    """Config by component. Of what changes no size, stand-ins: words, the scale of latents."""
+    """Return the config of each component; vocabulary and latent scale are stand-ins."""
     return {
         "cavp": CAVPConfig.diff_foley(),
         "timechat": TimeChatConfig.timechat_7b(tiny_timestamp_vocabulary()),
@@ -33,6 +33,6 @@ def released() -> Mapping[str, Any]:
 
 
 def write_released(folder: Path) -> Path:
-    """Make `folder` a bundle of these sizes; opens like any other, and has nothing to load."""
+    """Write the bundle into `folder`. It opens like any other, but there is nothing to load."""
     write_sizes(folder, released())
     return folder

@@ -1,7 +1,7 @@
-"""How long a program takes at least, by the published figures of the devices it runs on.
+"""Bound the time of a program from below, by the published peak figures of its devices.
 
-A bound and not a forecast: nobody reaches a peak. "How to Scale Your Model", part 1 and 3
-(jax-ml.github.io/scaling-book), is the source of the model.
+This is not a forecast, as programs do not reach the peak figures. The model is that of "How to
+Scale Your Model", parts 1 and 3 (jax-ml.github.io/scaling-book).
 """
 
 import re
@@ -19,34 +19,34 @@ from mfm_jax.plan.programs import Program
 from mfm_jax.runtime.sharding import Layout
 
 SPARE = 0.1
-"""Share of a device's memory that should stay free: what else runs there has to live, too."""
+"""Share of a device's memory that should stay free for other programs."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device."""
+    """Memory of one device in bytes."""
 
-    peak: int  # the most at any moment, with the program itself
-    arguments: int  # of it, what the program is given: weights, moments, a batch
-    available: float  # by the page of the device
+    peak: int  # with the program itself
+    arguments: int  # the part for weights, moments and the batch
+    available: float  # by the specification of the device
 
     @property
     def free(self) -> float:
-        """The share that stays free at the peak."""
+        """The share of memory that stays free at the peak."""
         return 1 - self.peak / self.available
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a program on a number of devices; what is of one device says so."""
+    """Work and least time of a program on a number of devices."""
 
     name: str
     devices: int
     flops: int  # of all devices, as the program is written
-    device_flops: int  # as compiled: with what a mesh makes several devices do alike
-    device_bytes: int  # to and from its memory
+    device_flops: int  # of one device as compiled, replicated work included
+    device_bytes: int  # to and from the memory of one device
     memory: Memory
-    sent: dict[str, int]  # bytes that a device sends, by the kind of exchange
+    sent: dict[str, int]  # bytes that a device sends, by kind of collective
     compute: float  # seconds of a device, if nothing else took time
     traffic: float
     exchange: float
@@ -57,34 +57,34 @@ class Estimate:
         return self.device_flops / max(1, self.device_bytes)
 
     @property
-    def alike(self) -> float:
-        """The share of the arithmetic that several devices do alike, or anew."""
+    def replicated(self) -> float:
+        """The share of the arithmetic that is replicated or recomputed."""
         return max(0.0, 1 - self.flops / max(1, self.devices * self.device_flops))
 
     @property
     def fastest(self) -> float:
-        """Seconds where arithmetic, memory and exchange all run beside each other."""
+        """Seconds if arithmetic, memory traffic and communication all overlap."""
         return max(self.compute, self.traffic, self.exchange)
 
     @property
     def slowest(self) -> float:
-        """Seconds where the exchange waits for all else."""
+        """Seconds if communication does not overlap with anything."""
         return max(self.compute, self.traffic) + self.exchange
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource that takes longest: "arithmetic", "memory" or "exchange"."""
         named = {"arithmetic": self.compute, "memory": self.traffic, "exchange": self.exchange}
         return max(named, key=lambda name: named[name])
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON: bytes, operations and seconds."""
+        """Return the estimate as JSON: bytes, operations and seconds."""
         return {
             "program": self.name,
             "devices": self.devices,
             "flops": self.flops,
             "flops_per_device": self.device_flops,
-            "flops_alike": round(self.alike, 4),
+            "flops_alike": round(self.replicated, 4),
             "bytes_per_device": self.device_bytes,
             "flops_per_byte": round(self.intensity, 1),
             "peak_bytes": self.memory.peak,
@@ -107,10 +107,10 @@ class DoesNotFit(ValueError):
 
 
 def estimate(program: Program, layout: Layout, chip: Chip) -> Estimate:
-    """Compile `program` for the devices of `layout` and measure what comes out.
+    """Compile `program` for the devices of `layout` and estimate its time.
 
     Raises:
-        DoesNotFit: it needs more memory than there is.
+        DoesNotFit: it needs more memory than a device has.
         HLOError: the compiled program is not understood.
     """
     traced = program.traced(layout)
@@ -142,19 +142,19 @@ def estimate(program: Program, layout: Layout, chip: Chip) -> Estimate:
 
 
 def seconds(exchange: hlo.Collective, chip: Chip, devices: Sequence[Any]) -> float:
-    """Of an exchange between chips of a torus: its bytes over the links it can use, and the way.
+    """Return the time of a collective on a torus: its bytes over the links it can use, and latency.
 
-    A group that lies along several axes uses the ports of all of them. An axis shorter than a ring
-    has an end, whose chip has one neighbour.
+    A group that lies along several axes uses the ports of all of them. An axis that is not a ring
+    has ends, whose chips have one neighbour.
     """
-    places = np.array([devices[i].coords for i in exchange.group])
-    whole = np.ptp(np.array([device.coords for device in devices]), axis=0) + 1
-    lengths = np.ptp(places, axis=0) + 1
+    coordinates = np.array([devices[i].coords for i in exchange.group])
+    extents = np.ptp(np.array([device.coords for device in devices]), axis=0) + 1
+    lengths = np.ptp(coordinates, axis=0) + 1
     if exchange.kind == "collective-permute":
         return exchange.bytes / chip.link + int((lengths - 1).sum()) * HOP
     ports, hops = 0, 0
-    for length, most in zip(lengths, whole, strict=True):
-        ring = length == most and most % chip.wraps == 0
+    for length, extent in zip(lengths, extents, strict=True):
+        ring = length == extent and extent % chip.wraps == 0
         if length > 1:
             ports += 2 if ring else 1
             hops += length // 2 if ring else length - 1
