@@ -1,7 +1,7 @@
-"""`python -m benchmarks`: our networks beside the PyTorch originals, same weights, same run.
+"""`python -m benchmarks`: time our networks and the PyTorch originals, with the same weights.
 
-Prints one line a network: milliseconds of each (median of alternating runs) and the ratio. The line
-before names the hardware. Sizes fit a laptop.
+It prints the hardware, then one line per network: milliseconds of each (median of alternating runs)
+and the ratio. The sizes suit a laptop.
 """
 
 import json
@@ -43,13 +43,13 @@ UNET = {
 
 
 def ours_like(theirs: torch.nn.Module, table, build: Callable):
-    """Our network with the weights of theirs."""
+    """Return our network with their weights."""
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
     return with_weights(abstract(build), {k: jnp.asarray(v) for k, v in table.to_ours(state)})
 
 
 def time_pair(ours: Callable[[], jax.Array], theirs: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of each over alternating runs, after one run that compiles."""
+    """Return the median seconds of each over alternating runs, after a run that compiles."""
     jax.block_until_ready(ours())
     theirs()
     spent: tuple[list[float], list[float]] = ([], [])
@@ -62,19 +62,19 @@ def time_pair(ours: Callable[[], jax.Array], theirs: Callable[[], object]) -> tu
 
 
 def gpt2_pair():
-    """GPT-2 small over 256 vectors."""
+    """Return both forward passes of GPT-2 small over 256 vectors."""
     theirs = GPT2Model(TheirGPT2Config()).eval()
     config = GPT2Config.small()
     ours = ours_like(theirs, gpt2.table(config), lambda rngs: GPT2(config, rngs=rngs))
     x = np.random.default_rng(0).standard_normal((2, 256, 768), np.float32)
-    # The network is an argument: closed over, its weights would be constants of the program.
+    # The network is an argument; in a closure its weights would be constants of the program.
     forward = jax.jit(GPT2.__call__)
     xj, xt = jnp.asarray(x), torch.tensor(x)
     return lambda: forward(ours, xj, None), lambda: theirs(inputs_embeds=xt).last_hidden_state
 
 
 def unet_pair():
-    """AudioLDM2's layout at half its width, latents of 10.24 s, batch 2."""
+    """Return both forward passes of AudioLDM2's UNet at half its width: 10.24 s, batch 2."""
     theirs = AudioLDM2UNet2DConditionModel(**UNET).eval()
     config = unet.config(json.loads(theirs.to_json_string()))
     ours = ours_like(theirs, unet.TABLE, lambda rngs: UNet(config, rngs=rngs))
@@ -93,7 +93,7 @@ def unet_pair():
 
 
 def vae_pair():
-    """The VAE's decoder at half its width, 2.56 s."""
+    """Return both forward passes of the VAE's decoder at half its width, 2.56 s."""
     channels = (64, 128, 256)
     theirs = AutoencoderKL(
         in_channels=1,

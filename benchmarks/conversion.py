@@ -1,15 +1,14 @@
-"""`python -m benchmarks.conversion`: the converters at the released sizes, there and back.
+"""`python -m benchmarks.conversion`: convert checkpoints of the released sizes, and back.
 
 Every case makes a checkpoint of random weights (`benchmarks.sources`), converts it into a bundle,
-verifies and opens that, converts it back, and compares every tensor with the source. A row says how
-long that took beside `cp` of the same files, in both cases until all is on the disk, and how much
-memory it took at most.
+verifies and opens that, converts it back, and compares every tensor with the source. A row has the
+time, that of `cp` of the same files (both until everything is on the disk), and the peak memory.
 
     python -m benchmarks.conversion [--only NAME] [--json FILE]
     python -m benchmarks.conversion kill [--times 20]
 
-The second form kills conversions at random moments: after each the bundle must be the old one or
-the new one. Exit codes: 0 all is well, 1 a case failed or the bundle was broken.
+The second form kills conversions at random moments; each must leave the old or the new bundle. Exit
+codes: 0 success, 1 a case failed or the bundle was broken.
 """
 
 import argparse
@@ -42,7 +41,7 @@ from mfm_jax.storage.store import digest_file
 ROOT = Path(__file__).parents[1]
 CONVERT = (sys.executable, "-m", "convert")
 MFM = (sys.executable, "-c", "import sys; from mfm_jax.cli import main; sys.exit(main())")
-# Names and shapes of the weights are checked on the way.
+# Loading checks the names and shapes of the weights.
 OPEN = """
 import sys
 from mfm_jax.bundle import Bundle
@@ -50,8 +49,8 @@ bundle = Bundle.open(sys.argv[1])
 for name in bundle.entries:
     bundle.load(name)
 """
-# A process of its own, for what is measured is the largest of its children, and a child begins with
-# the peak of the process that it was forked from.
+# In a separate process: the measured peak is that of its largest child, and a child inherits the
+# peak of the process that forks it.
 MEASURE = """
 import os, resource, subprocess, sys, time
 start = time.perf_counter()
@@ -64,19 +63,19 @@ sys.exit(code)
 
 
 class Failed(Exception):
-    """A case that did not go well; the message is the reason."""
+    """A case that failed; the message is the reason."""
 
 
 class Run(NamedTuple):
-    """What a command took."""
+    """Time and memory of a command."""
 
-    seconds: float  # until all is on the disk
+    seconds: float  # until everything is on the disk
     peak: int  # bytes of resident memory
 
 
 @dataclass
 class Row:
-    """One case; what was not reached is None."""
+    """The results of a case; None where it was not reached."""
 
     network: str
     bytes: int | None = None  # of the source's files
@@ -91,7 +90,7 @@ class Row:
 
 
 def run(*command: str | Path) -> str:
-    """What a command printed.
+    """Run a command and return its output.
 
     Raises:
         Failed: it did not succeed.
@@ -104,7 +103,7 @@ def run(*command: str | Path) -> str:
 
 
 def measured(*command: str | Path) -> Run:
-    """What a command takes, with nothing waiting to be written when it starts.
+    """Run a command after `sync`, and return its time and memory.
 
     Raises:
         Failed: it did not succeed.
@@ -115,7 +114,7 @@ def measured(*command: str | Path) -> Run:
 
 
 def there_and_back(row: Row, checkpoint: Checkpoint, work: Path) -> None:
-    """Take a checkpoint through all steps and note them in the row.
+    """Take a checkpoint through all steps and record them in the row.
 
     Raises:
         Failed: a step did not succeed.
@@ -141,16 +140,16 @@ def there_and_back(row: Row, checkpoint: Checkpoint, work: Path) -> None:
 
 
 def _sizes(*paths: Path) -> Iterator[int]:
-    """Bytes of each file, those in folders included."""
+    """Yield the bytes of each file, those in folders included."""
     for path in paths:
         inside = path.rglob("*") if path.is_dir() else [path]
         yield from (file.stat().st_size for file in inside if file.is_file())
 
 
 def opened(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file as PyTorch and the safetensors package read it.
+    """Return the tensors of a file as PyTorch and the safetensors package read it.
 
-    They are mapped into memory and read when they are used, but for the format before zip files.
+    They are memory-mapped, except in the format before zip files.
     """
     if file.suffix == ".safetensors":
         return load_file(file)
@@ -159,7 +158,7 @@ def opened(file: Path) -> dict[str, torch.Tensor]:
 
 
 def differences(checkpoint: Checkpoint, back: Path) -> list[str]:
-    """How the tensors that came back differ from those of the source, one line for each kind."""
+    """Return how the tensors that came back differ from the source, one line for each kind."""
     wanted = {
         (part.back, name): tensor
         for part in checkpoint.parts
@@ -178,7 +177,7 @@ def differences(checkpoint: Checkpoint, back: Path) -> list[str]:
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether precision, shape and every bit are the same."""
+    """Return whether precision, shape and every bit are the same."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     first, second = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
@@ -190,13 +189,13 @@ HEADS += ["out s", "out peak MB", "verified", "equal"]
 
 
 def aligned(first: str, *others: str) -> str:
-    """The cells of a row of the table."""
+    """Align the cells of a row of the table."""
     cells = (f"{cell:>{max(6, len(name))}}" for cell, name in zip(others, HEADS, strict=True))
     return "  ".join((f"{first:21}", *cells))
 
 
 def line(row: Row) -> str:
-    """A row of the table; a dash is what was not reached."""
+    """Format a row of the table, with dashes for steps that were not reached."""
 
     def number(value: float | None, unit: float = 1, digits: int = 1) -> str:
         return "-" if value is None else f"{value / unit:.{digits}f}"
@@ -219,7 +218,7 @@ def line(row: Row) -> str:
 
 
 def print_table(args: argparse.Namespace, work: Path) -> bool:
-    """Run the cases; whether all went well."""
+    """Run the cases, and return whether all succeeded."""
     print(header := hardware(work))
     print(aligned("network", *HEADS), flush=True)
     rows = []
@@ -228,7 +227,7 @@ def print_table(args: argparse.Namespace, work: Path) -> bool:
         (work / name / "source").mkdir(parents=True)
         try:
             there_and_back(row, CASES[name](work / name / "source", args.small), work / name)
-        except Exception as error:  # whatever it is, the other cases go on
+        except Exception as error:  # of any type: the other cases go on
             row.failures.append(f"{type(error).__name__}: {error}")
         print(line(row), *row.failures, sep="\n    ", flush=True)
         if not args.keep:
@@ -245,12 +244,12 @@ def _told(row: Row) -> dict[str, Any]:
 
 
 DTYPES = "float32", "bfloat16", "float16"
-"""In which the killed conversions store the weights: always in another than is there."""
+"""Precisions of the killed conversions; each uses another one than the bundle has."""
 KILLED = "cavp"
 
 
 class State(NamedTuple):
-    """What is stored of the component, without what two equal conversions write differently."""
+    """The stored component, without the parts that differ between equal conversions."""
 
     config: Any
     arrays: dict[str, tuple[str, str]]  # dtype and SHA-256
@@ -258,7 +257,7 @@ class State(NamedTuple):
 
 
 def state(bundle: Bundle) -> State:
-    """Of the component that is converted."""
+    """Return the state of the component that is converted."""
     store = bundle.store(KILLED)
     arrays = {name: (listed.dtype, listed.sha256) for name, listed in store.arrays.items()}
     kept = {name: said for name, said in store.files.items() if not name.startswith("part-")}
@@ -266,12 +265,12 @@ def state(bundle: Bundle) -> State:
 
 
 def dtype_of(bundle: Bundle) -> str:
-    """The precision of the component's weights."""
+    """Return the precision of the component's weights."""
     return next(iter(state(bundle).arrays.values()))[0]
 
 
 def contents(bundle: Bundle, *, without: str | None = None) -> dict[str, str]:
-    """SHA-256 of every file of the components but one, or of the whole bundle."""
+    """Return the SHA-256 of every file of the bundle, or of all components but one."""
     folders = [bundle.path / e.folder for name, e in bundle.entries.items() if name != without]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     files += [bundle.path / "bundle.json"] if without is None else []
@@ -279,15 +278,15 @@ def contents(bundle: Bundle, *, without: str | None = None) -> dict[str, str]:
 
 
 def leftovers(bundle: Bundle) -> list[str]:
-    """What lies in the bundle's folder and does not belong to it."""
-    own = {"bundle.json", *(entry.folder for entry in bundle.entries.values())}
-    return sorted(path.name for path in bundle.path.iterdir() if path.name not in own)
+    """List what is in the bundle's folder and does not belong to it."""
+    known = {"bundle.json", *(entry.folder for entry in bundle.entries.values())}
+    return sorted(path.name for path in bundle.path.iterdir() if path.name not in known)
 
 
 def attempt(
     path: Path, command: tuple[str, ...], moment: float | None, new: State
 ) -> tuple[str, list[str]]:
-    """Run a conversion, killed after `moment` seconds if that is given; as `judged`."""
+    """Run a conversion, killed after `moment` seconds if given, and judge the bundle."""
     old = Bundle.open(path)
     before = contents(old)
     process = subprocess.Popen(
@@ -305,12 +304,12 @@ def attempt(
 
 
 def judged(path: Path, old: Bundle, before: dict[str, str], new: State) -> tuple[str, list[str]]:
-    """Which bundle there is now, and what is wrong with it.
+    """Return which bundle there is now, and a list of its problems.
 
     Args:
-        old: what there was, not to be read any more.
-        before: its `contents` then.
-        new: what the conversion stores when it is left alone.
+        old: the bundle before; its files may be gone.
+        before: its `contents`.
+        new: the state after a complete conversion.
     """
     try:
         bundle = Bundle.open(path)
@@ -328,30 +327,30 @@ def judged(path: Path, old: Bundle, before: dict[str, str], new: State) -> tuple
 
 
 def print_kills(args: argparse.Namespace, work: Path) -> bool:
-    """Kill conversions into one bundle; whether it was the old or the new one each time."""
+    """Kill conversions into one bundle, and return whether it always was the old or the new one."""
     (work / "source").mkdir()
     path = work / "bundle"
     shutil.copytree(TINY_BUNDLE, path)
     checkpoint = CASES[KILLED](work / "source", args.small)
     given = *map(str, checkpoint.sources), *checkpoint.options, "-o", str(path)
-    command = (*CONVERT, checkpoint.model, *given, "--dtype")
-    whole, seconds = {}, {}
+    command = (*CONVERT, checkpoint.model, *given, "--precision")
+    complete, seconds = {}, {}
     for dtype in DTYPES:
         start = time.perf_counter()
         run(*command, dtype)
         seconds[dtype] = time.perf_counter() - start
-        whole[dtype] = state(Bundle.open(path))
+        complete[dtype] = state(Bundle.open(path))
     print(hardware(work))
     print(", ".join(f"{d} takes {s:.1f} s" for d, s in seconds.items()), flush=True)
     rng, good = np.random.default_rng(args.seed), True
     for number in range(args.times):
         dtype = [d for d in DTYPES if d != dtype_of(Bundle.open(path))][number % 2]
         moment = rng.uniform(0, seconds[dtype])
-        found, problems = attempt(path, (*command, dtype), moment, whole[dtype])
+        found, problems = attempt(path, (*command, dtype), moment, complete[dtype])
         told = f"{number + 1:3}  {dtype:8}  {moment:6.2f} s  {found}"
         print(told, *problems, sep="\n     ", flush=True)
         good &= not problems
-    found, problems = attempt(path, (*command, DTYPES[0]), None, whole[DTYPES[0]])
+    found, problems = attempt(path, (*command, DTYPES[0]), None, complete[DTYPES[0]])
     left = leftovers(Bundle.open(path))
     print(f"not killed: {found}", *problems, sep="\n     ")
     print(f"left over: {', '.join(left) or 'nothing'}")
@@ -359,7 +358,7 @@ def print_kills(args: argparse.Namespace, work: Path) -> bool:
 
 
 def main() -> int:
-    """Run one of the two forms in a work folder."""
+    """Run one of the two forms in a temporary folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversion")
     parser.add_argument("form", nargs="?", choices=("table", "kill"), default="table")
     parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help="one case")

@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, in a line."""
+"""Describe the machine of a benchmark in one line."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def hardware(folder: Path) -> str:
-    """Processor, cores, memory, and the file system of `folder`."""
+    """Return processor, cores, memory, and the file system of `folder`."""
     info = Path("/proc/cpuinfo")
     said = info.read_text().splitlines() if info.exists() else []
     cpu = next((s.partition(": ")[2] for s in said if s.startswith("model name")), "")

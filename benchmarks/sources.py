@@ -1,8 +1,8 @@
-"""Checkpoints of random weights in the files that the released ones come in.
+"""Make checkpoints of random weights in the file formats of the released ones.
 
-Each builder writes a network's tensors, which a manifest lists, into the real formats under the
-real names, and tells where each of them must be after the way to a bundle and back. The manifests
-may be of any size; `CASES` takes those in tests/reference, which list the released tensors.
+Each builder writes the tensors that a manifest lists, in the real formats and with the real names,
+and says where each tensor must be after the way to a bundle and back. A manifest may be of any
+size; `CASES` uses those in tests/reference, which list the released tensors.
 """
 
 import json
@@ -35,29 +35,29 @@ Manifest = Mapping[str, Sequence[Any]]  # [shape, dtype] by key
 State = dict[str, torch.Tensor]
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference"
-PLACES = 1 << 18  # of the block of random numbers at which a tensor may begin
+STARTS = 1 << 18  # positions in the block of random numbers at which a tensor may start
 
 
 class Network(NamedTuple):
-    """What a checkpoint is made from."""
+    """The tensors and the config of a network."""
 
     manifest: Manifest
-    # Its config.json. A network that has none, at other than the released sizes: ours.
+    # The config.json. For a network without one: our own, if its sizes are not the released ones.
     config: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a checkpoint, and how its tensors are called after the way back."""
+    """A file of a checkpoint, and the names of its tensors after the way back."""
 
     file: Path
-    back: str  # the file of the exported folder that has them
-    cut: str = ""  # the names that come back begin so, and lose it
-    add: str = ""  # and begin so instead
-    lost: tuple[str, ...] = ()  # how the names of other networks' tensors begin
+    back: str  # the exported file that contains them
+    cut: str = ""  # prefix of the tensors that come back, which is removed
+    add: str = ""  # prefix that is added
+    lost: tuple[str, ...] = ()  # prefixes of tensors of other networks
 
     def name(self, key: str) -> str | None:
-        """The name of `key` in the exported file; None if it is not there."""
+        """Return the name of `key` in the exported file, or None if it is not there."""
         if not key.startswith(self.cut) or key.startswith(self.lost):
             return None
         return self.add + key.removeprefix(self.cut)
@@ -65,27 +65,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was made."""
+    """The files of a checkpoint, and the options for its conversion."""
 
     model: str  # of `python -m convert`
     sources: tuple[Path, ...]  # files or folders
-    parts: tuple[Part, ...]  # where two have tensors of one name, the later one's come back
+    parts: tuple[Part, ...]  # of tensors with one name, that of the last part comes back
     options: tuple[str, ...] = ()  # of `python -m convert`
 
 
 def drawn(manifest: Manifest, seed: int = 0, floats: torch.dtype | None = None) -> State:
-    """Random tensors with `manifest`'s shapes, all different.
+    """Return random tensors with the shapes of `manifest`, all different.
 
-    They are cut from one block of normal numbers, each from its own place: gigabytes in seconds.
+    They are cut from one block of normal numbers at different positions, which is fast.
 
     Args:
-        floats: precision of the floating-point tensors; that of the manifest if not given.
+        floats: precision of the floating-point tensors; by default that of the manifest.
     """
     longest = max(math.prod(shape) for shape, _ in manifest.values())
-    block = torch.randn(longest + PLACES, generator=torch.Generator().manual_seed(seed)) / 50
+    block = torch.randn(longest + STARTS, generator=torch.Generator().manual_seed(seed)) / 50
 
     def tensor(number: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        size, start = math.prod(shape), 61 * number % PLACES
+        size, start = math.prod(shape), 61 * number % STARTS
         if not dtype.is_floating_point:
             return torch.arange(start, start + size).to(dtype).reshape(shape)
         return block[start : start + size].to(floats or dtype, copy=True).reshape(shape)
@@ -94,14 +94,14 @@ def drawn(manifest: Manifest, seed: int = 0, floats: torch.dtype | None = None) 
         key: tensor(number, shape, getattr(torch, dtype))
         for number, (key, (shape, dtype)) in enumerate(manifest.items())
     }
-    # T5's table of words, which two keys share.
+    # T5's word embeddings, which two keys share.
     if "encoder.embed_tokens.weight" in state:
         state["encoder.embed_tokens.weight"] = state["shared.weight"].clone()
     return state
 
 
 def from_cavp(folder: Path, network: Network) -> Checkpoint:
-    """As Diff-Foley's trainer saves it, from several GPUs."""
+    """Write CAVP as Diff-Foley's trainer saves it from several GPUs."""
     file = folder / "cavp_epoch66.ckpt"
     saved = {
         "epoch": 66,
@@ -114,7 +114,7 @@ def from_cavp(folder: Path, network: Network) -> Checkpoint:
 
 
 def from_timechat(folder: Path, network: Network, *, half: bool) -> Checkpoint:
-    """The ViT's file, InstructBLIP's and TimeChat's own, whose values win over InstructBLIP's.
+    """Write the files of the ViT, InstructBLIP and TimeChat, which replaces InstructBLIP's values.
 
     Args:
         half: the linear maps and convolutions of the ViT in float16, the rest of it in float32.
@@ -133,7 +133,7 @@ def from_timechat(folder: Path, network: Network, *, half: bool) -> Checkpoint:
 
 
 def _vit(manifest: Manifest, half: bool) -> State:
-    """EVA's own file: no prefix, a fortieth block, and what comes after the blocks."""
+    """Return the tensors of EVA's file: no prefix, a fortieth block, and norm and head."""
     ours = _under(timechat.VIT, manifest)
     width = ours["cls_token"][0][-1]
     sizes = {"norm.weight": [width], "norm.bias": [width]}
@@ -160,7 +160,7 @@ def _timechat(manifest: Manifest) -> State:
 
 
 def _words_of_time(folder: Path, network: Network) -> tuple[str, ...]:
-    """The options that tell the vocabulary: that of a configuration, or a file."""
+    """Return the option for the vocabulary: that of a configuration, or a file."""
     if told := _told(folder, network):
         return told
     numbers = [*map(str, range(1000)), *(f"##{digit}" for digit in range(10))]
@@ -169,12 +169,12 @@ def _words_of_time(folder: Path, network: Network) -> tuple[str, ...]:
 
 
 def from_audiomae(folder: Path, network: Network) -> Checkpoint:
-    """As its trainer saved it, in the format before zip files."""
+    """Write AudioMAE as its trainer saved it, in the format before zip files."""
     return _old(folder, network, "audiomae", "pretrained.pth")
 
 
 def from_full_audioldm2(folder: Path, network: Network) -> Checkpoint:
-    """AudioMAE inside AudioLDM 2's own checkpoint, of whose other tensors a few are there."""
+    """Write AudioMAE inside AudioLDM 2's own checkpoint, with a few of its other tensors."""
     file, prefix = folder / "audioldm2-full.pth", audiomae.IN_AUDIOLDM2
     others = {f"model.diffusion_model.time_embed.{i}.bias": [[512], "float32"] for i in (0, 2)}
     ours = {prefix + key: said for key, said in network.manifest.items()}
@@ -183,7 +183,7 @@ def from_full_audioldm2(folder: Path, network: Network) -> Checkpoint:
 
 
 def from_cnn14(folder: Path, network: Network) -> Checkpoint:
-    """As PANNs publishes it, in the format before zip files."""
+    """Write Cnn14 as PANNs publishes it, in the format before zip files."""
     return _old(folder, network, "cnn14", "Cnn14_16k_mAP=0.438.pth")
 
 
@@ -194,12 +194,12 @@ def _old(folder: Path, network: Network, model: str, name: str) -> Checkpoint:
 
 
 def from_gpt2(folder: Path, network: Network) -> Checkpoint:
-    """As transformers saves it."""
+    """Write GPT-2 as transformers saves it."""
     return Checkpoint("gpt2", (folder,), (Part(_save(folder, network, WEIGHTS), WEIGHTS),))
 
 
 def from_old_gpt2(folder: Path, network: Network) -> Checkpoint:
-    """As transformers saved it when each block kept its causal mask, before zip files."""
+    """Write GPT-2 as older transformers did: with causal masks, in the format before zip files."""
     _write_json(folder / CONFIG, network.config)
     state, file = drawn(network.manifest), folder / "pytorch_model.bin"
     positions = state["wpe.weight"].shape[0]
@@ -211,23 +211,23 @@ def from_old_gpt2(folder: Path, network: Network) -> Checkpoint:
 
 
 def from_t5(folder: Path, network: Network) -> Checkpoint:
-    """In two shards with their index, beside a tokenizer."""
+    """Write T5's encoder in two shards with their index, beside a tokenizer."""
     _write_json(folder / CONFIG, network.config)
     _write_tokenizer(folder)
     state = drawn(network.manifest)
     names = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
-    places = {key: names[2 * number // len(state)] for number, key in enumerate(state)}
+    shards = {key: names[2 * number // len(state)] for number, key in enumerate(state)}
     for name in names:
-        inside = {key: tensor for key, tensor in state.items() if places[key] == name}
+        inside = {key: tensor for key, tensor in state.items() if shards[key] == name}
         save_file(inside, folder / name, {"format": "pt"})
     total = sum(tensor.nbytes for tensor in state.values())
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+    index = {"metadata": {"total_size": total}, "weight_map": shards}
     _write_json(folder / "model.safetensors.index.json", index)
     return Checkpoint("t5", (folder,), tuple(Part(folder / name, WEIGHTS) for name in names))
 
 
-def from_whole_t5(folder: Path, network: Network) -> Checkpoint:
-    """In bfloat16, in one file with tensors of the other half."""
+def from_full_t5(folder: Path, network: Network) -> Checkpoint:
+    """Write T5 in bfloat16, in one file with tensors of its decoder."""
     _write_json(folder / CONFIG, network.config)
     _write_tokenizer(folder)
     words, key = network.manifest["shared.weight"], "SelfAttention.q.weight"
@@ -240,9 +240,10 @@ def from_whole_t5(folder: Path, network: Network) -> Checkpoint:
 
 
 def from_audioldm2(folder: Path, networks: Mapping[str, Network], *, half: bool) -> Checkpoint:
-    """In the folders of diffusers; `networks` by folder, among them `scheduler` without tensors.
+    """Write AudioLDM 2 in the folders of diffusers; `scheduler` among them has no tensors.
 
     Args:
+        networks: by folder.
         half: everything in float16.
     """
     parts = []
@@ -258,7 +259,7 @@ def from_audioldm2(folder: Path, networks: Mapping[str, Network], *, half: bool)
 
 
 def from_mapper(folder: Path, config: MapperConfig) -> Checkpoint:
-    """A mapper of ours, exported."""
+    """Write a mapper of ours, as exported."""
     network = abstract(partial(build_mapper, config))
     shapes = {name: [w.shape, w.dtype.name] for name, w in named_weights(network).items()}
     weights = ((name, tensor.numpy()) for name, tensor in drawn(shapes).items())
@@ -270,7 +271,7 @@ def from_mapper(folder: Path, config: MapperConfig) -> Checkpoint:
 
 
 def _save(folder: Path, network: Network, weights: str, half: bool = False) -> Path:
-    """A folder of transformers or diffusers: config.json and one safetensors file."""
+    """Write a folder of transformers or diffusers: config.json and one safetensors file."""
     _write_json(folder / CONFIG, network.config)
     state = drawn(network.manifest, floats=torch.float16 if half else None)
     save_file(state, folder / weights, {"format": "pt"})
@@ -278,7 +279,7 @@ def _save(folder: Path, network: Network, weights: str, half: bool = False) -> P
 
 
 def _told(folder: Path, network: Network) -> tuple[str, ...]:
-    """The option that tells sizes other than the released ones."""
+    """Return the option for sizes other than the released ones."""
     if not network.config:
         return ()
     _write_json(file := folder / CONFIG, network.config)
@@ -291,7 +292,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """A stand-in: tokenizers are copied, not read."""
+    """Write a stand-in: tokenizers are copied, not read."""
     _write_json(folder / "tokenizer.json", {})
 
 
@@ -299,7 +300,7 @@ def _under(prefix: str, manifest: Manifest) -> dict[str, Sequence[Any]]:
     return {k.removeprefix(prefix): m for k, m in manifest.items() if k.startswith(prefix)}
 
 
-TIMECHAT = replace(TimeChatConfig.tiny(), d_llama=10)
+TIMECHAT = replace(TimeChatConfig.tiny(), llama_width=10)
 # Networks without a config.json: their manifest, their table, and a small configuration of ours.
 BARE: dict[str, tuple[str, Callable[[Any], Table], Any]] = {
     "cavp": ("cavp/manifest", lambda c: cavp.VIDEO_TABLE, CAVPConfig.tiny()),
@@ -320,11 +321,11 @@ DESCRIBED: dict[str, tuple[str, Callable[[Mapping], Any], Callable[[Any], Table]
     "text_encoder_2": ("t5", t5.config, lambda c: t5.TABLE, T5),
     "language_model": ("gpt2", gpt2.config, gpt2.table, GPT2),
 }
-GIVEN = {"vae": {"scaling_factor": 0.3}}  # the released one is not known there
+GIVEN = {"vae": {"scaling_factor": 0.3}}  # tests/reference lacks the released value
 
 
 def bare(component: str, small: bool) -> Network:
-    """A network of `BARE` at its released sizes or at small ones."""
+    """Return a network of `BARE` at its released sizes or at small ones."""
     file, table, config = BARE[component]
     manifest = _reference(file)
     if not small:
@@ -333,7 +334,7 @@ def bare(component: str, small: bool) -> Network:
 
 
 def described(name: str, small: bool) -> Network:
-    """A network of `DESCRIBED` at its released sizes or at small ones."""
+    """Return a network of `DESCRIBED` at its released sizes or at small ones."""
     component, read, table, settings = DESCRIBED[name]
     manifest = _reference(f"audioldm2/manifest_{name}")
     said = _reference(f"audioldm2/configs/{name}") | GIVEN.get(name, {})
@@ -348,7 +349,7 @@ def _reference(name: str) -> dict[str, Any]:
 
 
 def _shrunk(manifest: Manifest, component: str, config: Any, table: Table) -> Manifest:
-    """The tensors that the network of `config` reads, and small ones for those it ignores."""
+    """Return the tensors that the network of `config` reads, and small ignored ones."""
     ours = named_weights(abstract(partial(COMPONENTS[component].build, config)))
     shapes = table.shapes({name: tuple(weight.shape) for name, weight in ours.items()})
     types = {key: dtype for key, (_, dtype) in manifest.items()}
@@ -390,7 +391,7 @@ CASES: dict[str, Callable[[Path, bool], Checkpoint]] = {
     "gpt2": lambda f, small: from_gpt2(f, described("language_model", small)),
     "gpt2-bin": lambda f, small: from_old_gpt2(f, described("language_model", small)),
     "t5": lambda f, small: from_t5(f, described("text_encoder_2", small)),
-    "t5-bfloat16": lambda f, small: from_whole_t5(f, described("text_encoder_2", small)),
+    "t5-bfloat16": lambda f, small: from_full_t5(f, described("text_encoder_2", small)),
     "audioldm2": partial(_audioldm2, unet="unet_base"),
     "audioldm2-large": partial(_audioldm2, unet="unet_large", half=True),
     "cnn14": lambda f, small: from_cnn14(f, bare("cnn14", small)),

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.steps --config configs/base.py`: the step of a config on the devices here.
+"""`python -m benchmarks.steps --config configs/base.py`: time the training step of a config.
 
-The very step of `train.py`, from random weights, over one batch of noise: what a card makes of it.
-`--released` takes the released networks' sizes in place of a bundle.
+It is the step of `train.py`, with random weights and one batch of noise, on the devices of this
+machine. `--released` uses the sizes of the released networks instead of a bundle.
 """
 
 import argparse
@@ -23,45 +23,45 @@ from mfm_jax.runtime.config import override
 from mfm_jax.runtime.memory import keep_freed_memory
 from mfm_jax.runtime.sharding import Layout, make_mesh
 from mfm_jax.storage.weights import initialise
-from mfm_jax.train.recipe import Assembly, TrainConfig
+from mfm_jax.train.recipe import TrainConfig, TrainSetup
 from mfm_jax.train.speed import peak_memory
 from mfm_jax.train.step import Batch
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a step of some clips takes."""
+    """Times and operations of a training step."""
 
     clips: int
     compiling: float  # seconds to the end of the first step
-    seconds: float  # of a later one
-    operations: int  # of all devices, what is computed anew left out
+    seconds: float  # of a later step
+    operations: int  # of all devices, without recomputation
 
 
-def drawn(config: TrainConfig) -> Batch:
-    """Noise of the shapes of a batch."""
-    keys = jax.random.split(jax.random.key(0), len(config.recipe.row()))
+def random_batch(config: TrainConfig) -> Batch:
+    """Return a batch of noise."""
+    keys = jax.random.split(jax.random.key(0), len(config.recipe.element_spec()))
     return {
-        name: jax.random.normal(key, (config.batch, *row.shape)).astype(row.dtype)
-        for key, (name, row) in zip(keys, config.recipe.row().items(), strict=True)
+        name: jax.random.normal(key, (config.batch, *spec.shape)).astype(spec.dtype)
+        for key, (name, spec) in zip(keys, config.recipe.element_spec().items(), strict=True)
     }
 
 
 def measure(config: TrainConfig, *, rounds: int, steps: int) -> Measured:
-    """Over `rounds` of `steps` in a row, the median."""
+    """Time the step: the median of `rounds`, each of `steps` in a row."""
     layout = Layout(make_mesh(config.mesh))
-    work = Assembly.of(config, layout)
+    setup = TrainSetup.of(config, layout)
     with jax.set_mesh(layout.mesh):
-        step = work.step()
-        once = work.step(replace(config.compute, remat="none"))
-        state = work.begin(initialise(config.recipe.build, 0))
-        batch = jax.device_put(drawn(config), layout.batch(config.batch))
-        operations = flops.count(once, state, batch)
+        step = setup.step()
+        once = setup.step(replace(config.compute, remat="none"))
+        state = setup.init_state(initialise(config.recipe.build, 0))
+        batch = jax.device_put(random_batch(config), layout.batch(config.batch))
+        operations = flops.count_flops(once, state, batch)
         start = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         compiling, spent = time.perf_counter() - start, []
-        for _ in range(1 + rounds):  # the first one warms up
+        for _ in range(1 + rounds):  # the first round warms up
             start = time.perf_counter()
             for _ in range(steps):
                 state, metrics = step(state, batch)
@@ -72,7 +72,7 @@ def measure(config: TrainConfig, *, rounds: int, steps: int) -> Measured:
 
 
 def main() -> None:
-    """Print a line a batch."""
+    """Print a line per batch size."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a file of configs/")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")

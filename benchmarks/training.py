@@ -1,11 +1,11 @@
-"""`python -m benchmarks.training`: a step of stage 1 beside PyTorch's, and the loader beside it.
+"""`python -m benchmarks.training`: time a step of stage 1 in JAX and in PyTorch, and the loader.
 
-The same mapper, with the same weights and batch, teaches itself the same LOA: ours, and the program
-of docs/mapper_in_pytorch.md with Hugging Face's `GPT2Model` and AdamW. The losses of both are
-compared before anything is timed. Own outputs are not fed and nothing is contrasted, which both
-could do. The loader reads features of the same sizes from the disk.
+Both train the same mapper, with the same weights and batch: ours, and the program of
+docs/mapper_in_pytorch.md with Hugging Face's `GPT2Model` and AdamW. Their losses are compared
+before anything is timed. Scheduled sampling and the contrastive term are off. The loader reads
+features of the same sizes from the disk.
 
-Both run on the GPU where JAX finds one. There PyTorch has `torch.compile` (`--compiled`), autocast
+Both run on the GPU if JAX finds one. There PyTorch has `torch.compile` (`--compiled`), autocast
 (`--precision bfloat16`) and the fused AdamW.
 """
 
@@ -37,25 +37,25 @@ from mfm_jax.data.records import Field, RecordSource, Writing
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.runtime.memory import keep_freed_memory
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
-from mfm_jax.storage.weights import abstract, count, initialise
-from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
-from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
-from mfm_jax.train.step import PRECISIONS, Batch, ComputeConfig, begin, make_step, trainable
+from mfm_jax.storage.weights import abstract, initialise, parameter_count
+from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
+from mfm_jax.train.recipes.mapper import MapperRecipe
+from mfm_jax.train.step import PRECISIONS, Batch, ComputeConfig, init_state, make_step, trainable
 
-SIZES = {"base": MapperConfig.base, "tiny": tiny_mapper}
-OPTIMIZER = OptimizerConfig(rate=1e-4, warmup=0, decay=0.05)
+SIZES = {"base": MapperConfig.base, "tiny": MapperConfig.tiny}
+OPTIMIZER = OptimizerConfig(learning_rate=1e-4, warmup_steps=0, weight_decay=0.05)
 STEPS = 1000
-"""Of the schedule; all that are timed are near its beginning."""
+"""Length of the learning rate schedule; the timed steps are near its start."""
 
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
-"""Relative, of the losses of the first two steps."""
+"""Relative tolerance of the losses of the first two steps."""
 
 
 class Pair(NamedTuple):
-    """A step of ours and one of theirs, which each change their own weights.
+    """Our training step and theirs, each with its own weights.
 
-    They give losses, which may still be on their way: `float` waits for them.
+    They return the loss without waiting for it; `float` waits.
     """
 
     ours: Callable[[], Any]
@@ -63,8 +63,8 @@ class Pair(NamedTuple):
     operations: int  # of a step
 
 
-def drawn(config: MapperConfig, clips: int) -> dict[str, np.ndarray]:
-    """A batch of noise, of the sizes of features."""
+def random_batch(config: MapperConfig, clips: int) -> dict[str, np.ndarray]:
+    """Return a batch of noise with the sizes of features."""
     rng = np.random.default_rng(0)
     batch = {}
     for name, tokens, width in config.encoders:
@@ -78,15 +78,17 @@ def drawn(config: MapperConfig, clips: int) -> dict[str, np.ndarray]:
 def our_step(
     recipe: MapperRecipe, module: Any, batch: Batch, precision: str
 ) -> tuple[Callable[[], jax.Array], int]:
-    """A step of `train.py`, and its operations."""
+    """Return the step of `train.py`, and its number of operations."""
     layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]))
-    skeleton = abstract(recipe.build)
-    factor = factors((), trainable(skeleton))
-    tx = build_optimizer(OPTIMIZER, STEPS, factor)
+    abstract_module = abstract(recipe.build)
+    multiplier = lr_multipliers((), trainable(abstract_module))
+    tx = build_optimizer(OPTIMIZER, STEPS, multiplier)
     compute = ComputeConfig(precision=precision)
-    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=layout, compute=compute)
-    state = begin(module, tx, factor, ema=None, seed=0, layout=layout)
-    operations = flops.count(step, state, batch)
+    step = make_step(
+        abstract_module, recipe.loss, tx, ema_decay=None, layout=layout, compute=compute
+    )
+    state = init_state(module, tx, multiplier, ema=False, seed=0, layout=layout)
+    operations = flops.count_flops(step, state, batch)
 
     def run() -> jax.Array:
         nonlocal state
@@ -99,7 +101,7 @@ def our_step(
 def their_step(
     folder: Path, config: MapperConfig, batch: dict, *, precision: str, compiled: bool
 ) -> Callable[[], torch.Tensor]:
-    """The same in PyTorch."""
+    """Return the same step in PyTorch."""
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     module = program()
     mapper = module.Mapper(folder, device)
@@ -109,14 +111,14 @@ def their_step(
             layer.p = 0.0
     fixed = {"loa_mean", "loa_std"}
     learned = [t.requires_grad_() for n, t in mapper.weights.items() if n not in fixed]
-    # GPT2Model has a table of words as well, which nothing here reads.
+    # GPT2Model also has word embeddings, which are not used here.
     learned += [p for n, p in mapper.gpt2.named_parameters() if not n.startswith("wte")]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in learned if p.ndim > 1], "weight_decay": OPTIMIZER.decay},
+            {"params": [p for p in learned if p.ndim > 1], "weight_decay": OPTIMIZER.weight_decay},
             {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
         ],
-        lr=OPTIMIZER.rate,
+        lr=OPTIMIZER.learning_rate,
         betas=(OPTIMIZER.b1, OPTIMIZER.b2),
         fused=device == "cuda",
     )
@@ -136,8 +138,8 @@ def their_step(
         prefix, _ = mapper.prefix(streams)
         width = prefix.shape[-1]
         known = mapper.linear("loa_in", loa[:, :-1]) if config.head else loa[:, :-1]
-        last = prefix[:, -1:] + module.clock(mapper.times[:1], width)
-        read = [prefix[:, :-1], last, known + module.clock(mapper.times[1:], width)]
+        last = prefix[:, -1:] + module.time_embedding(mapper.times[:1], width)
+        read = [prefix[:, :-1], last, known + module.time_embedding(mapper.times[1:], width)]
         hidden = mapper.gpt2(inputs_embeds=torch.cat(read, 1), use_cache=False).last_hidden_state
         hidden = hidden[:, prefix.shape[1] - 1 :]
         predicted = mapper.linear("loa_out", hidden) if config.head else hidden
@@ -151,7 +153,7 @@ def their_step(
             loss = loss_of(streams, loa)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, OPTIMIZER.clip)
+        torch.nn.utils.clip_grad_norm_(learned, OPTIMIZER.clip_norm)
         optimizer.step()
         return loss.detach()
 
@@ -159,13 +161,13 @@ def their_step(
 
 
 def pair(config: MapperConfig, clips: int, folder: Path, *, precision: str, compiled: bool) -> Pair:
-    """Both steps from the same weights."""
-    recipe = MapperRecipe(network=config, own=0.0, contrast=0.0)
+    """Return both steps, starting from the same weights."""
+    recipe = MapperRecipe(network=config, scheduled_sampling=0.0, contrast_weight=0.0)
     module = initialise(recipe.build, 0)
     bundle = write_bundle(folder / "bundle", {"mapper": (config, module, Source("x", "none"))})
     if convert(["mapper", str(bundle.path), "--to", "torch", "-o", str(folder / "torch")]):
         raise SystemExit("the mapper was not converted")
-    batch = drawn(config, clips)
+    batch = random_batch(config, clips)
     arrays = {k: jnp.asarray(v) for k, v in batch.items()}
     ours, operations = our_step(recipe, module, arrays, precision)
     theirs = their_step(folder / "torch", config, batch, precision=precision, compiled=compiled)
@@ -173,7 +175,7 @@ def pair(config: MapperConfig, clips: int, folder: Path, *, precision: str, comp
 
 
 def seconds(run: Callable[[], Any], steps: int) -> float:
-    """Of one step of `steps` in a row, which nobody waits for but at the end."""
+    """Return the time of one step, when `steps` are run without waiting for each."""
     start = time.perf_counter()
     for _ in range(steps):
         loss = run()
@@ -182,8 +184,8 @@ def seconds(run: Callable[[], Any], steps: int) -> float:
 
 
 def compared(both: Pair, rounds: int, steps: int, tolerance: float) -> tuple[float, float]:
-    """Median seconds of a step of each over alternating rounds; their losses go along together."""
-    for number in range(2):  # the first one compiles
+    """Check that the losses agree, and return the median seconds of both steps."""
+    for number in range(2):  # the first step compiles
         ours, theirs = float(both.ours()), float(both.theirs())
         print(f"loss of step {number}: ours {ours:.6f}, theirs {theirs:.6f}", flush=True)
         np.testing.assert_allclose(ours, theirs, rtol=tolerance)
@@ -193,10 +195,10 @@ def compared(both: Pair, rounds: int, steps: int, tolerance: float) -> tuple[flo
 
 
 def loaded(config: MapperConfig, clips: int, folder: Path) -> float:
-    """Batches of features a second that the loader gives, read from the disk each time."""
+    """Return the batches of features per second that the loader reads from the disk."""
     recipe = MapperRecipe(network=config)
     (rows, columns), width = config.loa.grid, config.loa_width
-    element = {name: array[0] for name, array in drawn(config, 1).items() if name != "loa"}
+    element = {name: array[0] for name, array in random_batch(config, 1).items() if name != "loa"}
     element["audiomae"] = np.zeros((1 + rows * columns, width), np.float16)
     fields = {name: Field(array.shape, array.dtype.name) for name, array in element.items()}
     named = [Clip(f"{i:05d}", Path(f"{i}.mp4")) for i in range(512)]
@@ -206,7 +208,7 @@ def loaded(config: MapperConfig, clips: int, folder: Path) -> float:
     writing.finish()
 
     class Read:
-        """The source as a recipe reads it, nothing kept in memory."""
+        """The source as a recipe reads it, without keeping it in memory."""
 
         def __init__(self) -> None:
             self.source = RecordSource(folder / "features", "about.json")
@@ -239,7 +241,7 @@ def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
     keep_freed_memory()
     config, device = SIZES[args.size](), jax.devices()[0]
-    parameters = count(abstract(partial(MapperRecipe(network=config).build)))
+    parameters = parameter_count(abstract(partial(MapperRecipe(network=config).build)))
     print(
         f"{hardware(Path())}; {device.device_kind}; jax {jax.__version__}, torch "
         f"{torch.__version__}{' compiled' if args.compiled else ''}; {args.precision}"
