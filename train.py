@@ -1,15 +1,11 @@
-"""Train one network: `python train.py --config configs/NAME.py --workdir DIR [--config.a.b=v ...]`.
+"""Train one network: `python train.py --config configs/NAME.py --workdir DIR [--set a.b=v ...]`.
 
 A config says which recipe is trained and with what numbers; any field can be set from the command
 line. A run that is started again in the same DIR goes on from its newest usable checkpoint, and
 ends with the same weights as one that was never stopped.
 """
 
-import argparse
 import json
-import logging
-import runpy
-import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,48 +16,44 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from mfm_jax.bundle import BundleError
-from mfm_jax.data.clips import DataError
+from mfm_jax.cli.train import main as run_command_line
 from mfm_jax.data.loader import batches, clips_of
-from mfm_jax.errors import MediaError, SettingError
-from mfm_jax.foley.world import WorldError
+from mfm_jax.errors import SettingError
 from mfm_jax.runtime import distributed
-from mfm_jax.runtime.config import override, to_json
-from mfm_jax.runtime.memory import keep_freed_memory
+from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.sharding import Layout, fetch, make_mesh
-from mfm_jax.storage.checkpoints import CheckpointError, Checkpoints
+from mfm_jax.storage.checkpoints import Checkpoints
 from mfm_jax.storage.files import told_where_full, write_text
 from mfm_jax.storage.weights import initialise, with_weights
-from mfm_jax.train.log import Metrics, NonFinite
-from mfm_jax.train.recipe import Assembly, TrainConfig
+from mfm_jax.train.log import Metrics
+from mfm_jax.train.recipe import TrainConfig, TrainSetup
 from mfm_jax.train.speed import Profile, Speed
 from mfm_jax.train.step import TrainState
 
-KNOWN = (
-    BundleError, CheckpointError, DataError, MediaError, NonFinite, SettingError, WorldError
-)  # fmt: skip
-"""Errors that a user can cause; each is one line that says what to do."""
-
 
 def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0) -> int:
-    """Train to the end and put the network into its bundle; returns the exit code.
+    """Train to the end, put the network into its bundle, and return the exit code.
 
-    All processes of a run call this together, with a `workdir` that all of them see. `profile`
-    steps are traced.
+    All processes of a run call this together, with a `workdir` that all of them see.
+
+    Args:
+        command: what started the run, for the bundle's provenance.
+        profile: steps to trace.
     """
     recipe, first = config.recipe, jax.process_index() == 0
     layout = Layout(make_mesh(config.mesh))
     share = layout.share(config.batch)
-    work = Assembly.of(config, layout)
+    setup = TrainSetup.of(config, layout)
     if first:
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 
-    source, heldout = recipe.prepare(workdir)
-    step = work.step()
-    # What is computed anew to save memory is no work that an MFU counts.
+    dataset, heldout = recipe.prepare(workdir)
+    step = setup.step()
+    # An MFU does not count what is computed again to save memory.
     once = replace(config.compute, remat="none")
-    counted = step if config.compute == once else work.step(once)
-    state = work.begin(recipe.begin(initialise(recipe.build, config.seed), source))
+    counted = step if config.compute == once else setup.step(once)
+    module = recipe.warm_start(initialise(recipe.build, config.seed), dataset)
+    state = setup.init_state(module)
 
     # The newest checkpoint that can be read, else the one before, else a fresh start.
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep, say=distributed.say)
@@ -69,14 +61,14 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
     state = state if restored is None else TrainState.of(restored)
     start = int(state.step)
     data = batches(
-        source,
+        dataset,
         batch=config.batch, seed=config.seed, train=True,
         transform=recipe.transform, first=start, share=share,
     )  # fmt: skip
 
     def clips(step: int) -> list[str]:
-        numbers = clips_of(len(source), batch=config.batch, seed=config.seed, number=step - 1)
-        return [recipe.name_of(source, number) for number in numbers]
+        numbers = clips_of(len(dataset), batch=config.batch, seed=config.seed, number=step - 1)
+        return [dataset.id_of(number) for number in numbers]
 
     stop = Stop()
     speed = Speed.of(config.batch, jax.devices())
@@ -84,24 +76,26 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         told_where_full(workdir),
         jax.set_mesh(layout.mesh),
         closing(
-            Metrics(workdir, speed, start=start, steps=config.steps, every=config.log, clips=clips)
+            Metrics(
+                workdir, speed, start=start, steps=config.steps, every=config.log_every, clips=clips
+            )
         ) as metrics,
         closing(Profile(workdir / "profile", start=start, count=profile)) as trace,
     ):
         for done in range(start, max(start, config.steps) + 1):
             last, score = done >= config.steps, None
-            if last or done % config.evaluate == 0:
+            if last or done % config.eval_every == 0:
                 metrics.settle()
-                module = with_weights(work.skeleton, state.weights(averaged=True))
+                module = with_weights(setup.abstract_module, state.weights(averaged=True))
                 scores = recipe.evaluate(module, heldout, config.batch)
                 metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
                 score = score_of(scores, config.best)
-            if config.samples and (last or done % config.samples == 0):
+            if config.sample_every and (last or done % config.sample_every == 0):
                 metrics.settle()
-                module = with_weights(work.skeleton, state.weights(averaged=True))
+                module = with_weights(setup.abstract_module, state.weights(averaged=True))
                 metrics.sounds(done, recipe.sounds(module, heldout))
             stopped = stop.at(done)
-            due = done % config.save == 0 or checkpoints.would_be_best(score)
+            due = done % config.save_every == 0 or checkpoints.would_be_best(score)
             if last or stopped or (due and done > start):
                 metrics.settle()
                 checkpoints.save(done, state.items(), score=score)
@@ -132,7 +126,7 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         return 130 if stop.signal == signal.SIGINT else 0
     weights = fetch(state.weights(averaged=True))
     if first:
-        module = with_weights(work.skeleton, jax.tree.map(jax.numpy.asarray, weights))
+        module = with_weights(setup.abstract_module, jax.tree.map(jax.numpy.asarray, weights))
         bundle = recipe.finish(module, workdir, command)
         metrics.summarise(bundle, config.best)
     multihost_utils.sync_global_devices("finished")
@@ -174,39 +168,8 @@ class Stop:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and train; returns the exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train one network.",
-        epilog="Any field of the config can be set: --config.optimizer.rate=1e-3",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", type=Path, required=True, help="a file of configs/")
-    parser.add_argument("--workdir", type=Path, required=True, help="checkpoints and metrics")
-    parser.add_argument(
-        "--profile", type=int, metavar="STEPS", help="trace so many, once the first are done"
-    )
-    distributed.add_arguments(parser)
-    args, others = parser.parse_known_args(arguments)
-    for other in others:
-        if not other.startswith("--config.") or "=" not in other:
-            parser.error(f"{other!r} is not understood: fields are set with --config.a.b=value")
-    if args.profile is not None and args.profile < 1:
-        parser.error(f"--profile must be at least 1, got {args.profile}")
-    if not args.config.is_file():
-        parser.error(f"there is no config {args.config}")
-    command = shlex.join(["python", "train.py", *arguments])
-    keep_freed_memory()
-    try:
-        distributed.start(args)
-        config = runpy.run_path(str(args.config))["get_config"]()
-        config = override(config, (other.removeprefix("--config.") for other in others))
-        return train(config, args.workdir, command, profile=args.profile or 0)
-    except KNOWN as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NonFinite) else 2
+    """Read the command line, which is that of `mfm train`, and train; return the exit code."""
+    return run_command_line(train, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

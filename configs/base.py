@@ -8,6 +8,7 @@ The bundle is what `python -m convert` makes of cavp, timechat, audiomae, gpt2 a
 numbers are a beginning: they have not been tried on released weights.
 """
 
+from mfm_jax.data.sources import ClipFiles
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
@@ -19,16 +20,15 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=MapperRecipe(
             bundle="runs/base/bundle",
-            grade="own",
-            features="features",
+            source=ClipFiles("features"),
             network=MapperConfig.base(),
-            start="gpt2",
+            init_from="gpt2",
         ),
-        optimizer=OptimizerConfig(rate=3e-4, warmup=500),
+        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=500),
         steps=15_000,
         batch=256,
-        ema=0.999,
-        evaluate=1000,
-        save=1000,
+        ema_decay=0.999,
+        eval_every=1000,
+        save_every=1000,
         compute=ComputeConfig(precision="bfloat16"),
     )

@@ -5,22 +5,21 @@ python train.py --config configs/hard.py --workdir runs/hard/mapper
 
 from dataclasses import replace
 
+from mfm_jax.foley.clips import FoleyClips
+from mfm_jax.mapper import MapperConfig
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
+from mfm_jax.train.recipes.mapper import MapperRecipe
 
 
 def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=MapperRecipe(
             bundle="runs/hard/bundle",
-            clips="runs/hard/clips",
-            grade="hard",
-            train=1400,
-            heldout=64,
-            network=replace(tiny_mapper(), encoders=(("cavp", 10, 64), ("timechat", 16, 96))),
+            source=FoleyClips("runs/hard", grade="hard", train=1400, heldout=64),
+            network=replace(MapperConfig.tiny(), encoders=(("cavp", 10, 64), ("timechat", 16, 96))),
         ),
-        optimizer=OptimizerConfig(rate=1.5e-3, warmup=30),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=30),
         steps=1500,
         batch=32,
     )

@@ -5,7 +5,8 @@ python train.py --config configs/hard_cavp.py --workdir runs/hard/cavp
 
 from dataclasses import replace
 
-from mfm_jax.foley.clips import SPEC
+from mfm_jax.foley.clips import FoleyClips
+from mfm_jax.media.windows import WindowSpec
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
@@ -16,15 +17,11 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=CAVPRecipe(
             bundle="runs/hard/bundle",
-            clips="runs/hard/clips",
-            media="runs/hard/media",
-            grade="hard",
-            train=1400,
-            heldout=64,
-            spec=replace(SPEC, cavp_fps=4.0),
+            source=FoleyClips("runs/hard", grade="hard", train=1400, heldout=64),
+            spec=replace(WindowSpec.tiny(), cavp_fps=4.0),
             network=CAVPConfig.tiny_slow(),
         ),
-        optimizer=OptimizerConfig(rate=2e-3),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
         steps=1400,
         batch=24,
     )

@@ -5,6 +5,7 @@ python train.py --config configs/hard_fast.py --workdir runs/hard_fast/mapper
 But for CAVP's tokens it is that of `configs/hard.py`.
 """
 
+from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
@@ -14,12 +15,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=MapperRecipe(
             bundle="runs/hard_fast/bundle",
-            clips="runs/hard_fast/clips",
-            grade="hard",
-            train=1400,
-            heldout=64,
+            source=FoleyClips("runs/hard_fast", grade="hard", train=1400, heldout=64),
         ),
-        optimizer=OptimizerConfig(rate=1.5e-3, warmup=30),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=30),
         steps=1500,
         batch=32,
     )

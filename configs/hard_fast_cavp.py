@@ -5,6 +5,7 @@ python train.py --config configs/hard_fast_cavp.py --workdir runs/hard_fast/cavp
 Against `configs/hard_cavp.py` it tells what 4 frames a second cost.
 """
 
+from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.cavp import CAVPRecipe
@@ -14,13 +15,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=CAVPRecipe(
             bundle="runs/hard_fast/bundle",
-            clips="runs/hard_fast/clips",
-            media="runs/hard_fast/media",
-            grade="hard",
-            train=1400,
-            heldout=64,
+            source=FoleyClips("runs/hard_fast", grade="hard", train=1400, heldout=64),
         ),
-        optimizer=OptimizerConfig(rate=2e-3),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
         steps=1400,
         batch=24,
     )

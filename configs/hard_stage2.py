@@ -3,6 +3,7 @@
 python train.py --config configs/hard_stage2.py --workdir runs/hard/stage2
 """
 
+from mfm_jax.data.sources import ClipFiles
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
@@ -12,13 +13,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=Stage2Recipe(
             bundle="runs/hard/mapper",
-            clips="runs/hard/clips",
-            grade="hard",
-            train=1400,
-            heldout=64,
-            features="runs/hard/mapper/features",
+            source=ClipFiles("runs/hard/mapper/features", licence="Apache-2.0"),
         ),
-        optimizer=OptimizerConfig(rate=5e-4, warmup=30, rates=ONLY_MAPPER),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=30, lr_multipliers=ONLY_MAPPER),
         steps=1200,
         batch=16,
     )

@@ -7,6 +7,7 @@ minutes for the clips, 13 for their features and 14 for the training; `heldout_l
 0.107. `configs/tiny_stage2.py` goes on from there.
 """
 
+from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
@@ -14,8 +15,10 @@ from mfm_jax.train.recipes.mapper import MapperRecipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=MapperRecipe(train=8192, rates=(25.0, 24.0, 30.0, 25.0, 15.0, 60.0, 25.0, 29.97)),
-        optimizer=OptimizerConfig(rate=1.5e-3, warmup=30),
+        recipe=MapperRecipe(
+            source=FoleyClips(train=8192, rates=(25.0, 24.0, 30.0, 25.0, 15.0, 60.0, 25.0, 29.97)),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=30),
         steps=3000,
         batch=32,
     )

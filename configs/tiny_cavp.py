@@ -3,6 +3,7 @@
 python train.py --config configs/tiny_cavp.py --workdir runs/tiny/cavp
 """
 
+from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.cavp import CAVPRecipe
@@ -10,8 +11,8 @@ from mfm_jax.train.recipes.cavp import CAVPRecipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=CAVPRecipe(),
-        optimizer=OptimizerConfig(rate=2e-3),
+        recipe=CAVPRecipe(bundle="runs/tiny/bundle", source=FoleyClips("runs/tiny")),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
         steps=1400,
         batch=24,
     )

@@ -3,6 +3,7 @@
 python train.py --config configs/tiny_listener.py --workdir runs/tiny/listener
 """
 
+from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.foley.recipes.listener import ListenerRecipe
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
@@ -10,8 +11,8 @@ from mfm_jax.train.recipe import TrainConfig
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=ListenerRecipe(),
-        optimizer=OptimizerConfig(rate=2e-3),
+        recipe=ListenerRecipe(bundle="runs/tiny/bundle", source=FoleyClips("runs/tiny")),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
         steps=2400,
         batch=32,
     )

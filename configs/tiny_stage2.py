@@ -7,6 +7,7 @@ mapper of this stage. The features are those of stage 1. About 13 minutes on one
 `heldout_loa_error` ends near 0.072.
 """
 
+from mfm_jax.data.sources import ClipFiles
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
@@ -14,9 +15,12 @@ from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=Stage2Recipe(train=8192, features="runs/tiny/mapper/features"),
-        # The mapper is trained already: a third of the rate of stage 1.
-        optimizer=OptimizerConfig(rate=5e-4, warmup=30, rates=ONLY_MAPPER),
+        recipe=Stage2Recipe(
+            bundle="runs/tiny/mapper",
+            source=ClipFiles("runs/tiny/mapper/features", licence="Apache-2.0"),
+        ),
+        # The mapper is trained already: a third of the learning rate of stage 1.
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=30, lr_multipliers=ONLY_MAPPER),
         steps=1200,
         batch=16,
     )

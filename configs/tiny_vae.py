@@ -5,6 +5,7 @@ python train.py --config configs/tiny_vae.py --workdir runs/tiny/vae
 About 12 minutes on one core; `heldout_l1` ends near 0.19 (nats of magnitude).
 """
 
+from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.vae import VAERecipe
@@ -12,8 +13,8 @@ from mfm_jax.train.recipes.vae import VAERecipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=VAERecipe(),
-        optimizer=OptimizerConfig(rate=2e-3, decay=0.0),
+        recipe=VAERecipe(bundle="runs/tiny/bundle", source=FoleyClips("runs/tiny")),
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.0),
         steps=500,
         batch=8,
     )

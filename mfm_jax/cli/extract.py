@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLIPS",
         help="clips in one file; an interruption loses at most one file; default: 256",
     )
+    parser.add_argument(
+        "--licence",
+        default="",
+        metavar="SPDX",
+        help="licence of the clips, such as CC-BY-4.0: what is trained on them is bound by it",
+    )
     options.add_processes(parser)
     parser.set_defaults(run=run)
 
@@ -68,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
             batch=args.batch,
             timechat=args.timechat,
             drop=args.drop,
+            licence=args.licence,
             share=share,
             shard=args.shard,
             progress=progress.advance,

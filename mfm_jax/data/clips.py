@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from mfm_jax.errors import UserError
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Files that a folder is searched for."""
 SPLITS = ("train", "test")
-"""Those of VGGSound."""
+"""The splits of VGGSound."""
 
 
 class DataError(UserError):
@@ -25,6 +25,7 @@ class Clip:
     id: str  # its name everywhere else, one of a kind in its list
     path: Path
     start: float = 0.0  # s, where it begins in the file
+    split: str = field(default="", compare=False)  # that a CSV puts it in, if it does
 
 
 def list_clips(source: Path, *, videos: Path | None = None, split: str | None = None) -> list[Clip]:
@@ -87,19 +88,17 @@ def _read_csv(source: Path, videos: Path, split: str | None) -> list[Clip]:
                 found = [_read_row(source, videos, n, row) for n, row in enumerate(named, 2)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source} is not a CSV of UTF-8 text ({error}): save it as one") from None
-    clips = [clip for clip, its in found if split in (None, its)]
+    clips = [clip for clip in found if split in (None, clip.split)]
     if found and not clips:
-        known = ", ".join(sorted({its for _, its in found}))
+        known = ", ".join(sorted({clip.split for clip in found}))
         raise DataError(f"{source} has no clip of the split {split!r}; it has {known}")
     if not clips:
         raise DataError(f"{source} lists no clip: add a line for each")
     return clips
 
 
-def _vggsound(
-    source: Path, videos: Path, rows: Iterable[tuple[int, list[str]]]
-) -> Iterator[tuple[Clip, str]]:
-    """The clips of VGGSound's lines, each with its split."""
+def _vggsound(source: Path, videos: Path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[Clip]:
+    """Read VGGSound's lines."""
     there = {path.stem: path for path in videos_in(videos)}
     for line, row in rows:
         if len(row) != 4 or not row[1].isdigit() or row[3] not in SPLITS:
@@ -108,7 +107,7 @@ def _vggsound(
         usual = f"{row[0]}_{start:06d}"
         names = (usual, f"{row[0]}_{start}", f"{row[0]}_{1000 * start}_{1000 * (start + 10)}")
         path = next((there[n] for n in names if n in there), videos / f"{usual}.mp4")
-        yield Clip(usual, path), row[3]
+        yield Clip(usual, path, split=row[3])
 
 
 def _check_header(source: Path, columns: list[str], split: str | None) -> None:
@@ -122,8 +121,8 @@ def _check_header(source: Path, columns: list[str], split: str | None) -> None:
         raise DataError(f"{source} has no column 'split' to choose {split!r} by")
 
 
-def _read_row(source: Path, videos: Path, line: int, row: dict) -> tuple[Clip, str]:
-    """The clip of one line, and its split."""
+def _read_row(source: Path, videos: Path, line: int, row: dict) -> Clip:
+    """Read one line of a CSV with a header."""
     file, start = (row["file"] or "").strip(), (row.get("start") or "0").strip()
     if not file:
         raise DataError(f"{source}, line {line}: no file is named")
@@ -134,9 +133,8 @@ def _read_row(source: Path, videos: Path, line: int, row: dict) -> tuple[Clip, s
     if not 0 <= seconds < float("inf"):
         raise DataError(f"{source}, line {line}: start {start!r} is no number of seconds")
     clip = _named(videos, file, seconds)
-    if name := (row.get("id") or "").strip():
-        clip = Clip(name, clip.path, clip.start)
-    return clip, (row.get("split") or "").strip()
+    name = (row.get("id") or "").strip() or clip.id
+    return replace(clip, id=name, split=(row.get("split") or "").strip())
 
 
 def _one_of_a_kind(clips: Iterable[Clip], source: Path) -> list[Clip]:

@@ -1,4 +1,4 @@
-"""What training reads of each clip, computed once: video features, AudioMAE tokens, latents.
+"""The features that training reads, computed once: video tokens, AudioMAE tokens, latents.
 
 The encoders are those of `mfm_jax.inference.encoders`, which generation runs: a mapper is trained
 on the features that it will be given.
@@ -50,7 +50,7 @@ from mfm_jax.storage.weights import abstract
 from mfm_jax.typing import Array, Float, Shaped
 
 ENCODERS = ("cavp", "timechat", "audiomae", "vae")
-"""Components whose outputs are stored, those of them that the bundle has."""
+"""Components whose outputs are stored, where the bundle has them."""
 
 DESCRIPTION = "features.json"
 """Written last: a folder of features with it is complete."""
@@ -65,10 +65,10 @@ Coding alone makes up to 1.5 of a picture that stands still.
 """
 
 DROPS = ("silent", "static")
-"""Clips that can be left out: they teach a mapper that sound does not follow the picture."""
+"""Kinds of clips that can be left out: they teach that sound does not follow the picture."""
 
 THREADS = 4
-"""That decode ahead of the device; PyAV, Pillow and numpy let go of Python's lock."""
+"""Threads that decode ahead of the device; PyAV, Pillow and numpy release Python's lock."""
 
 Networks = Mapping[str, nnx.Module]
 
@@ -77,25 +77,25 @@ class Prepared(NamedTuple):
     """A clip as the encoders read it, on the host."""
 
     window: Window
-    fbank: Float[np.ndarray, "T M"] | None  # where there is an AudioMAE to read it
+    fbank: Float[np.ndarray, "T M"] | None  # None without an AudioMAE
     mel: Float[np.ndarray, "T2 M2"]
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How clips become batches for the encoders of a bundle."""
+    """Turns clips into batches for the encoders of a bundle."""
 
     bundle: Bundle
     drop: tuple[str, ...] = ()  # of `DROPS`
 
     @cached_property
     def spec(self) -> WindowSpec:
-        """What is decoded of a clip."""
+        """The frames and the seconds that are decoded of a clip."""
         return window_spec(self.bundle)
 
     @cached_property
     def sentence(self) -> int:
-        """Tokens of a timestamp sentence."""
+        """Tokens of a timestamp sentence, padding included."""
         return sentence_length(self.bundle)
 
     def clip(self, clip: Clip) -> Prepared | Failure:
@@ -111,7 +111,7 @@ class Preparation:
         return self.spectrograms(window, wave)
 
     def spectrograms(self, window: Window, wave: Float[np.ndarray, " A"]) -> Prepared:
-        """AudioMAE's filter bank and the VAE's mel of one normalised waveform.
+        """Compute AudioMAE's filter bank and the VAE's mel of one normalised waveform.
 
         As AudioLDM2 was trained: cut to the window, mean removed, peak 0.5, then padded
         (utilities/data/dataset.py:321, 395 of AudioLDM-training-finetuning).
@@ -123,7 +123,7 @@ class Preparation:
         return Prepared(window, fbank, np.asarray(log_mel(wave)))
 
     def blank(self) -> Prepared:
-        """A clip of nothing, for its shapes."""
+        """Return a black and silent clip, for its shapes."""
         spec = self.spec
         cavp, timechat = (
             np.zeros((frames, size, size, 3), np.uint8)
@@ -144,7 +144,7 @@ class Preparation:
         return self.spectrograms(window, np.zeros(samples_of(spec), np.float32))
 
     def batch(self, clips: Sequence[Prepared]) -> dict[str, Any]:
-        """What each encoder of the bundle reads."""
+        """Return the input of each encoder of the bundle."""
         inputs: dict[str, Any] = {}
         windows = [clip.window for clip in clips]
         if "cavp" in self.bundle.entries:
@@ -160,14 +160,15 @@ class Preparation:
 
 
 def _change(frames: Shaped[np.ndarray, "T H W 3"]) -> float:
-    """The largest mean difference of a frame from the first."""
+    """Return the largest mean difference of a frame from the first."""
     return float(np.abs(frames.astype(np.float32) - frames[0]).mean(axis=(1, 2, 3)).max())
 
 
 def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> dict[str, Array]:
-    """The features of a batch: float16, and times in float32 seconds.
+    """Compute the features of a batch: float16, and times in float32 seconds.
 
-    `timechat` names the TimeChat tokens as in `MapperConfig`.
+    Args:
+        timechat: name of the TimeChat tokens, as in `MapperConfig`.
     """
     streams = {}
     if "cavp" in inputs:
@@ -188,18 +189,18 @@ def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> d
 
 @jax.jit
 def _tokens(audiomae: AudioMAE, fbank: Float[Array, "B T M"]) -> Float[Array, "B L D"]:
-    """Unpooled, the class token first: the LOA grid stays a choice of training."""
+    """Return the tokens unpooled, the class token first: the LOA grid is a choice of training."""
     return audiomae(fbank)
 
 
 @jax.jit
 def _latents(vae: VAE, mel: Float[Array, "B T M 1"]) -> Float[Array, "B H W C"]:
-    """The mean of the posterior, scaled as diffusion sees it."""
+    """Return the mean of the posterior, scaled as diffusion reads it."""
     return vae.encode(mel)[0]
 
 
 def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) -> dict[str, Any]:
-    """What features depend on: the weights of the encoders, and how clips are decoded and read."""
+    """Describe what features depend on: the encoders' weights, and how clips are decoded."""
     present = [name for name in encoders if name in bundle.entries]
     about: dict[str, Any] = {
         "encoders": {name: _identity(bundle, name) for name in present},
@@ -213,7 +214,7 @@ def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) 
 
 
 def _identity(bundle: Bundle, name: str) -> str:
-    """Digest of a component's config and weights, wherever and whenever they were written."""
+    """Return a digest of a component's config and weights, whenever they were written."""
     weights = {n: [its.dtype, its.sha256] for n, its in bundle.store(name).arrays.items()}
     return digest([to_json(bundle.config(name)), weights])
 
@@ -226,25 +227,29 @@ def extract(
     batch: int = 8,
     timechat: str = "video",
     drop: Sequence[str] = (),
+    licence: str = "",
     share: tuple[int, int] = (0, 1),
     shard: int | None = None,
     progress: Callable[[int], None] = lambda clips: None,
 ) -> list[Failure]:
-    """Store the features of `clips`, of each its first window, where `folder` lacks them.
+    """Store the features of the first window of each clip, where `folder` lacks them.
 
     An element holds, as the bundle has the encoder: `cavp` and `timechat` `[T, D]` with
     `cavp_seconds` and `timechat_seconds` `[T]`, `audiomae` `[1 + patches, D]`, and `latents`
     `[H, W, C]`. Clips are in the order of their ids. An interrupted run goes on where it stopped.
     Clips that cannot be read or have no sound are left out, listed in `failed.csv` and returned.
-    `progress` is told how many more clips are done. A batch is divided over this process's devices.
+    `progress` is called with the number of clips just done. A batch is divided over this process's
+    devices.
 
     Args:
         batch: clips computed at once, a multiple of the devices.
         timechat: which of TimeChat's tokens, as in `MapperConfig`.
-        drop: leave out clips that are `silent` or `static`, too.
-        share: (i, n): only the part `i` of `n` of the work. The others are other processes', on any
-            machine that sees `folder`. Whoever comes last finishes the folder; the result does not
-            depend on `n`.
+        drop: kinds of clips to leave out as well: `silent`, `static`.
+        licence: SPDX expression of the terms of the clips, kept with the features; empty if
+            unknown.
+        share: (i, n): do part `i` of `n` of the work. Other processes, on any machine that sees
+            `folder`, do the others. The last one finishes the folder; the result does not depend
+            on `n`.
         shard: clips in one file, which is written whole or not at all; 256 if not given.
 
     Raises:
@@ -255,12 +260,14 @@ def extract(
     names = [name for name in ENCODERS if name in bundle.entries]
     if not names:
         raise DataError(f"bundle {bundle.path} has none of {', '.join(ENCODERS)}: add one")
-    if timechat == "llama" and "timechat" in names and bundle.config("timechat").d_llama is None:
+    llama = timechat == "llama" and "timechat" in names
+    if llama and bundle.config("timechat").llama_width is None:
         raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
     preparation = Preparation(bundle, tuple(drop))
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))
     place = layout.batch(batch)
     about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
+    about |= {"licence": licence} if licence else {}
     fields = _fields(preparation, names, timechat)
     writing = Writing.begin(folder, DESCRIPTION, about, fields, clips, shard=shard)
     index, parts = share
@@ -268,7 +275,8 @@ def extract(
     progress(sum(len(clips) for i, clips in enumerate(writing.shards) if i not in missing))
     if missing:
         networks = {
-            name: bundle.load(name, jnp.float32, sharding=lambda *_: layout.whole) for name in names
+            name: bundle.load(name, jnp.float32, sharding=lambda *_: layout.replicated)
+            for name in names
         }
         with ThreadPoolExecutor(THREADS) as pool:
             for shard in missing:
@@ -281,7 +289,7 @@ def extract(
 
 
 def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> dict[str, Field]:
-    """The arrays of an element, from shapes alone."""
+    """Return the arrays of an element, from shapes alone."""
     bundle = preparation.bundle
     networks = {
         n: abstract(lambda rngs, n=n: COMPONENTS[n].build(bundle.config(n), rngs=rngs))
@@ -295,7 +303,7 @@ def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> di
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[Clip], Any], clips: Iterable[Clip], depth: int
 ) -> Iterator[Any]:
-    """The results of `work` in order, with `depth` clips under way."""
+    """Yield the results of `work` in order, with `depth` clips under way."""
     waiting: deque[Future] = deque()
     for clip in clips:
         waiting.append(pool.submit(work, clip))
@@ -314,7 +322,7 @@ def _examples(
     timechat: str,
     progress: Callable[[int], None],
 ) -> Iterator[dict[str, np.ndarray] | Failure]:
-    """The features of each clip, in order; always computed `batch` at a time, for one shape."""
+    """Yield the features of each clip, in order, computed `batch` at a time to keep one shape."""
     while group := list(islice(prepared, batch)):
         good = [clip for clip in group if isinstance(clip, Prepared)]
         rows = iter(range(len(good)))
@@ -332,14 +340,14 @@ def _examples(
 
 
 class FeatureSource(RecordSource):
-    """The features of `extract`, in the order of their ids."""
+    """The features that `extract` stored, in the order of their ids."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, DESCRIPTION)
 
 
 def check(folder: Path, bundle: Bundle) -> None:
-    """Whether the features in `folder` are those of this bundle's encoders.
+    """Check that the features in `folder` are those of this bundle's encoders.
 
     Raises:
         DataError: they are not, or they are not complete; the message says what differs.

@@ -15,6 +15,49 @@ THREADS = 4
 """That read and transform ahead; more only help where reading is slow."""
 
 
+ROOM = 4 << 30
+"""Bytes of elements that a process keeps in memory: all of the miniature's."""
+
+
+class CachedDataset:
+    """At most `limit` elements of a dataset after `read`, each read once where memory allows.
+
+    Once `room` bytes of them are kept the others are read anew each time.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        read: Callable[[Element], Element],
+        limit: int | None = None,
+        *,
+        room: int = ROOM,
+    ) -> None:
+        self._dataset, self._read, self._room = dataset, read, room
+        self._kept: dict[int, Element] = {}
+        self._length = len(dataset) if limit is None else min(limit, len(dataset))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Element:
+        index = int(index)
+        if index in self._kept:
+            return self._kept[index]
+        element = self._read(self._dataset[index])
+        if self._room > 0:  # threads may go over it together, by one element each
+            self._room -= sum(np.asarray(array).nbytes for array in element.values())
+            self._kept[index] = element
+        return element
+
+    def id_of(self, index: int) -> str:
+        """Return the id of the clip of one element."""
+        return self._dataset.id_of(index)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._dataset!r}, {self._length})"
+
+
 class _Random(grain.transforms.RandomMap):
     """A function of an element and a generator as a step of Grain."""
 

@@ -96,6 +96,8 @@ class Writing:
             raise DataError(f"cannot write {folder} ({reason}): choose another folder") from None
         if begun := there & {name, UNFINISHED}:
             default, found = {"shard": SHARD}, read_about(folder / begun.pop())
+            found["fields"] = dict.fromkeys(about["fields"]) | found["fields"]
+            about["fields"] = dict.fromkeys(found["fields"]) | about["fields"]
             check_same(folder, default | found, default | about)
         elif any(not entry.startswith(".") for entry in there):
             raise DataError(f"{folder} is not empty and no dataset: choose another folder")

@@ -1,8 +1,8 @@
-"""Contacts in sound: when something hits, and what it is made of, against what was seen.
+"""Detects contacts in sound and compares them with the true contacts of a clip.
 
-For clips whose contacts are known, as those of the Foley world. Unlike `onsets`, which is librosa's
-detector at its published settings, this one knows no reference sound: its threshold is absolute, so
-that an almost silent track has no onsets.
+This is for clips with known contacts, such as those of the Foley world. Unlike
+`mfm_jax.metrics.onsets`, which is librosa's detector with its published settings, this detector
+has an absolute threshold, so an almost silent sound has no onsets.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ import numpy as np
 from mfm_jax.typing import Float, Int, Shaped
 
 FRAME = 0.01  # s between the frames of AudioLDM2's log-mel
-QUIET = -6.0  # nats: what is below in a log-mel is background and counts as silence
+QUIET = -6.0  # nats of log-mel; everything below is background and counts as silence
 HEIGHT, PROMINENCE = 0.55, 0.45  # nats of mean rise; tuned on the sound of 300 training clips
-APART = 0.08  # s between two contacts that can be told apart
-BEFORE, CROP = 4, 32  # frames of a crop before its contact, and in all
+APART = 0.08  # s; shortest time between two contacts that are detected separately
+BEFORE, CROP = 4, 32  # frames of a crop before its contact, and in total
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Contacts that were found, that truly were, and that are the same; `+` adds clips up."""
+    """Numbers of matched (`hits`), found and true contacts. Counts of clips can be added."""
 
     hits: int = 0
     found: int = 0
@@ -28,7 +28,7 @@ class Counts:
 
     @property
     def f1(self) -> float:
-        """Micro F1; 0 where there is nothing at all."""
+        """Micro F1; 0 if there are neither found nor true contacts."""
         return 2 * self.hits / max(self.found + self.true, 1)
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -36,7 +36,7 @@ class Counts:
 
 
 def rises(mel: Float[np.ndarray, "T M"]) -> Float[np.ndarray, " T"]:
-    """Mean over mel bins of the rise within three frames of a log-mel, in nats."""
+    """Return the rise of a log-mel within three frames, averaged over mel bins, in nats."""
     audible = np.maximum(np.asarray(mel, np.float32), QUIET)
     before = np.concatenate([np.repeat(audible[:1], 3, axis=0), audible])[: len(audible)]
     return np.maximum(audible - before, 0).mean(axis=1)
@@ -45,10 +45,11 @@ def rises(mel: Float[np.ndarray, "T M"]) -> Float[np.ndarray, " T"]:
 def detect_contacts(
     mel: Float[np.ndarray, "T M"], *, height: float = HEIGHT, prominence: float = PROMINENCE
 ) -> Float[np.ndarray, " N"]:
-    """Seconds of the contacts in AudioLDM2's log-mel (`mfm_jax.media.audio.log_mel`), rising.
+    """Detect contacts in AudioLDM2's log-mel (`mfm_jax.media.audio.log_mel`).
 
-    A frame of that mel lies at its middle, and its window hears a contact before it comes, which
-    the three frames of a rise make up for: on clean strikes the median error is 2 ms.
+    Returns their times in seconds, in ascending order. The time of a frame is its middle. The
+    window of a frame reaches a contact early, and the three frames of a rise delay it again; on
+    clean strikes the median error is 2 ms.
     """
     from scipy.signal import find_peaks
 
@@ -61,7 +62,10 @@ def detect_contacts(
 def match(
     found: Float[np.ndarray, " N"], true: Float[np.ndarray, " S"], window: float
 ) -> list[tuple[int, int]]:
-    """Pairs `(found, true)` at most `window` seconds apart, each once, the nearest pairs first."""
+    """Pair found and true contacts at most `window` seconds apart, the nearest pairs first.
+
+    Returns pairs of indices `(found, true)`; each contact is in one pair at most.
+    """
     gaps = np.abs(found[:, None] - true[None])
     pairs: list[tuple[int, int]] = []
     for flat in np.argsort(gaps, axis=None, kind="stable"):
@@ -80,7 +84,7 @@ def count_hits(
     found_labels: Shaped[np.ndarray, " N"] | None = None,
     true_labels: Shaped[np.ndarray, " S"] | None = None,
 ) -> Counts:
-    """Hits within `window` seconds; with labels only those whose labels agree."""
+    """Count hits within `window` seconds; if labels are given, they must agree."""
     if found_labels is None or true_labels is None:
         return Counts(len(match(found, true, window)), len(found), len(true))
     hits = 0
@@ -93,9 +97,9 @@ def count_hits(
 def crops(
     mel: Float[np.ndarray, "T M"], times: Float[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N 32 M"]:
-    """What a listener is given of each contact: 40 ms before it and 280 ms after.
+    """Cut the log-mel around each contact for the listener: from 40 ms before to 280 ms after.
 
-    Outside of the clip is silence.
+    Crops are padded with silence at the ends of the clip.
     """
     silence = np.log(1e-5)
     padded = np.pad(mel, ((BEFORE, CROP), (0, 0)), constant_values=silence)
@@ -104,5 +108,5 @@ def crops(
 
 
 def name_materials(chances: Float[np.ndarray, "N V"], count: int) -> Int[np.ndarray, " {count}"]:
-    """The `count` materials that the contacts of a clip together sound like the most."""
+    """Return the `count` most likely materials, by their chances summed over all contacts."""
     return np.argsort(-chances.sum(axis=0), kind="stable")[:count]

@@ -1,20 +1,20 @@
-"""A vocoder that begins as a bank of oscillators, before it has learned anything.
+"""Initialises a vocoder as a bank of oscillators.
 
-HiFi-GAN shifts its sound with the frames of the mel: to a mel that stays the same it answers with a
-sound that repeats every frame, which is a sum of the harmonics of the frame rate. From random
-weights it takes very many steps until there is any tone at all; noise comes first. The harmonics
-can as well be written into the weights:
+Shifting the mel by one frame shifts HiFi-GAN's sound by one frame. So for a constant mel its sound
+repeats every frame: it is a sum of harmonics of the frame rate. From random weights it takes many
+steps until there is any tone at all; noise comes first. The harmonics can be written into the
+weights instead:
 
     mel -- conv_in --> hinges -- upsampler 0 --> magnitudes -- upsampler 1 --> bands
         -- upsampler 2 --> samples
 
-- The magnitude of a bin of the mel is a sum of hinges of its logarithm.
-- A magnitude makes the harmonics of the frame rate that lie in its bin sound. They are written as
-  the real and the imaginary part of the band they lie in, at the rate between both upsamplers.
-- The last upsampler moves each band to its place.
+- The magnitude of a mel bin is approximated by a sum of hinge functions of its logarithm.
+- Each magnitude drives the harmonics of the frame rate in its bin. They are represented as the
+  real and imaginary part of a frequency band, at the sample rate between the last two upsamplers.
+- The last upsampler shifts each band to its frequency.
 
-What goes through a leaky ReLU as the pair of x and -x comes out of it straight. All else begins at
-0, with random weights on one side of it, so that it can be learned. Ours; no source.
+A pair of channels x and -x passes a leaky ReLU linearly. All other channels start at 0, with random
+weights on one side, so that they can learn. This is our own construction.
 """
 
 import numpy as np
@@ -26,17 +26,17 @@ from mfm_jax.media.audio import RATE, mel_filters
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.typing import Float
 
-SLOPE = 0.1  # of the leaky ReLU between the stages
-HINGES = (-4.0, -1.5, 0.3)  # nats of log-mel where the magnitude bends
-DEEP = 12.0  # nats; a log-mel is above -11.6, so what is this much higher is positive
-LOUD = 2.5  # nats, about the most that a clip has
-PER_BAND = 4  # channels: the pair of the real and that of the imaginary part
-GAIN = (1 + SLOPE) * (1 + 0.01)  # of a pair through a leaky ReLU, and through the last one
+SLOPE = 0.1  # of the leaky ReLU between stages
+HINGES = (-4.0, -1.5, 0.3)  # nats of log-mel at which the hinges start
+DEEP = 12.0  # nats; a log-mel is above -11.6, so this offset makes it positive
+LOUD = 2.5  # nats; about the largest log-mel of a clip
+PER_BAND = 4  # channels: a pair for the real and a pair for the imaginary part
+GAIN = (1 + SLOPE) * (1 + 0.01)  # of a pair in two leaky ReLUs, of slopes 0.1 and 0.01
 HEARD = 512  # magnitude of a sine of amplitude 1, summed over the bins of a Hann window of 1024
 
 
 def check_stages(config: VocoderConfig) -> None:
-    """Whether a vocoder of these sizes can begin as oscillators.
+    """Check that a vocoder of these sizes can start as oscillators.
 
     Raises:
         SettingError: it cannot.
@@ -45,13 +45,13 @@ def check_stages(config: VocoderConfig) -> None:
     if stages != 3 or config.rates[0] != 1 or config.channels < enough:
         raise SettingError(
             f"oscillators need rates of (1, a, b) and {enough} channels or more, not "
-            f"{config.rates} and {config.channels}: change recipe.network, or recipe.start to "
-            "random"
+            f"{config.rates} and {config.channels}: change recipe.network, or train a "
+            "VocoderRecipe"
         )
 
 
 def become_oscillators(vocoder: Vocoder) -> None:
-    """Write the oscillators into the weights of `vocoder`, whose sizes fit (`check_stages`)."""
+    """Write the oscillators into the weights of `vocoder`; `check_stages` must accept its sizes."""
     config = vocoder.config
     _hinges(vocoder)
     _magnitudes(vocoder)
@@ -66,12 +66,12 @@ def become_oscillators(vocoder: Vocoder) -> None:
 
 
 def _write(weight: nnx.Param | None, values: Float[np.ndarray, "..."]) -> None:
-    assert weight is not None  # as a bias that a convolution does not have is
+    assert weight is not None  # a convolution may have no bias
     weight[...] = jnp.asarray(values, weight.dtype)
 
 
 def _hinges(vocoder: Vocoder) -> None:
-    """Each bin of the mel less each of `HINGES`, and once so high that it never bends."""
+    """Let `conv_in` output each mel bin minus each of `HINGES`, and each bin plus `DEEP`."""
     mels, kernel = vocoder.config.mels, np.zeros(vocoder.conv_in.kernel.shape)
     bias, rows = np.zeros(kernel.shape[-1]), np.arange(mels)
     for i, below in enumerate((*HINGES, -DEEP)):
@@ -82,12 +82,12 @@ def _hinges(vocoder: Vocoder) -> None:
 
 
 def _magnitudes(vocoder: Vocoder) -> None:
-    """The exponential of each bin as a sum of hinges, in the first channels; others are free."""
+    """Let upsampler 0 output the magnitude of each bin in its first channels."""
     mels, kernel = vocoder.config.mels, np.array(vocoder.upsamplers[0].kernel)
     weights, rows = _exponential(), np.arange(mels)
     kernel[:, :mels] = 0
     middle, bias = kernel.shape[0] // 2, np.zeros(kernel.shape[1])
-    # relu(x) = (leaky(x) - slope x) / (1 - slope), and x is known from the bin that never bends.
+    # relu(x) = (leaky(x) - slope x) / (1 - slope); x itself comes from the bin plus `DEEP`.
     for i, (weight, below) in enumerate(zip(weights / (1 - SLOPE), HINGES, strict=True)):
         kernel[middle, rows, i * mels + rows] += weight
         kernel[middle, rows, len(HINGES) * mels + rows] -= SLOPE * weight
@@ -97,7 +97,7 @@ def _magnitudes(vocoder: Vocoder) -> None:
 
 
 def _exponential() -> Float[np.ndarray, " hinges"]:
-    """Weights of hinges whose sum is about exp(x), where it is heard as far as that goes."""
+    """Return weights of hinges whose sum approximates exp(x), in relative error above 0.15."""
     x = np.linspace(-7, LOUD, 400)
     hinges = np.maximum(x[:, None] - np.array(HINGES), 0)
     heard = 1 / (np.exp(x) + 0.15)
@@ -109,12 +109,12 @@ def _frame_rate(config: VocoderConfig) -> float:
 
 
 def _amplitudes(config: VocoderConfig) -> Float[np.ndarray, "K M"]:
-    """How loud each bin's magnitude makes each harmonic, so that the bin is heard as it was."""
+    """Return the amplitude of each harmonic for each bin that reproduces the bin's magnitude."""
     rate = _frame_rate(config)
     harmonics = rate * np.arange(1, int(RATE / 2 / rate))
-    filters = mel_filters(config.mels, RATE, 0, RATE // 2)  # at whole Hz
+    filters = mel_filters(config.mels, RATE, 0, RATE // 2)  # sampled at every Hz
     heard = HEARD * filters[:, np.rint(harmonics).astype(int)]
-    # Bins between two harmonics, at low pitch, take the nearest one.
+    # At low pitch, a bin between two harmonics gets the nearest one.
     for row in np.flatnonzero(heard.sum(axis=1) == 0):
         nearest = np.abs(harmonics - filters[row].argmax()).argmin()
         heard[row, nearest] = HEARD * filters[row].max() / 2
@@ -123,27 +123,27 @@ def _amplitudes(config: VocoderConfig) -> Float[np.ndarray, "K M"]:
 
 
 def _window(length: int) -> Float[np.ndarray, " L"]:
-    """Hann's, between the samples of which its ends lie."""
+    """Return a Hann window whose zeros are half a sample outside of it."""
     return 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(length) + 0.5) / length)
 
 
 def _band_width(config: VocoderConfig) -> float:
-    """Hz of each band of the last stage's input."""
+    """Return the width in Hz of each band in the input of the last stage."""
     return RATE / 2 / (config.channels // 4 // PER_BAND)
 
 
 def _harmonics(vocoder: Vocoder, amplitudes: Float[np.ndarray, "K M"]) -> None:
-    """Cosine and sine of each harmonic, in its band's channels, at the rate between the stages."""
+    """Let upsampler 1 output the cosine and sine of each harmonic in the channels of its band."""
     config = vocoder.config
     _, per_frame, later = config.rates
     kernel = np.zeros(vocoder.upsamplers[1].kernel.shape)
     length = len(kernel)
-    # Times of the kernel's samples in frames, at the middle of what the last stage makes of each.
+    # Times of the kernel's samples in frames, at the middle of the samples that each becomes.
     frames = (np.arange(length) - (length - per_frame) // 2 + (later - 1) / 2 / later) / per_frame
     count = len(amplitudes)
     for k, row in enumerate(amplitudes, start=1):
         band = int(k * _frame_rate(config) / _band_width(config))
-        # Phases that grow with the square of the number keep the sum from being a row of clicks.
+        # Phases that grow with the square of the index keep the sum from being a train of clicks.
         phase = 2 * np.pi * k * frames - np.pi * k * (k - 1) / count
         for part, wave in enumerate((np.cos(phase), np.sin(phase))):
             shape = (wave * _window(length))[:, None] * row
@@ -154,7 +154,7 @@ def _harmonics(vocoder: Vocoder, amplitudes: Float[np.ndarray, "K M"]) -> None:
 
 
 def _bands(vocoder: Vocoder) -> None:
-    """The sound of all bands as the first two channels, one the negative of the other."""
+    """Let upsampler 2 output the sound and its negative in the first two channels."""
     config = vocoder.config
     per_sample = config.rates[-1]
     kernel = np.array(vocoder.upsamplers[2].kernel)

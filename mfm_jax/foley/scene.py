@@ -1,8 +1,8 @@
-"""What happens in a clip of the Foley world: bodies, their motions and their contacts.
+"""Scenes of the Foley world: bodies, their motions and their contacts.
 
-`foley_stage` draws a scene from a seed. How a scene looks and sounds is `foley_world`'s business.
+`stage` draws a scene from a seed; `world` renders its picture and sound.
 
-Lengths are in units of 1/64 of the picture's side, so that `World.size` only sets the resolution.
+Lengths are in units of 1/64 of the picture's side, so `World.size` only sets the resolution.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ import numpy as np
 from mfm_jax.errors import UserError
 from mfm_jax.typing import Float
 
-# The seed decides the split. Everything from 10 000 000 up is held out of all training: tune on
-# "validation", report "test".
+# The seed decides the split. Seeds from 10 000 000 on are never trained on: tune on "validation"
+# and report "test".
 SPLITS = {
     "train": range(0, 10_000_000),
     "validation": range(10_000_000, 20_000_000),
@@ -25,18 +25,18 @@ FASTEST = {"bounce": 125.0, "strike": 240.0, "roll": 60.0}  # units/s, the speed
 
 
 class WorldError(UserError):
-    """The folder or the numbers given cannot be used; the message says what to do."""
+    """A folder or a setting that cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The numbers of a grade; the defaults are the base grade's, `hard` has another.
+    """The settings of one grade of the world; the defaults are those of the base grade.
 
-    Pairs are ranges that a clip draws from uniformly. What the hard grade alone has comes from
-    random streams of its own: without `hues` or `screened` its clips are the same but for that.
+    Pairs are ranges that each clip draws from uniformly. Features of the hard grade have random
+    streams of their own, so turning `hues` or `screened` off changes nothing else in a clip.
 
     Raises:
-        WorldError: no clip can be made by these numbers.
+        WorldError: no clip can be made with these settings.
     """
 
     seconds: float = 2.56  # s; 16 tokens of 160 ms, a quarter of AudioLDM2's 10.24 s
@@ -45,19 +45,19 @@ class World:
     rate: int = 16_000  # Hz, AudioLDM2's
     kinds: tuple[float, float, float] = (0.45, 0.40, 0.15)  # probabilities, in the order of KINDS
     radius: tuple[float, float] = (5.0, 9.0)  # units
-    gravity: tuple[float, float] = (90.0, 160.0)  # units/s^2; slow enough to follow at 12.5 fps
+    gravity: tuple[float, float] = (90.0, 160.0)  # units/s^2; slow enough to see at 12.5 fps
     restitution: tuple[float, float] = (0.6, 0.85)  # speed after a bounce / speed before
-    bounce_gap: float = 0.16  # s; a bounce shorter than this is not made, the ball rests
+    bounce_gap: float = 0.16  # s; the ball rests instead of making a shorter bounce
     blows: tuple[int, int] = (1, 5)  # blows of the mallet in 2.56 s
-    blow_gap: float = 0.3  # s, least time between two blows
+    blow_gap: float = 0.3  # s; shortest time between two blows
     wall_hit: float = 0.8  # share of pushes that reach the wall; .15 x .2 of clips have no event
     distractor: float = 0.5  # share of clips with a silent drifting disc
-    noise: int = 2  # largest pixel noise in 8-bit steps; more is lost in H.264
-    margin: float = 0.06  # s; no contact this near to either end, so that each is seen and heard
-    longest: float | None = None  # s; if given, clips of `seconds` to this, in whole pictures
-    bodies: int = 1  # that sound; two have a side each, and different materials
-    screened: float = 0.0  # share of clips where something stands before one body's contacts
-    hues: float = 0.0  # degrees; hues turn by up to this in training, held out by up to its double
+    noise: int = 2  # largest pixel noise in 8-bit steps; more would not survive H.264
+    margin: float = 0.06  # s; no contact is closer to an end, so that each is seen and heard
+    longest: float | None = None  # s; if given, lengths are drawn from `seconds` to this
+    bodies: int = 1  # with sound; two bodies have a side each, and different materials
+    screened: float = 0.0  # share of clips where a screen hides the contacts of one body
+    hues: float = 0.0  # degrees; hues turn by up to this in training, by up to twice when held out
 
     def __post_init__(self) -> None:
         if self.seconds < 1.5:
@@ -78,22 +78,22 @@ class World:
 
     @classmethod
     def hard(cls) -> "World":
-        """Two bodies for 5 to 10 s, half of the clips screened, and held-out hues unseen."""
+        """Return the hard grade: two bodies, 5 to 10 s, screens in half of the clips, new hues."""
         return cls(seconds=5.0, longest=10.0, bodies=2, radius=(5.0, 6.5), screened=0.5, hues=10.0)
 
 
 @dataclass(frozen=True)
 class Material:
-    """How a body looks and sounds."""
+    """The look and sound of a body."""
 
     name: str
     colour: tuple[float, float, float]  # red, green, blue, 0-255
     checker: bool  # texture: squares of 2.5 units that turn with the body, or plain
     pitch: float  # Hz, lowest partial of a body of radius 7
     partials: tuple[float, ...]  # frequency ratios
-    decay: float  # s, in which the lowest partial falls to 1/e; the higher ones fall faster
-    burst: float  # s, in which the noise of the contact falls to 1/e
-    edge: float  # Hz, above which the noise of a soft contact fades; a hard one reaches 4x higher
+    decay: float  # s until the lowest partial has fallen to 1/e; higher ones fall faster
+    burst: float  # s until the noise of the contact has fallen to 1/e
+    edge: float  # Hz above which the noise of a soft contact fades; 4x higher for a hard one
     tone: float  # share of the partials in the sound, the rest is the burst
 
 
@@ -118,18 +118,18 @@ MATERIALS = (
 
 @dataclass(frozen=True)
 class Event:
-    """One contact that is seen and heard."""
+    """One contact."""
 
     time: float  # s from the start of the clip
-    kind: str  # what the body was doing, of KINDS; the contact of a roll is with the wall
+    kind: str  # motion of the body, one of KINDS; a roll has its contact with the wall
     material: str  # name in MATERIALS
-    strength: float  # 0 to 1, speed of the contact / the fastest of its kind
-    hidden: bool = False  # heard only: it happens behind the screen
+    strength: float  # 0 to 1; speed of the contact over the fastest of its kind
+    hidden: bool = False  # behind the screen: heard but not seen
 
 
 @dataclass(frozen=True)
 class Motion:
-    """One coordinate in time: pieces of constant acceleration, the last one going on for ever."""
+    """One coordinate over time, in pieces of constant acceleration; the last one never ends."""
 
     pieces: tuple[
         tuple[float, float, float, float], ...
@@ -138,7 +138,7 @@ class Motion:
     def at(
         self, t: Float[np.ndarray, " T"]
     ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-        """Position and velocity at the times `t` in seconds."""
+        """Return position and velocity at the times `t` in seconds."""
         table = np.array(self.pieces)
         starts, position, velocity, acceleration = table[
             np.searchsorted(table[1:, 0], t, side="right")
@@ -149,22 +149,22 @@ class Motion:
 
 @dataclass(frozen=True)
 class Body:
-    """A thing on the floor or above it, with all it does in the clip."""
+    """A body with its motions and contacts in the clip."""
 
     kind: str
     material: Material
-    colour: tuple[float, float, float]  # red, green, blue, 0-255; of the material's hue, or near it
+    colour: tuple[float, float, float]  # red, green, blue, 0-255; near the material's hue
     radius: float  # units
     x: Motion  # units, of the centre from the left
     height: Motion  # units, of the lowest point above the floor
     turn: Motion  # rad
-    mallet: Motion | None  # units, from the head of the mallet to the body, where there is one
+    mallet: Motion | None  # units, from the mallet's head to the body; None: there is no mallet
     contacts: tuple[tuple[float, float], ...]  # time s, strength
 
 
 @dataclass(frozen=True)
 class Disc:
-    """A silent disc that drifts: centre + reach * sin(2 pi rate t + phase) in x and in y."""
+    """A silent disc that drifts along centre + reach * sin(2 pi rate t + phase) in x and y."""
 
     grey: float
     radius: float
@@ -176,7 +176,7 @@ class Disc:
     def at(
         self, t: Float[np.ndarray, " T"]
     ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-        """Where its centre is at the times `t` in seconds."""
+        """Return x and y of the centre at the times `t` in seconds."""
         paths = zip(self.centre, self.reach, self.rate, self.phase, strict=True)
         x, y = (c + reach * np.sin(2 * np.pi * rate * t + phase) for c, reach, rate, phase in paths)
         return x, y
@@ -184,7 +184,7 @@ class Disc:
 
 @dataclass(frozen=True)
 class Screen:
-    """An opaque, silent box in front of the place where a body's contacts happen."""
+    """An opaque, silent box that hides the contacts of a body."""
 
     hides: int  # index of the body
     grey: float
@@ -208,7 +208,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is drawn at random about a clip, but the noise in the picture and in the sound."""
+    """Everything that is drawn at random for a clip, except the noise in picture and sound."""
 
     seed: int
     seconds: float
@@ -219,7 +219,7 @@ class Scene:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """Every contact, in the order of time."""
+        """All contacts in order of time."""
         behind = None if self.screen is None else self.screen.hides
         events = [
             Event(time, body.kind, body.material.name, strength, hidden=i == behind)
@@ -230,7 +230,7 @@ class Scene:
 
 
 def split_of(seed: int) -> str:
-    """Name of the split that `seed` belongs to."""
+    """Return the name of the split that `seed` belongs to."""
     for name, seeds in SPLITS.items():
         if seed in seeds:
             return name
@@ -238,5 +238,5 @@ def split_of(seed: int) -> str:
 
 
 def stream(seed: int, use: int) -> np.random.Generator:
-    """An own random stream for each use, so that none depends on how much another one drew."""
+    """Return a random stream for one use of a seed, independent of the draws of other uses."""
     return np.random.default_rng((seed, use))

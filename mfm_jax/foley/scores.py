@@ -1,4 +1,4 @@
-"""Scores of sound for clips of known contacts: are they heard, when, and of what material?"""
+"""Scores of sound for clips with known contacts: their times and their materials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -18,14 +18,14 @@ from mfm_jax.media.audio import log_mel
 from mfm_jax.models.listener import Listener
 from mfm_jax.typing import Array, Float
 
-BATCH = 128  # crops that the listener is given at once, for one shape
-NEAR, WIDE = 0.05, 0.1  # s; how far a contact may be off
+BATCH = 128  # crops that the listener reads at once; always as many, for one shape
+NEAR, WIDE = 0.05, 0.1  # s; largest error in the time of a contact
 NOTHING = Counts()
 
 
 @dataclass(frozen=True)
 class Contacts:
-    """The seconds of contacts, rising, and the material of each."""
+    """Times of contacts in seconds, in ascending order, and the material of each."""
 
     times: Float[np.ndarray, " S"]
     materials: tuple[str, ...]
@@ -33,22 +33,22 @@ class Contacts:
 
 @dataclass(frozen=True)
 class Heard:
-    """What was heard of one clip or, added up, of many."""
+    """Counts for the sound of one clip; `+` adds up clips."""
 
     near: Counts = NOTHING  # contacts within 50 ms
     wide: Counts = NOTHING  # within 100 ms
     events: Counts = NOTHING  # within 100 ms and of the right material
-    named: Counts = NOTHING  # materials of the clip named rightly, over its contacts together
-    log_mel: float = 0.0  # summed distance to the true sound; nats, mean over frames and bins
+    named: Counts = NOTHING  # materials of the clip, named from all of its contacts together
+    log_mel: float = 0.0  # distance to the true sound in nats, a mean over frames and bins
     clips: int = 0
-    seconds: float = 0.0  # of sound
+    seconds: float = 0.0  # length of the sound
 
     def __add__(self, other: "Heard") -> "Heard":
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return Heard(*(a + b for a, b in pairs))
 
     def scores(self) -> dict[str, float]:
-        """The figures that tables show."""
+        """Return the scores that tables show."""
         return {
             "onset_f1_50": self.near.f1,
             "onset_f1_100": self.wide.f1,
@@ -60,8 +60,8 @@ class Heard:
 
 
 @dataclass
-class _Clip:
-    """A clip between detection and naming."""
+class _Detected:
+    """A clip whose contacts are detected but whose materials are not named yet."""
 
     found: Float[np.ndarray, " N"]
     truth: Contacts
@@ -76,19 +76,18 @@ def score_waves(
     truths: Sequence[Contacts],
     true_waves: Sequence[Float[np.ndarray, " A2"] | None],
 ) -> list[Heard]:
-    """Score each sound at 16 kHz against the contacts that its clip shows.
+    """Score sounds at 16 kHz against the true contacts of their clips.
 
-    Where the true sound is given, the distance to it is measured as well.
-
-    A clip without a contact that was found has named no material. Both sounds are cut to the
-    shorter one for their distance, and what is below -6 nats counts as silence in it.
+    If the true sound is given, its distance is measured as well: both are cut to the length of the
+    shorter one, and everything below -6 nats counts as silence. A sound without detected contacts
+    names no material.
     """
     clips, heard = [], []
     for wave, truth, true in zip(waves, truths, true_waves, strict=True):
         mel = np.asarray(log_mel(np.asarray(wave, np.float32)))
         found = detect_contacts(mel)
         distance = 0.0 if true is None else mel_distance(mel, np.asarray(log_mel(true)))
-        clips.append(_Clip(found, truth, distance, len(wave) / 16_000))
+        clips.append(_Detected(found, truth, distance, len(wave) / 16_000))
         heard.append(crops(mel, found))
     rows = iter(_chances(listener, np.concatenate(heard)))
     for clip in clips:
@@ -97,7 +96,7 @@ def score_waves(
 
 
 def listen(listener: Listener, wave: Float[np.ndarray, " A"]) -> Contacts:
-    """The contacts that are heard in a sound at 16 kHz, and what each sounds like."""
+    """Detect the contacts in a sound at 16 kHz and name the material of each."""
     mel = np.asarray(log_mel(np.asarray(wave, np.float32)))
     found = detect_contacts(mel)
     names = _chances(listener, crops(mel, found)).argmax(axis=1)
@@ -105,13 +104,13 @@ def listen(listener: Listener, wave: Float[np.ndarray, " A"]) -> Contacts:
 
 
 def mel_distance(a: Float[np.ndarray, "T M"], b: Float[np.ndarray, "T2 M"]) -> float:
-    """Mean absolute difference of two log-mels in nats, silence being all alike."""
+    """Return the mean absolute difference of two log-mels in nats; all silence is equal."""
     frames = min(len(a), len(b))
     a, b = (np.maximum(x[:frames], QUIET) for x in (a, b))
     return float(np.abs(a - b).mean())
 
 
-def _score(clip: _Clip, names: tuple[str, ...]) -> Heard:
+def _score(clip: _Detected, names: tuple[str, ...]) -> Heard:
     found, times = clip.found, clip.truth.times
     true = np.array([names.index(name) for name in clip.truth.materials], int)
     chances = np.array(clip.chances).reshape(len(found), len(names))
@@ -134,7 +133,7 @@ def _listen(listener: Listener, batch: Array) -> Float[Array, "B V"]:
 
 
 def _chances(listener: Listener, heard: Float[np.ndarray, "N T M"]) -> Float[np.ndarray, "N V"]:
-    """The chance of each material for each crop, computed in batches of one shape."""
+    """Return the chance of each material for each crop, computed in batches of one shape."""
     parts = [np.zeros((0, len(listener.config.materials)), np.float32)]
     for start in range(0, len(heard), BATCH):
         batch = heard[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""Draws the scenes of the Foley world: who acts where, and how each kind of body acts."""
+"""Draws the scenes of the Foley world: which bodies there are, where, and how they move."""
 
 import colorsys
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from mfm_jax.typing import Float
 
 @dataclass(frozen=True)
 class Part:
-    """What a body is given to act with."""
+    """The properties that are drawn for a body before its motion."""
 
     kind: str
     material: Material
     colour: tuple[float, float, float]  # red, green, blue, 0-255
     radius: float  # units
-    lane: tuple[float, float]  # units from the left: the part of the picture that is its own
+    lane: tuple[float, float]  # units from the left; the part of the picture it stays in
     seconds: float  # length of the clip
 
 
@@ -69,15 +69,15 @@ def stage(world: World, seed: int) -> Scene:
     return Scene(seed, seconds, tuple(bodies), backdrop, disc, _screen(world, seed, bodies, floor))
 
 
-# Who acts where -----------------------------------------------------------------------------------
+# Bodies and their surroundings --------------------------------------------------------------------
 
-# Uses of a seed's streams, after 0 for the base grade's scene, 1 for the picture's noise, and 2 and
-# 3 for the sounds of the bodies.
+# Uses of a seed's random streams. 0 is the scene of the base grade, 1 the noise of the picture, 2
+# and 3 are the sounds of the bodies.
 _LENGTH, _LANES, _HUES, _SCREEN = 4, 5, 6, 7
 
 
 def _length(world: World, seed: int) -> float:
-    """Seconds of the clip."""
+    """Return the seconds of the clip."""
     if world.longest is None:
         return world.seconds
     drawn = stream(seed, _LENGTH).uniform(world.seconds, world.longest)
@@ -85,7 +85,7 @@ def _length(world: World, seed: int) -> float:
 
 
 def _lanes(world: World, seed: int) -> list[tuple[float, float]]:
-    """The part of the width that each body keeps to."""
+    """Return the part of the picture's width that each body stays in."""
     if world.bodies == 1:
         return [(0.0, 64.0)]
     border = stream(seed, _LANES).uniform(30, 34)
@@ -93,7 +93,7 @@ def _lanes(world: World, seed: int) -> list[tuple[float, float]]:
 
 
 def _cast(world: World, rng: np.random.Generator, seed: int, seconds: float) -> list[Part]:
-    """The parts of the bodies, none of the same material."""
+    """Draw the properties of the bodies; no two have the same material."""
     parts: list[Part] = []
     hues = stream(seed, _HUES)
     for lane in _lanes(world, seed):
@@ -108,7 +108,7 @@ def _cast(world: World, rng: np.random.Generator, seed: int, seconds: float) -> 
 def _turned(
     world: World, rng: np.random.Generator, seed: int, colour: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """`colour` in another hue, less than half of the way to the next material's; a little paler."""
+    """Return `colour` in another hue, less than halfway to the next material's; a little paler."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
     low, high = (0.0, world.hues) if split_of(seed) == "train" else (world.hues, 2 * world.hues)
     angle = rng.choice([-1, 1]) * rng.uniform(low, high)
@@ -118,14 +118,14 @@ def _turned(
 
 
 def _wall(rng: np.random.Generator, lane: tuple[float, float]) -> float:
-    """The face of a roll's wall: at either side of the picture, or at the outer one of a lane."""
+    """Draw the face of a wall: on either side of the picture, or on the outer side of a lane."""
     if lane == (0.0, 64.0):
         return float(rng.choice([rng.uniform(4, 8), rng.uniform(56, 60)]))
     return rng.uniform(3, 5) if lane[0] == 0 else rng.uniform(59, 61)
 
 
 def _screen(world: World, seed: int, bodies: Sequence[Body], floor: float) -> Screen | None:
-    """What hides all contacts of one body, if there are any; it stays in the body's own lane."""
+    """Draw a screen that hides all contacts of one body and stays in the body's lane, or None."""
     rng = stream(seed, _SCREEN)
     touching = [i for i, body in enumerate(bodies) if body.contacts]
     if not touching or rng.random() >= world.screened:
@@ -133,9 +133,9 @@ def _screen(world: World, seed: int, bodies: Sequence[Body], floor: float) -> Sc
     i = touching[rng.integers(len(touching))]
     body = bodies[i]
     x = body.x.at(np.array([t for t, _ in body.contacts]))[0]
-    # A picture is up to half a frame off a contact, and both rims are soft by half a unit. The
-    # mallet rests on the body for a frame; what hides its head leaves half of the body to be seen.
-    # A box that stands in front of a ball stands lower.
+    # The screen is larger than the body at its contacts: a frame can be half a frame away from a
+    # contact, and the edges of both are soft by half a unit. For a strike it hides the mallet's
+    # head and leaves the lower half of the body visible. For a ball it reaches below the floor.
     rim, way = 1.0, max(strength for _, strength in body.contacts) * FASTEST[body.kind] / world.fps
     side, rise, low = {
         "bounce": (body.radius + rim, 2 * body.radius + rim + way / 2, -rim),
@@ -165,31 +165,31 @@ def _disc(rng: np.random.Generator) -> Disc:
     )
 
 
-# How it acts --------------------------------------------------------------------------------------
+# Motions of the bodies ----------------------------------------------------------------------------
 
 _STILL = Motion(((0.0, 0.0, 0.0, 0.0),))
 
 
 def _inside(part: Part, contacts: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The contacts within the clip."""
+    """Return the contacts within the clip."""
     return [(t, strength) for t, strength in contacts if 0 <= t < part.seconds]
 
 
 def _clear(world: World, part: Part, contacts: Sequence[tuple[float, float]]) -> bool:
-    """Whether no contact is too near to either end of the clip to be seen and heard."""
+    """Return True if every contact is far enough from both ends to be seen and heard."""
     ends = (0.0, part.seconds)
     return all(abs(t - end) >= world.margin for t, _ in contacts for end in ends)
 
 
 def _ease(t: float, start: float, stop: float, seconds: float) -> list[tuple]:
-    """Two pieces that go from `start` to `stop`, at rest at both."""
+    """Return two pieces that go from rest at `start` to rest at `stop`."""
     a = 4 * (stop - start) / seconds**2
     half = seconds / 2
     return [(t, start, 0.0, a), (t + half, (start + stop) / 2, a * half, -a)]
 
 
 def _bounce(world: World, rng: np.random.Generator, part: Part, floor: float) -> Body:
-    """A ball that falls and bounces until it rests; after a while it is lifted and falls again."""
+    """Draw a ball that falls and bounces until it rests, then is lifted and falls again."""
     g, e = rng.uniform(*world.gravity), rng.uniform(*world.restitution)
     highest = floor - 2 * part.radius - 1
     reach = (part.lane[0] + 2 + part.radius, part.lane[1] - 2 - part.radius)
@@ -231,7 +231,7 @@ def _bounce(world: World, rng: np.random.Generator, part: Part, floor: float) ->
 
 
 def _gaps(h: float, g: float, e: float, shortest: float) -> list[float]:
-    """Seconds of the fall from `h`, then of each bounce that is not shorter than `shortest`."""
+    """Return the seconds of the fall from `h`, then of each bounce of at least `shortest`."""
     fall = float(np.sqrt(2 * h / g))
     gaps = [fall]
     while (gap := 2 * fall * e ** len(gaps)) >= shortest:
@@ -239,16 +239,16 @@ def _gaps(h: float, g: float, e: float, shortest: float) -> list[float]:
     return gaps
 
 
-_DWELL = 0.04  # s that the mallet stays on the body, so that a frame at 25 fps shows it there
+_DWELL = 0.04  # s that the mallet stays on the body, so that one frame at 25 fps shows it there
 
 
 def _strike(world: World, rng: np.random.Generator, part: Part) -> Body:
-    """A body on the floor that a mallet strikes."""
+    """Draw a body on the floor that a mallet strikes."""
     times = _blow_times(world, rng, part.seconds)
     left, right = part.lane
     count = len(times)
     strengths = rng.uniform(0.25, 1, count)
-    # A harder blow comes from higher up and takes less time.
+    # A harder blow starts higher up and takes less time.
     drops = 2.5 + 13.5 * strengths
     falls = 2 * drops / (FASTEST["strike"] * strengths)
     gap: list[tuple] = [(-1.0, drops[0], 0.0, 0.0)]
@@ -274,8 +274,8 @@ def _strike(world: World, rng: np.random.Generator, part: Part) -> Body:
 def _blow_times(
     world: World, rng: np.random.Generator, seconds: float
 ) -> Float[np.ndarray, " blows"]:
-    """When the mallet strikes; every 2.56 s of a long clip get their own draw."""
-    first = 0.22  # s; the mallet is seen to fall
+    """Draw the times of the blows; each 2.56 s of a long clip are drawn separately."""
+    first = 0.22  # s, so that the fall of the mallet is visible
     stretch = seconds - world.margin + world.blow_gap - first
     sections = max(1, round(seconds / 2.56))
     times: list[float] = []
@@ -291,7 +291,7 @@ def _blow_times(
 
 
 def _roll(world: World, rng: np.random.Generator, part: Part, wall: float) -> Body:
-    """A ball that is pushed along the floor, mostly against the wall; when it rests, again."""
+    """Draw a ball that is pushed along the floor, mostly against a wall, again and again."""
     radius = part.radius
     room = (part.lane[1] - wall if wall < 32 else wall - part.lane[0]) - 2 * radius - 1
     contacts: list[tuple[float, float]] = []
@@ -312,7 +312,7 @@ def _roll(world: World, rng: np.random.Generator, part: Part, wall: float) -> Bo
             t += rng.uniform(0.3, 0.8)
             against = rng.random() < world.wall_hit
         fits = _clear(world, part, contacts) and (not hit or bool(_inside(part, contacts)))
-    # `d` is the way left to the wall.
+    # `d` is the distance to the wall.
     sign = 1 if wall < 32 else -1
     x = Motion(tuple((t, wall + sign * (radius + d), sign * v, sign * a) for t, d, v, a in pieces))
     turn = Motion(tuple((t, p / radius, v / radius, a / radius) for t, p, v, a in x.pieces))
@@ -329,13 +329,13 @@ def _roll(world: World, rng: np.random.Generator, part: Part, wall: float) -> Bo
     )
 
 
-_PUSH = 0.2  # s in which a ball at rest reaches its speed
+_PUSH = 0.2  # s until a ball at rest reaches its speed
 
 
 def _push(
     rng: np.random.Generator, pieces: list[tuple], t: float, start: float, stop: float
 ) -> tuple[float, float]:
-    """Roll from rest at `start` to rest at `stop`; returns the time and place of the end."""
+    """Roll from rest at `start` to rest at `stop`; return the time and place of the end."""
     way = stop - start
     v = float(np.sign(way) * min(rng.uniform(25, 60), abs(way) / _PUSH))
     pieces.append((t, start, 0.0, v / _PUSH))
@@ -351,7 +351,7 @@ def _push(
 def _push_against_wall(
     rng: np.random.Generator, pieces: list[tuple], t: float, d: float, room: float
 ) -> tuple[float, float, tuple[float, float]]:
-    """Roll from rest at distance `d` against the wall and back; also returns the contact."""
+    """Roll from rest at distance `d` against the wall and back; return the end and the contact."""
     v = min(rng.uniform(25, 60), d / _PUSH)
     arrival = v * rng.uniform(0.6, 0.95)
     left = d - v * _PUSH / 2

@@ -1,15 +1,15 @@
-"""The Foley world: seeded clips of things that bounce, are struck and roll, with their sound.
+"""The Foley world: procedural clips of bodies that bounce, are struck and roll, with sound.
 
-A clip is a pure function of a `World` and a seed. `stage` (in `foley_stage`) draws the scene:
-bodies, their motions and the exact moments of contact. `render` makes the pictures of a scene and
-`synthesise` its sound, by modal synthesis: the spectrum follows the material and the size, the
-onsets are the visible contacts, and the level follows the speed of each contact.
+A clip is a pure function of a `World` and a seed. `stage` draws the scene: bodies, their motions
+and the exact times of contact. `render` makes the frames of a scene and `synthesise` its sound, by
+modal synthesis: the spectrum follows the material and size of a body, the onsets are its visible
+contacts, and the level follows the speed of each contact.
 
-The hue of a body tells a pair of materials and its texture tells which of the two, so low
-resolution does not show the material. This is a choice of the world.
+The hue of a body stands for a pair of materials and its texture for one of the two, so the material
+cannot be seen at low resolution. This is a deliberate choice.
 
-Networks are trained on the base grade, `World()`. The hard grade, `World.hard()`, shows where they
-break: longer clips, two bodies, hidden contacts, and hues that training does not have.
+Networks are trained on the base grade, `World()`. The hard grade, `World.hard()`, shows their
+limits: longer clips, two bodies, hidden contacts, and hues that are not in training.
 """
 
 import csv
@@ -40,7 +40,7 @@ from mfm_jax.foley.scene import (
     stream,
 )
 from mfm_jax.foley.stage import stage
-from mfm_jax.media.write import encode_video
+from mfm_jax.media.write import write_frames
 from mfm_jax.storage.files import written_whole
 from mfm_jax.typing import Float, UInt8
 
@@ -48,12 +48,12 @@ __all__ = [
     "KINDS",
     "MATERIALS",
     "SPLITS",
-    "Clip",
     "Event",
+    "RenderedClip",
     "Scene",
     "World",
     "WorldError",
-    "clip",
+    "generate_clip",
     "read_events",
     "render",
     "split_of",
@@ -65,8 +65,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A scene with its pictures and its sound."""
+class RenderedClip:
+    """A scene with its frames and its sound."""
 
     scene: Scene
     frames: UInt8[np.ndarray, "T H W 3"]
@@ -74,21 +74,21 @@ class Clip:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """Every contact, in the order of time."""
+        """All contacts in order of time."""
         return self.scene.events
 
 
-def clip(world: World, seed: int) -> Clip:
-    """Pictures, sound and events of `seed`: the same arrays at every call."""
+def generate_clip(world: World, seed: int) -> RenderedClip:
+    """Make the frames, sound and events of `seed`, the same at every call."""
     scene = stage(world, seed)
-    return Clip(scene, render(world, scene), synthesise(world, scene))
+    return RenderedClip(scene, render(world, scene), synthesise(world, scene))
 
 
 # The picture --------------------------------------------------------------------------------------
 
 
 def render(world: World, scene: Scene) -> UInt8[np.ndarray, "T H W 3"]:
-    """The pictures of `scene`; frame k shows the instant k / fps."""
+    """Render the frames of `scene`; frame k shows the time k / fps."""
     t = np.arange(round(scene.seconds * world.fps)) / world.fps
     rng, backdrop = stream(scene.seed, 1), scene.backdrop
     place = ((np.arange(world.size) + 0.5) * (64 / world.size)).astype(np.float32)
@@ -104,7 +104,7 @@ def render(world: World, scene: Scene) -> UInt8[np.ndarray, "T H W 3"]:
             _paint_mallet(picture, place, x, y - body.radius - body.mallet.at(t)[0])
     if scene.screen is not None:
         _paint_screen(picture, place, scene.screen)
-    # One noise for the three colours: colour noise would be lost in 4:2:0.
+    # The same noise for all three colours: colour noise would be lost in 4:2:0.
     flicker = backdrop.gain * (1 + 0.01 * rng.standard_normal(len(t)))
     picture *= flicker.astype(np.float32)[:, None, None, None]
     steps = rng.integers(-world.noise, world.noise + 1, picture.shape[:3], dtype=np.int8)
@@ -131,7 +131,7 @@ def _paint_backdrop(
 
 
 def _span(place: np.ndarray, low: float, high: float) -> slice:
-    """The pixels that lie between `low` and `high`, or touch them."""
+    """Return the pixels between `low` and `high`, including those that touch them."""
     unit = place[1] - place[0]
     return slice(*np.searchsorted(place, [low - unit, high + unit]).tolist())
 
@@ -145,8 +145,8 @@ def _paint_disc(
     colour: tuple[float, float, float],
     turn: Float[np.ndarray, " T"] | None = None,
 ) -> None:
-    """Paint a disc with a soft rim into `picture`; with `turn` (rad) a checker that turns."""
-    # Only the box that the disc ever touches: twice as fast as the whole picture.
+    """Paint a disc with a soft edge; with `turn` (rad) it has a checker texture that rotates."""
+    # Only the box that the disc ever touches is painted, which is twice as fast.
     rows = _span(place, y.min() - radius, y.max() + radius)
     columns = _span(place, x.min() - radius, x.max() + radius)
     dx = place[columns] - x.astype(np.float32)[:, None, None]
@@ -183,7 +183,7 @@ def _paint_mallet(
 def _paint_screen(
     picture: Float[np.ndarray, "T W W 3"], place: Float[np.ndarray, " W"], screen: Screen
 ) -> None:
-    """Paint a box that does not move in front of everything."""
+    """Paint a still box in front of everything else."""
     (left, right), (top, bottom) = screen.across, screen.down
     across = np.clip(place - left + 0.5, 0, 1) * np.clip(right - place + 0.5, 0, 1)
     along = np.clip(place - top + 0.5, 0, 1) * np.clip(bottom - place + 0.5, 0, 1)
@@ -194,12 +194,12 @@ def _paint_screen(
 
 # The sound ----------------------------------------------------------------------------------------
 
-_LOUDEST = 0.4  # amplitude of a contact of strength 1, which leaves room for those that ring on
-_ROLLING = 0.05  # effective amplitude of a ball that rolls at the fastest speed
+_LOUDEST = 0.4  # amplitude of a contact of strength 1; leaves headroom for overlapping ones
+_ROLLING = 0.05  # RMS amplitude of a ball that rolls at the fastest speed
 
 
 def synthesise(world: World, scene: Scene) -> Float[np.ndarray, " A"]:
-    """The sound of `scene`: silent but for its contacts and for balls while they roll."""
+    """Synthesise the sound of `scene`: its contacts, and balls while they roll."""
     audio = np.zeros(round(scene.seconds * world.rate))
     for i, body in enumerate(scene.bodies):
         rng = stream(scene.seed, 2 + i)
@@ -217,10 +217,9 @@ def synthesise(world: World, scene: Scene) -> Float[np.ndarray, " A"]:
 def _responses(
     rate: int, body: Body, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
-    """What a contact of strength 0 and one of strength 1 sound like, both at peak 1.
+    """Draw the sounds of a contact of strength 0 and of one of strength 1, both with peak 1.
 
-    Drawn once per clip: the partials of the body, and a burst of noise that is brighter in the
-    second.
+    Both have the partials of the body and a burst of noise, which is brighter in the second.
     """
     material = body.material
     t = np.arange(int(rate * 7 * max(material.decay, material.burst))) / rate
@@ -253,7 +252,7 @@ def _rolling(
     response: Float[np.ndarray, " R"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " A"]:
-    """Noise with the spectrum of the body, its level by the speed of rolling."""
+    """Return noise with the spectrum of the body and a level that follows its speed."""
     t = np.arange(samples) / rate
     size = 1 << (samples + len(response)).bit_length()
     spectrum = np.fft.rfft(rng.standard_normal(samples), size)
@@ -267,9 +266,9 @@ def _rolling(
 
 
 def write_clip(world: World, seed: int, folder: Path) -> Path:
-    """Write `<seed>.mp4` (H.264/AAC) and, last, `<seed>.json` with the events; returns the mp4."""
+    """Write `<seed>.mp4` (H.264/AAC), then `<seed>.json` with the events; return the mp4's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = clip(world, seed)
+    made = generate_clip(world, seed)
     bodies = made.scene.bodies
     target = folder / f"{seed}.mp4"
     record = {
@@ -284,17 +283,17 @@ def write_clip(world: World, seed: int, folder: Path) -> Path:
         "events": [asdict(event) for event in made.events],
         "world": asdict(world),
     }
-    encode_video(made.frames, target, fps=world.fps, wave=made.audio, rate=world.rate)
+    write_frames(made.frames, target, fps=world.fps, wave=made.audio, rate=world.rate)
     with written_whole(target.with_suffix(".json")) as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
     return target
 
 
 def write_world(world: World, seeds: Iterable[int], folder: Path, *, processes: int = 1) -> Path:
-    """Write the clips of `seeds` that `folder` lacks, and the list of all it has, `clips.csv`.
+    """Write the clips of `seeds` that `folder` lacks, and a list of all its clips, `clips.csv`.
 
-    The files do not depend on the order of the seeds, the number of processes or how often the
-    writing was interrupted. Returns the path of the list.
+    The files do not depend on the order of the seeds, on the number of processes, or on whether
+    the writing was interrupted. Returns the path of the list.
 
     Raises:
         WorldError: the folder holds clips of another world, or a seed belongs to no split.
@@ -325,16 +324,16 @@ def write_world(world: World, seeds: Iterable[int], folder: Path, *, processes: 
 
 
 def read_events(path: Path) -> tuple[Event, ...]:
-    """The events of a written clip, given the path of its mp4 or of the json beside it.
+    """Read the events of a clip, given the path of its mp4 or of the JSON beside it.
 
     Raises:
-        WorldError: there is no json, or it does not describe a clip.
+        WorldError: there is no JSON, or it does not describe a clip.
     """
     return tuple(Event(**event) for event in _record(path.with_suffix(".json"))["events"])
 
 
 def _record(path: Path) -> dict:
-    """What a finished clip says about itself."""
+    """Read the record of a finished clip."""
     try:
         record = json.loads(path.read_text())
         if {"seed", "events", "world"} <= record.keys():
@@ -347,12 +346,12 @@ def _record(path: Path) -> dict:
 
 
 def _records(world: World, folder: Path) -> list[dict]:
-    """The records of the finished clips of `folder`, by seed."""
+    """Read the records of the finished clips in `folder`, sorted by seed."""
     ours, base = (json.loads(json.dumps(asdict(w))) for w in (world, World()))
     records = []
     for path in folder.glob("[0-9]*.json"):
         record = _record(path)
-        # A record from before the hard grade lacks its numbers: they were the base grade's.
+        # Records that are older than the hard grade lack its fields; they have the base's values.
         if {**base, **record["world"]} != ours:
             raise WorldError(f"{folder} holds clips of another world: use another folder")
         if path.with_suffix(".mp4").exists():

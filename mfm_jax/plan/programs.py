@@ -1,6 +1,6 @@
-"""The programs of training and generation with shapes in place of arrays, for devices of any kind.
+"""The programs of training and generation with shapes instead of arrays, for any devices.
 
-They are the very ones that `train.py` and `mfm_jax.inference.pipeline` run.
+They are the programs that `train.py` and `mfm_jax.inference.pipeline` run.
 """
 
 import os
@@ -29,16 +29,16 @@ from mfm_jax.mapper import Stream
 from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.runtime.sharding import Layout
 from mfm_jax.storage.weights import abstract, cast, named_weights, with_weights
-from mfm_jax.train.recipe import Assembly, TrainConfig
-from mfm_jax.train.step import weight_places
+from mfm_jax.train.recipe import TrainConfig, TrainSetup
+from mfm_jax.train.step import weight_shardings
 
 MEGACORE = {"v4": {"chip_config_name": "megacore"}}
-"""By generation, what makes a chip one device."""
+"""Options by generation with which a chip is one device."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function and the shapes that it is called with, placed on a mesh."""
+    """A jitted function and the shapes of its arguments, with their shardings."""
 
     name: str
     function: Any  # jitted
@@ -46,18 +46,18 @@ class Program:
     options: dict[str, Any]  # its static arguments
 
     def traced(self, layout: Layout) -> Any:
-        """The program of this function on the mesh, not yet compiled."""
+        """Trace the function on the mesh."""
         with jax.set_mesh(layout.mesh):
             return self.function.trace(*self.arguments, **self.options)
 
 
 def tpu_slice(name: str) -> list[jax.Device]:
-    """The devices of a slice of TPUs such as "v5e:4x4", which need not be there.
+    """Return the devices of a TPU slice such as "v5e:4x4", which need not exist.
 
     Raises:
         SettingError: libtpu is not installed, or there is no such slice.
     """
-    # libtpu would ask the machine what it is, and allow one process at a time.
+    # Otherwise libtpu queries the machine, and allows only one process at a time.
     quiet = {
         "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_ID": "0",
         "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost",
@@ -69,31 +69,31 @@ def tpu_slice(name: str) -> list[jax.Device]:
         return list(
             topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
         )
-    except Exception as error:  # of many kinds: JAX passes on what libtpu says
+    except Exception as error:  # of many types: JAX passes on the errors of libtpu
         if "not installed" in str(error):
             raise SettingError(
-                "compiling for TPUs needs libtpu, and no TPU: pip install 'mfm-jax[tpu]'"
+                "compiling for TPUs needs libtpu (but no TPU): pip install 'mfm-jax[tpu]'"
             ) from None
         raise SettingError(
-            f"there is no slice {name!r} of TPUs: it is a generation and its shape, such as "
+            f"there is no TPU slice {name!r}: give a generation and a shape, such as "
             f"v5e:4x4, v5p:4x4x4 or v6e:16x16 ({str(error).splitlines()[0]})"
         ) from None
 
 
 def training(config: TrainConfig, layout: Layout) -> Program:
-    """The step of `train.py`.
+    """Return the training step of `train.py`.
 
     Raises:
-        SettingError: a batch that does not divide, or a recipe that cannot tell its batch.
+        SettingError: the devices do not divide the batch, or the recipe does not know its shapes.
     """
-    work = Assembly.of(config, layout)
+    setup = TrainSetup.of(config, layout)
     batch = {
         name: jax.ShapeDtypeStruct(
-            (config.batch, *row.shape), row.dtype, sharding=layout.batch(config.batch)
+            (config.batch, *spec.shape), spec.dtype, sharding=layout.batch(config.batch)
         )
-        for name, row in config.recipe.row().items()
+        for name, spec in config.recipe.element_spec().items()
     }
-    return Program("training step", work.step(), (work.describe(), batch), {})
+    return Program("training step", setup.step(), (setup.abstract_state(), batch), {})
 
 
 def generation(
@@ -104,21 +104,21 @@ def generation(
     dtype: DTypeLike = jnp.bfloat16,
     sampling: Sampling | None = None,
 ) -> list[Program]:
-    """What `mfm_jax.inference.pipeline.VideoToAudio` runs for `batch` windows, one after the other.
+    """Return the programs that `VideoToAudio` runs for `batch` windows, in their order.
 
     Raises:
         BundleError: a network is missing.
         SettingError: the devices do not divide the batch.
     """
     settings, spec = bundle.settings, window_spec(bundle)
-    place = layout.batch(batch)
+    sharding = layout.batch(batch)
     sampling = sampling or Sampling(settings.sampler, settings.steps, settings.guidance)
 
     def array(dtype: Any, *sizes: int) -> Any:
-        return jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=place)
+        return jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=sharding)
 
     def network(name: str) -> Any:
-        return _placed(bundle, name, layout, dtype)
+        return _abstract_component(bundle, name, layout, dtype)
 
     mapper = network("mapper")
     frames, size = spec.cavp_frames, spec.cavp_size
@@ -162,12 +162,12 @@ def generation(
     ]
 
 
-def _placed(bundle: Bundle, name: str, layout: Layout, dtype: DTypeLike) -> nnx.Module:
-    """A component's shapes in `dtype`, each with its place on the mesh."""
-    skeleton = abstract(partial(COMPONENTS[name].build, bundle.config(name)))
-    shapes = jax.eval_shape(partial(cast, dtype=dtype), named_weights(skeleton))
-    places = weight_places(skeleton, layout)
+def _abstract_component(bundle: Bundle, name: str, layout: Layout, dtype: DTypeLike) -> nnx.Module:
+    """Return a component with shapes in `dtype` and their shardings instead of weights."""
+    module = abstract(partial(COMPONENTS[name].build, bundle.config(name)))
+    shapes = jax.eval_shape(partial(cast, dtype=dtype), named_weights(module))
+    shardings = weight_shardings(module, layout)
     weights: dict[str, Any] = {
-        n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()
+        n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[n]) for n, x in shapes.items()
     }
-    return with_weights(skeleton, weights)
+    return with_weights(module, weights)

@@ -16,59 +16,60 @@ Weights = dict[str, jax.Array]
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    rate: float  # the highest learning rate
-    warmup: int = 50  # steps from 0 to `rate`
-    last: float = 0.01  # the learning rate of the last step, as a share of `rate`
-    decay: float = 0.05  # weight decay of weights with two axes or more
-    clip: float = 1.0  # largest norm of all gradients together
+    learning_rate: float  # the highest
+    warmup_steps: int = 50  # from 0 to `learning_rate`
+    min_lr_ratio: float = 0.01  # learning rate of the last step, as a share of `learning_rate`
+    weight_decay: float = 0.05  # of weights with two axes or more
+    clip_norm: float = 1.0  # largest norm of all gradients together
     b1: float = 0.9  # decay of the mean of gradients
     b2: float = 0.999  # decay of the mean of their squares
     # (pattern of weight names, factor on the learning rate or None for frozen); the first match
-    # wins, and weights that none names have factor 1.
-    rates: tuple[tuple[str, float | None], ...] = ()
+    # wins, and the factor of all other weights is 1.
+    lr_multipliers: tuple[tuple[str, float | None], ...] = ()
 
 
-def factors(
-    rates: Iterable[tuple[str, float | None]], names: Iterable[str]
+def lr_multipliers(
+    patterns: Iterable[tuple[str, float | None]], names: Iterable[str]
 ) -> dict[str, float | None]:
-    """The factor on the learning rate of each weight, None where it is frozen.
+    """Return the factor on the learning rate of each weight, None if the weight is frozen.
 
     Raises:
         SettingError: a pattern decides nothing.
     """
-    rates, idle = tuple(rates), {pattern for pattern, _ in rates}
+    ordered = tuple(patterns)
+    idle = {pattern for pattern, _ in ordered}
     chosen: dict[str, float | None] = {}
     for name in names:
-        match = next((rate for rate in rates if fnmatchcase(name, rate[0])), None)
+        match = next((row for row in ordered if fnmatchcase(name, row[0])), None)
         chosen[name] = 1.0 if match is None else match[1]
         idle.discard("" if match is None else match[0])
     if idle:
         raise SettingError(
-            f"optimizer.rates: no weight is left for {', '.join(sorted(idle))}: "
+            f"optimizer.lr_multipliers: no weight is left for {', '.join(sorted(idle))}: "
             "correct the pattern or remove it"
         )
     return chosen
 
 
 def build_optimizer(
-    config: OptimizerConfig, steps: int, factor: Mapping[str, float | None]
+    config: OptimizerConfig, steps: int, multiplier: Mapping[str, float | None]
 ) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps`, for weights by name; frozen ones are not given to it."""
+    """Return the optimizer of a run of `steps`, for the weights by name that are not frozen."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.rate,
-        warmup_steps=min(config.warmup, max(1, steps // 2)),
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, max(1, steps // 2)),
         decay_steps=max(2, steps),
-        end_value=config.rate * config.last,
+        end_value=config.learning_rate * config.min_lr_ratio,
     )
 
     def scale(updates: Weights, _) -> Weights:
-        return {name: update * (factor[name] or 0.0) for name, update in updates.items()}
+        return {name: update * (multiplier[name] or 0.0) for name, update in updates.items()}
 
     chain = optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
-        optax.add_decayed_weights(config.decay, mask=_matrices),
+        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
         optax.scale_by_learning_rate(schedule),
         optax.stateless(scale),
     )
@@ -82,5 +83,5 @@ def build_optimizer(
 
 
 def _matrices(weights: Weights) -> dict[str, bool]:
-    """Biases, norm scales and single vectors are not decayed."""
+    """Select what is decayed: not biases, norm scales and single vectors."""
     return {name: weight.ndim > 1 for name, weight in weights.items()}

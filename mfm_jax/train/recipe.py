@@ -12,16 +12,17 @@ import optax
 from flax import nnx
 
 from mfm_jax.data.loader import Element, batches
+from mfm_jax.data.sources import ClipFiles, ClipSource, Split
 from mfm_jax.errors import SettingError
 from mfm_jax.runtime.sharding import Layout, MeshConfig, fetch
 from mfm_jax.storage.weights import abstract
-from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
+from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
 from mfm_jax.train.step import (
     Batch,
     ComputeConfig,
     TrainState,
-    begin,
-    describe,
+    abstract_state,
+    init_state,
     make_step,
     trainable,
 )
@@ -30,22 +31,23 @@ from mfm_jax.typing import Array, Float
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained, as steps that `train.py` calls in this order."""
+    """How one network is trained, as steps that `train.py` calls in this order.
 
-    def prepare(self, workdir: Path) -> tuple[Any, Any]:
-        """The training and the held-out source, made where they are not there yet."""
+    A dataset is anything with `len`, `[i]` (an element: arrays by name) and `id_of(i)`.
+    """
+
+    source: ClipSource = field(default_factory=ClipFiles)  # of the clips; a path or FoleyClips
+
+    def prepare(self, workdir: Path) -> Split:
+        """Return the training and the held-out dataset, made where they are missing."""
         raise NotImplementedError
 
     def transform(self, element: Element, rng: np.random.Generator) -> Element:
-        """An element of a source as it goes into a batch; `rng` may augment it."""
+        """Return an element of a dataset as it goes into a batch; `rng` may augment it."""
         return element
 
-    def name_of(self, source: Any, number: int) -> str:
-        """What an element of a source is called, for messages."""
-        return source.id_of(number) if hasattr(source, "id_of") else str(number)
-
-    def row(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a clip's arrays in a batch, from sizes alone: what a step is planned with.
+    def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of an element in a batch, from sizes alone, to plan a step with.
 
         Raises:
             SettingError: this recipe cannot tell before it has its data.
@@ -53,37 +55,38 @@ class Recipe:
         raise SettingError(f"a {type(self).__name__} cannot be planned: its batch is not known")
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The network, with whatever only training needs."""
+        """Return the network, with whatever only training needs."""
         raise NotImplementedError
 
-    def begin(self, module: Any, source: Any) -> Any:
-        """`module` with what it should know about the training set before the first step."""
+    def warm_start(self, module: Any, dataset: Any) -> Any:
+        """Return `module` with what it should know about the training set before the first step."""
         return module
 
     def loss(self, module: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """The loss of a batch, and metrics to report beside it."""
+        """Return the loss of a batch, and metrics to report beside it."""
         raise NotImplementedError
 
-    def evaluate(self, module: Any, source: Any, batch: int) -> dict[str, float]:
-        """Metrics on held-out clips; by default the loss."""
-        loader = batches(source, batch=batch, seed=0, train=False, transform=self.still)
+    def evaluate(self, module: Any, dataset: Any, batch: int) -> dict[str, float]:
+        """Return metrics of held-out clips; by default the loss."""
+        loader = batches(dataset, batch=batch, seed=0, train=False, transform=self.eval_transform)
         return mean_metrics(partial(_score, self, module), loader)
 
-    def still(self, element: Element, rng: np.random.Generator) -> Element:
-        """As `transform`, for held-out clips: nothing is drawn."""
+    def eval_transform(self, element: Element, rng: np.random.Generator) -> Element:
+        """Return an element of held-out clips as it goes into a batch; nothing is drawn."""
         return self.transform(element, np.random.default_rng(0))
 
-    def sounds(self, module: Any, source: Any) -> dict[str, Float[np.ndarray, " A"]]:
-        """What the network makes of a few held-out clips, by their names, if it makes sound.
+    def sounds(self, module: Any, dataset: Any) -> dict[str, Float[np.ndarray, " A"]]:
+        """Return the sound that the network makes for a few held-out clips, by their ids.
 
-        The same weights make the same sound.
+        The same weights make the same sound. A network that makes no sound returns nothing.
         """
         return {}
 
     def finish(self, module: Any, workdir: Path, command: str) -> Path | None:
-        """Put the trained network into its bundle, of which the path is returned.
+        """Put the trained network into its bundle, and return the bundle's path.
 
-        `command` is what trained it.
+        Args:
+            command: what trained it.
         """
         raise NotImplementedError
 
@@ -96,7 +99,7 @@ def _score(recipe: Recipe, module: Any, batch: Batch) -> dict[str, Array]:
 
 
 def mean_metrics(score, loader: Iterable[Any]) -> dict[str, float]:
-    """The mean of `score(batch)` over all elements of `loader`."""
+    """Return the mean of `score(batch)` over all elements of `loader`."""
     totals: dict[str, float] = {}
     count = 0
     for batch in loader:
@@ -105,6 +108,19 @@ def mean_metrics(score, loader: Iterable[Any]) -> dict[str, float]:
             totals[name] = totals.get(name, 0.0) + float(value) * size
         count += size
     return {name: total / count for name, total in totals.items()}
+
+
+def check_shares(recipe: Recipe, *names: str) -> None:
+    """Check that these fields lie between 0 and 1.
+
+    Raises:
+        SettingError: one does not.
+    """
+    for name in names:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise SettingError(
+                f"recipe.{name} is a share from 0 to 1, not {getattr(recipe, name)!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -116,42 +132,43 @@ class TrainConfig:
     steps: int
     batch: int  # clips in a step
     seed: int = 0  # of the weights, the order of the data and every draw
-    ema: float | None = None  # share of the mean of the weights kept at each step; None: no mean
-    log: int = 20  # steps from one line of metrics to the next
-    evaluate: int = 200  # steps between evaluations
-    save: int = 200  # steps between checkpoints
+    ema_decay: float | None = None  # per step, of the mean of the weights; None: no mean is kept
+    log_every: int = 20  # steps between lines of metrics
+    eval_every: int = 200  # steps between evaluations
+    save_every: int = 200  # steps between checkpoints
     keep: int = 2  # checkpoints that stay, the last ones
     # A metric of the evaluation, such as "loa_error". The checkpoint with the least of it stays as
-    # well, and the run ends with its weights. Those of the last step if empty.
+    # well, and the run ends with its weights. Empty: the weights of the last step.
     best: str = ""
-    samples: int = 0  # steps between the sounds of a few held-out clips; 0: none are made
+    sample_every: int = 0  # steps between the sounds of a few held-out clips; 0: none are made
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)  # the devices
 
     def __post_init__(self) -> None:
-        if self.samples and type(self.recipe).sounds is Recipe.sounds:
+        if self.sample_every and type(self.recipe).sounds is Recipe.sounds:
             raise SettingError(
-                f"samples: what a {type(self.recipe).__name__} trains makes no sound: leave it at 0"
+                f"sample_every: a {type(self.recipe).__name__} trains a network that makes no "
+                "sound: leave it at 0"
             )
 
 
 @dataclass(frozen=True)
-class Assembly:
-    """What a run steps with, for some devices: the same for training and for planning it."""
+class TrainSetup:
+    """What a run steps with on some devices; training and planning use the same."""
 
     config: TrainConfig
     layout: Layout
-    skeleton: nnx.Module  # the network with shapes instead of weights
-    factor: dict[str, float | None]  # of the learning rate, by weight; None: frozen
+    abstract_module: nnx.Module  # the network with shapes instead of weights
+    lr_multiplier: dict[str, float | None]  # by weight; None: frozen
     tx: optax.GradientTransformation
 
     @classmethod
-    def of(cls, config: TrainConfig, layout: Layout) -> "Assembly":
-        """For the devices of `layout`.
+    def of(cls, config: TrainConfig, layout: Layout) -> "TrainSetup":
+        """Set up a run on the devices of `layout`.
 
         Raises:
             SettingError: a batch cannot be cut into `compute.accumulate` parts, and each over the
-                devices, or a pattern of `optimizer.rates` names no weight.
+                devices, or a pattern of `optimizer.lr_multipliers` names no weight.
         """
         count = config.compute.accumulate
         if config.batch % count:
@@ -160,31 +177,41 @@ class Assembly:
                 "parts"
             )
         layout.batch(config.batch // count)
-        skeleton = abstract(config.recipe.build)
-        factor = factors(config.optimizer.rates, trainable(skeleton))
-        return cls(
-            config, layout, skeleton, factor,
-            build_optimizer(config.optimizer, config.steps, factor),
-        )  # fmt: skip
+        module = abstract(config.recipe.build)
+        multiplier = lr_multipliers(config.optimizer.lr_multipliers, trainable(module))
+        tx = build_optimizer(config.optimizer, config.steps, multiplier)
+        return cls(config, layout, module, multiplier, tx)
 
     def step(
         self, compute: ComputeConfig | None = None
     ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-        """The jitted step, computed as the config says or in another way."""
+        """Return the jitted step, computed as the config says unless `compute` says otherwise."""
         return make_step(
-            self.skeleton, self.config.recipe.loss, self.tx,
-            ema=self.config.ema, layout=self.layout, compute=compute or self.config.compute,
-        )  # fmt: skip
-
-    def begin(self, module: nnx.Module) -> TrainState:
-        """The state before the first step, on the devices."""
-        config = self.config
-        return begin(
-            module, self.tx, self.factor, ema=config.ema, seed=config.seed, layout=self.layout
+            self.abstract_module,
+            self.config.recipe.loss,
+            self.tx,
+            ema_decay=self.config.ema_decay,
+            layout=self.layout,
+            compute=compute or self.config.compute,
         )
 
-    def describe(self) -> TrainState:
-        """As `begin`, of shapes that say where their arrays lie: nothing is on any device."""
-        return describe(
-            self.skeleton, self.tx, self.factor, ema=self.config.ema, layout=self.layout
+    def init_state(self, module: nnx.Module) -> TrainState:
+        """Return the state before the first step, on the devices."""
+        return init_state(
+            module,
+            self.tx,
+            self.lr_multiplier,
+            ema=self.config.ema_decay is not None,
+            seed=self.config.seed,
+            layout=self.layout,
+        )
+
+    def abstract_state(self) -> TrainState:
+        """Return the shapes and shardings of the state; no device holds anything."""
+        return abstract_state(
+            self.abstract_module,
+            self.tx,
+            self.lr_multiplier,
+            ema=self.config.ema_decay is not None,
+            layout=self.layout,
         )

@@ -26,7 +26,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the gradients of a batch are computed; what comes out is the same within rounding."""
+    """How the gradients of a batch are computed; the result is the same within rounding."""
 
     # Of the networks' arithmetic: "float32" or "bfloat16". Weights, their moments and the sums of
     # gradients over parts of a batch are float32 with either, and running statistics too, so that
@@ -50,7 +50,7 @@ class ComputeConfig:
 
 
 class TrainState(NamedTuple):
-    """All that changes during a run, beside the position in the data; weights are by name."""
+    """All that changes during a run but the position in the data; weights are by name."""
 
     params: Weights  # those that are trained
     frozen: Weights  # those that are not, and have no gradient and no moments
@@ -61,133 +61,148 @@ class TrainState(NamedTuple):
     step: Array  # steps done
 
     def weights(self, *, averaged: bool) -> Weights:
-        """Every weight of the network; with the mean of those trained where there is one."""
+        """Return every weight of the network.
+
+        Args:
+            averaged: take the mean of the trained weights, if one is kept.
+        """
         trained = self.ema if averaged and self.ema is not None else self.params
         return {**trained, **self.frozen, **self.stats}
 
     def items(self) -> dict[str, Any]:
-        """The parts of a checkpoint."""
+        """Return the items of a checkpoint."""
         parts = self._asdict()
         meta = {"key": jax.random.key_data(parts.pop("key")), "step": parts.pop("step")}
         return {**parts, "meta": meta}
 
     def averaged_items(self) -> dict[str, Any]:
-        """Those of them that `weights(averaged=True)` changes with."""
+        """Return the checkpoint items that determine the averaged weights."""
         trained = "params" if self.ema is None else "ema"
         return {trained: getattr(self, trained), "stats": self.stats}
 
     @classmethod
     def of(cls, items: Mapping[str, Any]) -> "TrainState":
-        """The inverse of `items`."""
+        """Invert `items`."""
         parts = dict(items)
         meta = parts.pop("meta")
         return cls(**parts, key=jax.random.wrap_key_data(meta["key"]), step=meta["step"])
 
 
-def begin(
+def init_state(
     module: nnx.Module,
     tx: optax.GradientTransformation,
-    factor: Mapping[str, float | None],
+    lr_multiplier: Mapping[str, float | None],
     *,
-    ema: float | None,
+    ema: bool,
     seed: int,
     layout: Layout,
 ) -> TrainState:
-    """The state before the first step, on the devices; `factor` is None for frozen weights."""
-    places = weight_places(module, layout)
-    params, frozen, stats = _parts(layout.put(named_weights(module), places), module, factor)
+    """Return the state before the first step, on the devices.
+
+    Args:
+        lr_multiplier: by weight; None for frozen weights.
+        ema: keep a mean of the trained weights.
+    """
+    shardings = weight_shardings(module, layout)
+    params, frozen, stats = _parts(
+        layout.put(named_weights(module), shardings), module, lr_multiplier
+    )
     # A copy: the state is donated to the step, which cannot take one array twice.
-    mean = None if ema is None else jax.tree.map(jnp.copy, params)
+    mean = jax.tree.map(jnp.copy, params) if ema else None
     opt = jax.eval_shape(tx.init, params)
-    opt = jax.jit(tx.init, out_shardings=_placed(opt, places, layout))(params)
+    opt = jax.jit(tx.init, out_shardings=_sharding_of(opt, shardings, layout))(params)
     key, step = layout.put(
         (jax.random.key(seed), jnp.array(0)), (layout.replicated, layout.replicated)
     )
     return TrainState(params, frozen, stats, opt, mean, key, step)
 
 
-def describe(
-    skeleton: nnx.Module,
+def abstract_state(
+    abstract_module: nnx.Module,
     tx: optax.GradientTransformation,
-    factor: Mapping[str, float | None],
+    lr_multiplier: Mapping[str, float | None],
     *,
-    ema: float | None,
+    ema: bool,
     layout: Layout,
 ) -> TrainState:
-    """As `begin`, of shapes that say where their arrays lie: nothing is on any device."""
-    places = weight_places(skeleton, layout)
+    """Return the shapes and shardings of `init_state`; no device holds anything."""
+    shardings = weight_shardings(abstract_module, layout)
 
-    def begun() -> TrainState:
-        weights = {n: jnp.zeros(w.shape, w.dtype) for n, w in named_weights(skeleton).items()}
-        params, frozen, stats = _parts(weights, skeleton, factor)
-        mean = None if ema is None else params
+    def initial() -> TrainState:
+        weights = {
+            n: jnp.zeros(w.shape, w.dtype) for n, w in named_weights(abstract_module).items()
+        }
+        params, frozen, stats = _parts(weights, abstract_module, lr_multiplier)
+        mean = params if ema else None
         return TrainState(
             params, frozen, stats, tx.init(params), mean, jax.random.key(0), jnp.array(0)
         )
 
-    shapes = jax.eval_shape(begun)
+    shapes = jax.eval_shape(initial)
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        _placed(shapes, places, layout),
+        _sharding_of(shapes, shardings, layout),
     )
 
 
 def _parts(
-    weights: Weights, module: nnx.Module, factor: Mapping[str, float | None]
+    weights: Weights, module: nnx.Module, lr_multiplier: Mapping[str, float | None]
 ) -> tuple[Weights, Weights, Weights]:
-    """Those that are trained, those that are not, and running statistics."""
+    """Divide weights into trained ones, frozen ones and running statistics."""
     stats = {n: weights[n] for n in named_stats(module)}
-    params = {n: weights[n] for n in trainable(module) if factor[n] is not None}
-    frozen = {n: weights[n] for n in trainable(module) if factor[n] is None}
+    params = {n: weights[n] for n in trainable(module) if lr_multiplier[n] is not None}
+    frozen = {n: weights[n] for n in trainable(module) if lr_multiplier[n] is None}
     return params, frozen, stats
 
 
-def weight_places(module: nnx.Module, layout: Layout) -> dict[str, NamedSharding]:
-    """Where each weight of `module`, which may hold shapes, lies."""
+def weight_shardings(module: nnx.Module, layout: Layout) -> dict[str, NamedSharding]:
+    """Return the sharding of each weight of `module`, which may hold shapes."""
     axes = named_axes(module)
     return {n: layout.weight(axes[n], leaf.shape) for n, leaf in named_weights(module).items()}
 
 
-def _placed(tree: Any, places: Mapping[str, NamedSharding], layout: Layout) -> Any:
-    """Where a tree lies that holds arrays for weights by name, and others that are whole."""
-    return named_like(tree, lambda name: places.get(name, layout.replicated))
+def _sharding_of(tree: Any, shardings: Mapping[str, NamedSharding], layout: Layout) -> Any:
+    """Return the shardings of a tree of weights by name, and of others, which are replicated."""
+    return named_like(tree, lambda name: shardings.get(name, layout.replicated))
 
 
 def named_stats(module: nnx.Module) -> dict[str, Any]:
-    """The running statistics of `module` by name; shapes where it holds no weights."""
+    """Return the running statistics of `module` by name; shapes if it is abstract."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.BatchStat))
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
 
 def trainable(module: nnx.Module) -> list[str]:
-    """The names of all weights that are no running statistics."""
+    """Return the names of all weights that are not running statistics."""
     stats = named_stats(module)
     return [name for name in named_weights(module) if name not in stats]
 
 
 def make_step(
-    skeleton: nnx.Module,
+    abstract_module: nnx.Module,
     loss: Loss,
     tx: optax.GradientTransformation,
     *,
-    ema: float | None,
+    ema_decay: float | None,
     layout: Layout,
     compute: ComputeConfig = ComputeConfig(),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The step of `loss(module, batch, key) -> (loss, metrics)`; the state given to it is used up.
+    """Return the jitted step that minimises `loss(module, batch, key) -> (loss, metrics)`.
+
+    The state given to the step is donated.
 
     Args:
-        skeleton: the network with shapes instead of weights.
-        ema: how much of the mean of the weights is kept at each step.
+        abstract_module: the network with shapes instead of weights.
+        ema_decay: EMA decay of the trained weights per step; None keeps no mean.
         layout: where the state lies, before and after.
         compute: how the gradients are computed.
     """
-    places = weight_places(skeleton, layout)
+    shardings = weight_shardings(abstract_module, layout)
 
     def objective(params: Weights, stats: Weights, frozen: Weights, batch: Batch, key: Array):
         weights = cast({**params, **frozen}, compute.precision)
-        module = with_weights(skeleton, {**weights, **stats})
+        module = with_weights(abstract_module, {**weights, **stats})
         module.train()
         with rematerialise(compute.remat):
             value, metrics = loss(module, batch, key)
@@ -195,16 +210,18 @@ def make_step(
         return value.astype(jnp.float32), (metrics, named_stats(module))
 
     def gradients_of(state: TrainState, batch: Batch, key: Array):
-        """Of a batch or a part of one, with the metrics and the running statistics after it."""
+        """Return the gradients of a batch or a part of one, its metrics, and the new statistics."""
         gradients, (metrics, stats) = jax.grad(objective, has_aux=True)(
             state.params, state.stats, state.frozen, batch, key
         )
         # In pieces like the weights, so that no device ever holds or sums all of them.
-        gradients = jax.lax.with_sharding_constraint(gradients, _placed(gradients, places, layout))
+        gradients = jax.lax.with_sharding_constraint(
+            gradients, _sharding_of(gradients, shardings, layout)
+        )
         return gradients, metrics, stats
 
     def accumulated(state: TrainState, batch: Batch, key: Array):
-        """Means over the parts of a batch, one after the other."""
+        """Return the means over the parts of a batch, computed one after the other."""
         count = compute.accumulate
         # Every device takes its part of each part from its own clips.
         parts = jax.tree.map(lambda x: rearrange(x, "(b n) ... -> n b ...", n=count), batch)
@@ -233,14 +250,14 @@ def make_step(
         updates, opt = tx.update(gradients, state.opt, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         mean = state.ema
-        if ema is not None:
+        if ema_decay is not None:
             # Early on the mean follows faster, or it would remember the random start.
-            keep = jnp.minimum(ema, (state.step + 1) / (state.step + 10)).astype(jnp.float32)
+            keep = jnp.minimum(ema_decay, (state.step + 1) / (state.step + 10)).astype(jnp.float32)
             mean = jax.tree.map(lambda m, p: m + (1 - keep) * (p - m), state.ema, params)
         metrics = {"loss": metrics["loss"], "gradient": optax.tree.norm(gradients), **metrics}
         done = state._replace(params=params, stats=stats, opt=opt, ema=mean, step=state.step + 1)
         # Left to itself the compiler may cut what a step returns in another way than it was.
-        done = jax.lax.with_sharding_constraint(done, _placed(done, places, layout))
+        done = jax.lax.with_sharding_constraint(done, _sharding_of(done, shardings, layout))
         return done, jax.lax.with_sharding_constraint(metrics, layout.replicated)
 
     return step

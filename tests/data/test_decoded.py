@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -6,9 +5,10 @@ import pytest
 
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError, list_clips
-from mfm_jax.data.decoded import MediaSource, decode_clip, labels, to_float, write_media
+from mfm_jax.data.decoded import DecodedSource, decode_clip, to_float, write_decoded
 from mfm_jax.errors import MediaError
-from mfm_jax.foley.world import KINDS, MATERIALS, World, read_events, write_world
+from mfm_jax.foley.labels import FoleyLabels
+from mfm_jax.foley.world import World, write_world
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import WindowSpec
@@ -17,7 +17,6 @@ from mfm_jax.media.write import write_silent
 SPEC = WindowSpec(
     seconds=2.56, overlap=0.32, cavp_fps=12.5, cavp_size=32, timechat_frames=8, timechat_size=48
 )
-NAMES = [material.name for material in MATERIALS]
 SHAPES = {
     "cavp": (32, 32, 32, 3),
     "timechat": (8, 48, 48, 3),
@@ -43,16 +42,13 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def hard(tmp_path_factory):
-    """A clip of two bodies that lasts for several windows."""
-    return list_clips(write_world(World.hard(), [0], tmp_path_factory.mktemp("hard")))[0]
-
-
-@pytest.fixture(scope="module")
 def media(clips, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "SHARD", 3)
-        return write_media(clips, SPEC, tmp_path_factory.mktemp("media") / "of-clips")
+        folder = tmp_path_factory.mktemp("media") / "of-clips"
+        failed = write_decoded(clips, SPEC, folder, labels=FoleyLabels())
+    assert [clip for clip, _ in failed] == ["silent", "text"]
+    return folder
 
 
 def same(ours, theirs):
@@ -99,95 +95,12 @@ def test_a_clip_that_shows_next_to_nothing_is_refused(clips):
         decode_clip(replace(clips[1], start=2.1), SPEC)
 
 
-def hot(names, present):
-    return [name in present for name in names]
-
-
-def test_labels_are_those_of_the_clip(clips):
-    with_events = 0
-    for clip in clips[:5]:
-        told, record = labels(clip, 2.56), json.loads(clip.path.with_suffix(".json").read_text())
-        events = read_events(clip.path)
-        with_events += bool(events)
-        assert NAMES[told["material"]] == record["material"]
-        assert KINDS[told["kind"]] == record["kind"]
-        assert told["materials"].tolist() == hot(NAMES, [record["material"]])
-        assert told["kinds"].tolist() == hot(KINDS, [record["kind"]])
-        times = told["onsets"][told["onsets"] >= 0]
-        np.testing.assert_allclose(times, [event.time for event in events], rtol=1e-6)
-    assert with_events
-
-
-def test_each_window_of_a_long_clip_has_its_own_contacts(hard):
-    events, record = read_events(hard.path), json.loads(hard.path.with_suffix(".json").read_text())
-    starts, found = np.arange(0, record["seconds"], 2.56), []
-    assert len(starts) > 2
-    for start in starts:
-        told = labels(replace(hard, start=float(start)), 2.56)
-        count = int((told["onsets"] >= 0).sum())
-        assert count < len(events)
-        assert np.all((told["onsets"][:count] >= 0) & (told["onsets"][:count] < 2.56))
-        assert np.all(told["onsets"][count:] == -1)
-        assert np.all(told["onset_materials"][count:] == -1)
-        found += [
-            (start + time, NAMES[m])
-            for time, m in zip(told["onsets"][:count], told["onset_materials"], strict=False)
-        ]
-        # The bodies are there in every window, whether they act in it or not.
-        assert told["materials"].tolist() == hot(NAMES, record["materials"])
-        assert told["kinds"].tolist() == hot(KINDS, record["kinds"])
-        assert NAMES[told["material"]] == record["materials"][0]
-        assert KINDS[told["kind"]] == record["kinds"][0]
-    assert [name for _, name in found] == [event.material for event in events]
-    np.testing.assert_allclose([t for t, _ in found], [event.time for event in events], atol=1e-5)
-    assert len({name for _, name in found}) == 2
-
-
-def test_the_sound_of_a_late_window_is_that_of_its_contacts(hard):
-    late = replace(hard, start=2.56)
-    wave = to_float(decode_clip(late, SPEC)["wave"])
-    times = labels(late, SPEC.seconds)["onsets"]
-    times = times[(times >= 0.02) & (times < 2.5)]
-    assert len(times)
-    levels = [[np.abs(wave[i : i + 160]).max() for i in (s - 240, s)] for s in samples(times)]
-    # A contact may lie in the sound of another one, but hardly many.
-    assert np.mean([after > before for before, after in levels]) > 0.7
-
-
-def samples(times):
-    return np.rint(times * 16_000).astype(int)
-
-
-def test_a_record_without_lists_tells_the_only_body(clips, tmp_path):
-    record = json.loads(clips[1].path.with_suffix(".json").read_text())
-    older = {key: record[key] for key in record.keys() - {"materials", "kinds", "seconds"}}
-    (tmp_path / "1.json").write_text(json.dumps(older))
-    same(labels(Clip("1", tmp_path / "1.mp4"), 2.56), labels(clips[1], 2.56))
-
-
-def test_without_labels_all_are_zero_or_minus_one(clips):
-    told = labels(clips[-1], 2.56)
-    assert (told["material"], told["kind"]) == (-1, -1)
-    assert not told["materials"].any()
-    assert not told["kinds"].any()
-    np.testing.assert_array_equal(told["onsets"], np.full(32, -1, np.float32))
-    np.testing.assert_array_equal(told["onset_materials"], np.full(32, -1, np.int32))
-
-
-def test_more_contacts_than_places(tmp_path):
-    events = [{"time": i / 20, "material": "drum"} for i in range(40)]
-    (tmp_path / "a.json").write_text(json.dumps({"events": events}))
-    told = labels(Clip("a", tmp_path / "a.mp4"), 2.56)
-    np.testing.assert_allclose(told["onsets"], np.arange(32) / 20, rtol=1e-6)
-    assert told["onset_materials"].tolist() == [1] * 32
-
-
 def test_the_folder_holds_every_clip_that_can_be_used(clips, media):
-    source = MediaSource(media)
+    source = DecodedSource(media)
     assert [source.id_of(i) for i in range(len(source))] == ["0", "1", "2", "3", "4"]
     for i, clip in enumerate(clips[:5]):
         element = source[i]
-        same(element, {**decode_clip(clip, SPEC), **labels(clip, SPEC.seconds)})
+        same(element, {**decode_clip(clip, SPEC), **FoleyLabels().of(clip, SPEC.seconds)})
         assert {name: value.shape for name, value in element.items()} == SHAPES
 
 
@@ -202,7 +115,8 @@ def test_the_others_are_listed_with_the_reason(media):
 
 def test_processes_make_the_same_folder(clips, media, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SHARD", 3)
-    again = write_media(clips, SPEC, tmp_path / "again", processes=2)
+    again = tmp_path / "again"
+    write_decoded(clips, SPEC, again, labels=FoleyLabels(), processes=2)
     files = [p.relative_to(media) for p in media.rglob("*") if p.is_file()]
     assert len(files) > 6
     for file in files:
@@ -213,7 +127,14 @@ def test_a_finished_folder_is_left_alone_and_another_spec_refused(clips, media):
     before = {p: p.stat().st_mtime_ns for p in media.rglob("*")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "SHARD", 3)
-        assert write_media(clips, SPEC, media) == media
+        assert len(write_decoded(clips, SPEC, media, labels=FoleyLabels())) == 2
         with pytest.raises(DataError, match=r"spec\.cavp_size is 32, not 40"):
-            write_media(clips, replace(SPEC, cavp_size=40), media)
+            write_decoded(clips, replace(SPEC, cavp_size=40), media, labels=FoleyLabels())
+        with pytest.raises(DataError, match=r"fields\.material is"):
+            write_decoded(clips, SPEC, media)
     assert {p: p.stat().st_mtime_ns for p in media.rglob("*")} == before
+
+
+def test_clips_without_labels_are_pictures_and_sound(clips, tmp_path):
+    write_decoded(clips[:1], SPEC, tmp_path / "plain")
+    same(DecodedSource(tmp_path / "plain")[0], decode_clip(clips[0], SPEC))

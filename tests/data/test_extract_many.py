@@ -14,10 +14,9 @@ import pytest
 
 from mfm_jax.data.clips import list_clips
 from mfm_jax.data.features import FeatureSource
-from mfm_jax.foley.world import World, write_world
-from mfm_jax.foley.world import clip as foley_clip
+from mfm_jax.foley.world import World, generate_clip, write_world
 from mfm_jax.media.audio import RATE
-from mfm_jax.media.write import encode_video, write_silent
+from mfm_jax.media.write import write_frames, write_silent
 from mfm_jax.storage.files import MACHINE
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +33,7 @@ def audio_only(path: Path) -> None:
         out.mux(stream.encode(frame) + stream.encode())
 
 
-MADE = foley_clip(WORLD, 0)
+MADE = generate_clip(WORLD, 0)
 NOISE = np.random.default_rng(0).bytes(20_000)
 
 # How each kind of bad clip is made of a path and a good file, and the reason that is told.
@@ -49,15 +48,15 @@ BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "folder": (lambda path, good: path.mkdir(), "is a folder: name a video file"),
     "no sound": (lambda path, good: write_silent(good, path), "has no sound: leave it out"),
     "silent": (
-        lambda path, good: encode_video(MADE.frames, path, fps=25, wave=0 * MADE.audio),
+        lambda path, good: write_frames(MADE.frames, path, fps=25, wave=0 * MADE.audio),
         "dropped: silent, -100 dBFS",
     ),
     "static": (
-        lambda path, good: encode_video([MADE.frames[0]] * 40, path, fps=25, wave=MADE.audio),
+        lambda path, good: write_frames([MADE.frames[0]] * 40, path, fps=25, wave=MADE.audio),
         "dropped: static, its frames differ by",
     ),
     "short": (
-        lambda path, good: encode_video(MADE.frames[:5], path, fps=25, wave=MADE.audio[:3200]),
+        lambda path, good: write_frames(MADE.frames[:5], path, fps=25, wave=MADE.audio[:3200]),
         "shows 0.20 s from 0 s on, and less than 0.5 s is too short: leave it out",
     ),
     "no picture": (lambda path, good: audio_only(path), "has no video stream"),

@@ -10,14 +10,13 @@ from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.data import features, records
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import FeatureSource, check, extract
-from mfm_jax.foley.world import World, write_world
-from mfm_jax.foley.world import clip as foley_clip
+from mfm_jax.foley.world import World, generate_clip, write_world
 from mfm_jax.inference.encoders import encode_video as encode_streams
 from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.write import encode_video, write_silent
+from mfm_jax.media.write import write_frames, write_silent
 from tests.bundles import SETTINGS, untrained, untrained_bundle
 
 SHAPES = {
@@ -192,9 +191,9 @@ def test_silent_and_static_clips_can_be_dropped(clips, tmp_path):
     parts = {"audiomae": untrained()["audiomae"]}
     bundle = write_bundle(tmp_path / "b", parts, settings=SETTINGS)
     dumb, stuck = (Clip(name, tmp_path / f"{name}.mp4") for name in ("dumb", "stuck"))
-    made = foley_clip(World(), 0)
-    encode_video(made.frames, dumb.path, fps=25, wave=0 * made.audio)
-    encode_video([made.frames[0]] * 64, stuck.path, fps=25, wave=made.audio)
+    made = generate_clip(World(), 0)
+    write_frames(made.frames, dumb.path, fps=25, wave=0 * made.audio)
+    write_frames([made.frames[0]] * 64, stuck.path, fps=25, wave=made.audio)
     failed = extract(bundle, [clips[0], dumb, stuck], tmp_path / "f", batch=2, drop=features.DROPS)
     assert [(f.id, f.reason.split(",")[0]) for f in failed] == [
         ("dumb", "dropped: silent"),

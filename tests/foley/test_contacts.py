@@ -14,7 +14,7 @@ from mfm_jax.foley.contacts import (
     match,
     name_materials,
 )
-from mfm_jax.foley.world import World, clip
+from mfm_jax.foley.world import World, generate_clip
 from mfm_jax.media.audio import RATE, log_mel
 
 
@@ -48,7 +48,7 @@ def test_silence_and_hum_have_no_contacts(level):
 def test_contacts_of_true_foley_sound_are_found():
     total = Counts()
     for seed in range(40):
-        made = clip(World(), seed)
+        made = generate_clip(World(), seed)
         times = np.array([event.time for event in made.events])
         if made.scene.bodies[0].kind != "roll":  # whose noise has onsets of its own
             total += count_hits(detect_contacts(log_mel(made.audio)), times, 0.05)

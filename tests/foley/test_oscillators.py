@@ -8,8 +8,9 @@ from jax import numpy as jnp
 
 from mfm_jax.errors import SettingError
 from mfm_jax.foley.oscillators import become_oscillators
+from mfm_jax.foley.recipes.vocoder import OscillatorVocoderRecipe
 from mfm_jax.foley.scores import mel_distance
-from mfm_jax.foley.world import World, clip
+from mfm_jax.foley.world import World, generate_clip
 from mfm_jax.media.audio import RATE, log_mel
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.train.recipes.vocoder import VocoderRecipe
@@ -55,12 +56,12 @@ def test_silence_stays_silent(oscillators):
 
 def test_clips_sound_like_themselves_from_the_first_step_on():
     """Against the same network with random weights, as loud as the clips."""
-    waves = [clip(World(), seed).audio for seed in range(6)]
+    waves = [generate_clip(World(), seed).audio for seed in range(6)]
     source = [{"mel": np.asarray(log_mel(wave)), "wave": wave} for wave in waves]
     far = {}
-    for start in ("oscillators", "random"):
-        recipe = VocoderRecipe(start=start)
-        module = recipe.begin(recipe.build(rngs=nnx.Rngs(0)), source)
+    for start, kind in (("oscillators", OscillatorVocoderRecipe), ("random", VocoderRecipe)):
+        recipe = kind()
+        module = recipe.warm_start(recipe.build(rngs=nnx.Rngs(0)), source)
         mels = [np.asarray(log_mel(vocoded(module, wave))) for wave in waves]
         far[start] = np.mean([mel_distance(m, s["mel"]) for m, s in zip(mels, source, strict=True)])
     assert far["oscillators"] < 0.3
@@ -69,7 +70,7 @@ def test_clips_sound_like_themselves_from_the_first_step_on():
 
 def test_every_weight_can_still_be_learned(oscillators):
     """What begins at 0 has a gradient, or what it is multiplied with has one."""
-    wave = clip(World(), 0).audio
+    wave = generate_clip(World(), 0).audio
     mel = jnp.asarray(log_mel(wave))[None, 160:224]  # about its first contact
     noise = jax.random.normal(jax.random.key(0), (1, 64 * HOP))
     gradients = jax.grad(lambda vocoder: jnp.sum(vocoder(mel) * noise))(oscillators)
@@ -84,7 +85,5 @@ def test_every_weight_can_still_be_learned(oscillators):
 )
 def test_sizes_without_room_for_them_are_refused(network):
     with pytest.raises(SettingError, match=r"rates of \(1, a, b\) and 256 channels or more"):
-        VocoderRecipe(network=network)
-    assert VocoderRecipe(network=network, start="random").network == network
-    with pytest.raises(SettingError, match="start is oscillators or random, not 'loud'"):
-        VocoderRecipe(network=network, start="loud")
+        OscillatorVocoderRecipe(network=network)
+    assert VocoderRecipe(network=network).network == network

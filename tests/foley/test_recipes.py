@@ -6,21 +6,23 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.data.decoded import ONSETS, samples_of
-from mfm_jax.foley.clips import SPEC, prepared_wave
+from mfm_jax.data.decoded import prepared_wave, samples_of
 from mfm_jax.foley.contacts import BEFORE
+from mfm_jax.foley.labels import ONSETS
 from mfm_jax.foley.recipes.listener import ListenerRecipe, shifted
 from mfm_jax.foley.recipes.timechat import TimeChatRecipe, classify
-from mfm_jax.foley.world import KINDS, MATERIALS, World, clip
+from mfm_jax.foley.world import KINDS, MATERIALS, World, generate_clip
 from mfm_jax.media.audio import RATE
+from mfm_jax.media.windows import WindowSpec
 from mfm_jax.train.recipes.vocoder import RESOLUTIONS, VocoderRecipe, mel_loss
 
+SPEC = WindowSpec.tiny()
 RNG = np.random.default_rng(0)
 
 
 def element(seed=0, times=None, material=2):
     """A decoded clip as `mfm_jax.data.decoded` stores it."""
-    made = clip(World(), seed)
+    made = generate_clip(World(), seed)
     times = [event.time for event in made.events] if times is None else times
     onsets = np.full(ONSETS, -1, np.float32)
     onsets[: len(times)] = times
@@ -93,13 +95,13 @@ def test_a_silent_vocoder_still_has_a_gradient():
 
 
 def test_the_vocoder_begins_as_loud_as_the_clips():
-    recipe = VocoderRecipe(start="random")
+    recipe = VocoderRecipe()
     source = [recipe.read(element(seed)) for seed in range(3)]
     mels = jnp.asarray(np.stack([s["mel"] for s in source]), jnp.float32)
     true = np.stack([s["wave"] for s in source]).std()
     module = recipe.build(rngs=nnx.Rngs(0))
     assert module(mels).std() > 5 * true
-    assert 0.5 * true < recipe.begin(module, source)(mels).std() < 2 * true  # tanh bends it
+    assert 0.5 * true < recipe.warm_start(module, source)(mels).std() < 2 * true  # tanh bends it
 
 
 # The listener -------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ def test_the_listener_hears_a_contact_where_its_crop_says():
     read = recipe.read(source)
     wave = prepared_wave(source)
     assert len(read["mel"]) == len(wave) // 160
-    made = recipe.still(read, np.random.default_rng(0))
+    made = recipe.eval_transform(read, np.random.default_rng(0))
     assert made["material"] == 5
     start = {0: 50 - BEFORE, 1: 150 - BEFORE}
     parts = [read["mel"][s : s + len(made["crop"])] for s in start.values()]
@@ -128,7 +130,7 @@ def test_a_mel_is_shifted_by_bins_and_parts_of_them():
 def test_clips_without_a_contact_teach_the_listener_nothing():
     recipe = ListenerRecipe()
     module = recipe.build(rngs=nnx.Rngs(0))
-    items = [recipe.still(recipe.read(element(times=t)), RNG) for t in ([0.5], [])]
+    items = [recipe.eval_transform(recipe.read(element(times=t)), RNG) for t in ([0.5], [])]
     assert [int(item["material"]) for item in items] == [2, -1]
     both = {k: jnp.asarray(np.stack([item[k] for item in items])) for k in items[0]}
     one = {k: value[:1] for k, value in both.items()}
@@ -141,7 +143,7 @@ def test_clips_without_a_contact_teach_the_listener_nothing():
 def test_the_listener_is_given_a_louder_or_quieter_crop_in_training():
     recipe, source = ListenerRecipe(jitter=0.0, tilt=0.0, noise=0.0), element()
     read = recipe.read(source)
-    still = recipe.still(read, np.random.default_rng(0))["crop"]
+    still = recipe.eval_transform(read, np.random.default_rng(0))["crop"]
     moved = [recipe.transform(read, np.random.default_rng(seed))["crop"] for seed in range(4)]
     loud = still > -6
     assert loud.any()

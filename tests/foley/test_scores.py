@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 from mfm_jax.foley.scores import BATCH, Contacts, Heard, mel_distance, score_waves
-from mfm_jax.foley.world import MATERIALS, World, clip
+from mfm_jax.foley.world import MATERIALS, World, generate_clip
 from mfm_jax.media.audio import RATE
 from mfm_jax.models.listener import Listener, ListenerConfig
 
@@ -18,7 +18,7 @@ def listener():
 
 @pytest.fixture(scope="module")
 def clips():
-    return [clip(World(), seed) for seed in range(12)]
+    return [generate_clip(World(), seed) for seed in range(12)]
 
 
 def truth(made):

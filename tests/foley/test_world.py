@@ -14,7 +14,7 @@ from mfm_jax.foley.world import (
     SPLITS,
     World,
     WorldError,
-    clip,
+    generate_clip,
     read_events,
     render,
     split_of,
@@ -42,7 +42,7 @@ def hard_scenes():
 
 @pytest.fixture(scope="module")
 def clips():
-    return [clip(WORLD, seed) for seed in range(100)]
+    return [generate_clip(WORLD, seed) for seed in range(100)]
 
 
 def of_kind(kind, clips):
@@ -70,7 +70,7 @@ DIGESTS = {
 
 @pytest.mark.parametrize("seed", DIGESTS)
 def test_the_base_grade_stays_what_it_was(seed):
-    made = clip(WORLD, seed)
+    made = generate_clip(WORLD, seed)
     events = [[e.time, e.kind, e.material, e.strength] for e in made.events]
     digest = hashlib.sha256(made.frames.tobytes() + made.audio.tobytes())
     digest.update(json.dumps(events).encode())
@@ -80,7 +80,7 @@ def test_the_base_grade_stays_what_it_was(seed):
 
 def test_a_clip_is_a_function_of_its_seed(clips):
     for seed in (17, 3):
-        again = clip(WORLD, seed)
+        again = generate_clip(WORLD, seed)
         assert again.scene == clips[seed].scene
         np.testing.assert_array_equal(again.frames, clips[seed].frames)
         np.testing.assert_array_equal(again.audio, clips[seed].audio)
@@ -93,20 +93,20 @@ def test_a_clip_is_a_function_of_its_seed(clips):
 def test_sizes(clips):
     assert clips[0].frames.shape == (64, 64, 64, 3)
     assert clips[0].audio.shape == (40_960,)
-    long = clip(World(seconds=6.0, fps=12.5, size=32), 0)
+    long = generate_clip(World(seconds=6.0, fps=12.5, size=32), 0)
     assert long.frames.shape == (75, 32, 32, 3)
     assert long.audio.shape == (96_000,)
 
 
 def test_a_hard_clip_is_a_function_of_its_seed():
-    made, again = clip(HARD, 5), clip(HARD, 5)
+    made, again = generate_clip(HARD, 5), generate_clip(HARD, 5)
     assert made.scene == again.scene
     np.testing.assert_array_equal(made.frames, again.frames)
     np.testing.assert_array_equal(made.audio, again.audio)
 
 
 def test_a_hard_clip_lasts_as_long_as_its_scene():
-    made = clip(HARD, 1)
+    made = generate_clip(HARD, 1)
     frames = round(made.scene.seconds * 25)
     assert made.frames.shape == (frames, 64, 64, 3)
     assert made.audio.shape == (frames * 640,)

@@ -25,10 +25,10 @@ from mfm_jax.plan.roofline import estimate, seconds
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import abstract, initialise
-from mfm_jax.train.optimizer import build_optimizer, factors
+from mfm_jax.train.optimizer import build_optimizer, lr_multipliers
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
-from mfm_jax.train.step import begin, trainable
+from mfm_jax.train.step import init_state, trainable
 from tests.feature_folder import write_features
 from tests.noise import window
 
@@ -49,12 +49,12 @@ def shapes(tree):
 
 
 def test_the_state_that_is_planned_is_the_one_that_is_trained():
-    config = replace(small(), ema=0.9)
-    skeleton = abstract(config.recipe.build)
-    factor = factors(config.optimizer.rates, trainable(skeleton))
-    tx = build_optimizer(config.optimizer, config.steps, factor)
+    config = replace(small(), ema_decay=0.9)
+    abstract_module = abstract(config.recipe.build)
+    multiplier = lr_multipliers(config.optimizer.lr_multipliers, trainable(abstract_module))
+    tx = build_optimizer(config.optimizer, config.steps, multiplier)
     module = initialise(config.recipe.build, 0)
-    state = begin(module, tx, factor, ema=config.ema, seed=0, layout=ONE)
+    state = init_state(module, tx, multiplier, ema=True, seed=0, layout=ONE)
     planned, _ = training(config, ONE).arguments
     assert shapes(planned) == shapes(state)
 
@@ -66,7 +66,7 @@ def test_the_batch_that_is_planned_is_the_one_that_is_read(tmp_path):
     for recipe in (MapperRecipe(), Stage2Recipe(bundle=str(TINY_BUNDLE))):
         read = recipe.read(element)
         assert {n: (x.shape, x.dtype) for n, x in read.items()} == {
-            n: (x.shape, x.dtype) for n, x in recipe.row().items()
+            n: (x.shape, x.dtype) for n, x in recipe.element_spec().items()
         }
 
 
@@ -179,7 +179,7 @@ def test_one_program_of_generation_is_compiled_alone(tmp_path):
 @needs_libtpu
 def test_a_slice_that_is_not_made_is_one_line(capsys):
     assert main(["plan", "--topology", "v5e:3x3", "--config", str(SMALL)]) == 2
-    assert "there is no slice 'v5e:3x3'" in capsys.readouterr().err
+    assert "there is no TPU slice 'v5e:3x3'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")

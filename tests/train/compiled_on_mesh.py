@@ -26,10 +26,12 @@ from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe  # noqa: E402
 
 NETWORK = replace(MapperConfig.base(), gpt2=GPT2Config(width=256, depth=2, heads=8), loa_width=256)
 STAGES = {
-    "stage 1": TrainConfig(MapperRecipe(network=NETWORK), OptimizerConfig(rate=1e-3), 10, 64),
+    "stage 1": TrainConfig(
+        MapperRecipe(network=NETWORK), OptimizerConfig(learning_rate=1e-3), 10, 64
+    ),
     "stage 2": TrainConfig(
         Stage2Recipe(bundle=str(TINY_BUNDLE)),
-        OptimizerConfig(rate=1e-3, rates=ONLY_MAPPER),
+        OptimizerConfig(learning_rate=1e-3, lr_multipliers=ONLY_MAPPER),
         steps=10,
         batch=64,
     ),

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
+from mfm_jax.data.sources import Split
 from mfm_jax.layers import batch_norm, linear
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import Recipe, TrainConfig
@@ -26,6 +27,13 @@ class Net(nnx.Module):
         return self.last(self.norm(x))
 
 
+class Rows(list):
+    """Elements in memory, called by their number."""
+
+    def id_of(self, index: int) -> str:
+        return str(index)
+
+
 @dataclass(frozen=True)
 class Regression(Recipe):
     """Of noise on noise; what happened is appended to `log`."""
@@ -40,14 +48,14 @@ class Regression(Recipe):
         y = x @ rng.standard_normal((5, 3)).astype(np.float32)
         if self.poison >= 0:
             x[self.poison] = np.nan
-        source = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
-        return source, source[:8]
+        rows = [{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
+        return Split(Rows(rows), Rows(rows[:8]))
 
     def transform(self, element, rng):
         noise = rng.standard_normal(5).astype(np.float32)
         return {**element, "x": element["x"] + np.float32(0.1) * noise}
 
-    def still(self, element, rng):
+    def eval_transform(self, element, rng):
         return element
 
     def build(self, *, rngs):
@@ -68,6 +76,7 @@ class Regression(Recipe):
 
 
 def config(recipe, **changes):
-    settings = {"steps": 12, "batch": 4, "ema": 0.9, "evaluate": 6, "save": 100, "log": 3}
-    optimizer = OptimizerConfig(rate=0.03, warmup=2, rates=RATES)
+    settings = {"steps": 12, "batch": 4, "ema_decay": 0.9}
+    settings |= {"eval_every": 6, "save_every": 100, "log_every": 3}
+    optimizer = OptimizerConfig(learning_rate=0.03, warmup_steps=2, lr_multipliers=RATES)
     return TrainConfig(recipe=recipe, optimizer=optimizer, **{**settings, **changes})

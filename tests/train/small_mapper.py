@@ -29,10 +29,10 @@ def get_config() -> TrainConfig:
     )
     return TrainConfig(
         recipe=MapperRecipe(network=network),
-        optimizer=OptimizerConfig(rate=3e-3, warmup=5),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
         steps=20,
         batch=8,
-        log=1,
-        evaluate=1000,
-        save=10,
+        log_every=1,
+        eval_every=1000,
+        save_every=10,
     )

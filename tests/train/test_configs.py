@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.weights import abstract, count
-from mfm_jax.train.optimizer import factors
+from mfm_jax.storage.weights import abstract, parameter_count
+from mfm_jax.train.optimizer import lr_multipliers
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.train.step import trainable
@@ -27,9 +27,12 @@ def test_a_config_trains_something(path):
     if isinstance(config.recipe, Stage2Recipe):
         return  # its sizes are those of a bundle
     network = abstract(config.recipe.build)
-    assert any(f is not None for f in factors(config.optimizer.rates, trainable(network)).values())
+    assert any(
+        f is not None
+        for f in lr_multipliers(config.optimizer.lr_multipliers, trainable(network)).values()
+    )
 
 
 def test_the_base_mapper_is_gpt2_small():
     config = runpy.run_path(str(CONFIGS[0].with_name("base.py")))["get_config"]()
-    assert 85e6 < count(abstract(config.recipe.build)) < 90e6
+    assert 85e6 < parameter_count(abstract(config.recipe.build)) < 90e6

@@ -193,7 +193,7 @@ def test_the_mfu_is_that_of_the_model_whose_step_is_traced_once(
     # In evaluations the loss is traced as well.
     monkeypatch.setattr(Regression, "evaluate", lambda *a: {})
     recipe = Regression()
-    changed = config(recipe, steps=4, log=2, compute=ComputeConfig(remat=remat))
+    changed = config(recipe, steps=4, log_every=2, compute=ComputeConfig(remat=remat))
     assert train(changed, tmp_path, "test") == 0
     assert len(calls) == traced
     # Of 4 clips: 5 x 7 weights forward only, being frozen; 7 x 3 forward and twice backward.
@@ -239,7 +239,7 @@ def made(folder) -> TrainConfig:
         small.recipe, network=network, bundle=str(folder / "bundle"),
         features=str(folder / "features"),
     )  # fmt: skip
-    return replace(small, recipe=recipe, steps=2, save=2, log=2)
+    return replace(small, recipe=recipe, steps=2, save_every=2, log_every=2)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -248,7 +248,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_samples_are_sounds_of_heldout_clips_and_change_nothing(made, tmp_path):
     assert train(made, tmp_path / "without", "test") == 0
-    made, run = replace(made, samples=2), tmp_path / "with"
+    made, run = replace(made, sample_every=2), tmp_path / "with"
     assert train(made, run, "test") == 0
     weights = named_weights(Bundle.open(run).load("mapper"))
     for name, expected in named_weights(Bundle.open(tmp_path / "without").load("mapper")).items():
@@ -292,7 +292,9 @@ def test_a_run_that_goes_on_does_not_write_its_samples_again(tmp_path):
 
 
 def test_stage_2_sounds_through_its_own_unet(folder):
-    recipe = Stage2Recipe(bundle=str(folder / "bundle"), lora=2, lora_at=("*.attn2.?.kernel",))
+    recipe = Stage2Recipe(
+        bundle=str(folder / "bundle"), lora_rank=2, lora_targets=("*.attn2.?.kernel",)
+    )
     bundle = Bundle.open(folder / "bundle")
     module = filled(abstract(recipe.build), 0)
     made = recipe.sound_networks(module, bundle)
@@ -305,11 +307,11 @@ def test_stage_2_sounds_through_its_own_unet(folder):
 
 def test_samples_that_cannot_be_made_are_one_line(made, folder, tmp_path):
     with pytest.raises(SettingError, match="samples: what a Regression trains makes no sound"):
-        config(Regression(), samples=3)
+        config(Regression(), sample_every=3)
     with_unet(Bundle.open(folder / "bundle"), tmp_path / "other", width=64)
     recipe = replace(made.recipe, bundle=str(tmp_path / "other"))
     with pytest.raises(SettingError, match="reads LOA of width 64, the mapper predicts 128"):
-        train(replace(made, recipe=recipe, samples=2), tmp_path / "run", "test")
+        train(replace(made, recipe=recipe, sample_every=2), tmp_path / "run", "test")
 
 
 def test_a_profile_is_where_the_line_says(tmp_path, capsys):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -39,16 +39,41 @@ def made(tmp_path_factory):
     return folder
 
 
-def begun(
-    made: Path, workdir: Path, devices: int, changes: Sequence[str], processes: int
-) -> list[subprocess.Popen]:
-    """The processes of a run, each with `devices` devices."""
-    overrides = [f"recipe.bundle={made / 'bundle'}", f"recipe.features={made / 'features'}"]
-    command = [sys.executable, "train.py", "--config", "tests/train/small_mapper.py"]
-    command += ["--workdir", str(workdir), *(f"--config.{c}" for c in (*overrides, *changes))]
+def words(made: Path, workdir: Path, changes: Sequence[str]) -> list[str]:
+    """Return the command line of a run."""
+    overrides = [f"recipe.bundle={made / 'bundle'}", f"recipe.source={made / 'features'}"]
+    command = ["--config", "tests/train/small_mapper.py", "--workdir", str(workdir)]
+    return [*command, *(f"--config.{change}" for change in (*overrides, *changes))]
+
+
+def environment(made: Path, devices: int, *, read_only: bool = False) -> dict[str, str]:
+    """Return the environment of processes that have `devices` devices each.
+
+    They share compiled programs; a process that is to be killed leaves none, or half of one.
+    """
     # Unoptimised, as all of the suite.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return {
+        **os.environ,
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(made / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000000" if read_only else "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def begun(
+    made: Path,
+    workdir: Path,
+    devices: int,
+    changes: Sequence[str],
+    processes: int,
+    *,
+    read_only: bool = False,
+) -> list[subprocess.Popen]:
+    """Start the processes of a run, each with `devices` devices."""
+    command = [sys.executable, "train.py", *words(made, workdir, changes)]
     port = free_port()
     started = []
     for index in range(processes):
@@ -58,7 +83,7 @@ def begun(
             subprocess.Popen(
                 [*command, *(others if processes > 1 else [])],
                 cwd=ROOT,
-                env=environment,
+                env=environment(made, devices, read_only=read_only),
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -68,7 +93,7 @@ def begun(
 
 
 def ended(started: Sequence[subprocess.Popen]) -> list[str]:
-    """What each process said, once all have ended well."""
+    """Wait until all have ended well and return what each printed."""
     said = [process.communicate(timeout=300) for process in started]
     assert [p.returncode for p in started] == [0] * len(started), said
     return [out for out, _ in said]
@@ -76,6 +101,21 @@ def ended(started: Sequence[subprocess.Popen]) -> list[str]:
 
 def run(made, workdir, devices=1, changes=(), processes=1) -> list[str]:
     return ended(begun(made, workdir, devices, changes, processes))
+
+
+def run_in_one_process(made: Path, devices: int, runs: Mapping[Path, Sequence[str]]) -> dict:
+    """Return the exit code and stderr of runs by the name of their folder: each has its changes."""
+    lines = {workdir.name: words(made, workdir, changes) for workdir, changes in runs.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.runs_on_mesh", json.dumps(lines)],
+        cwd=ROOT,
+        env=environment(made, devices),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -93,25 +133,62 @@ def same(found: dict, expected: dict) -> None:
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def alone(made, tmp_path_factory):
-    """A run on one device, and the folder that it left."""
-    workdir = tmp_path_factory.mktemp("alone")
-    run(made, workdir)
-    assert sorted(losses(workdir)) == list(range(1, 21))
-    assert losses(workdir)[20] < losses(workdir)[1]
-    return workdir
-
-
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+PARTS = ["compute.accumulate=2", "compute.remat=blocks", "batch=16"]
+MISFITS = {
+    "mesh.data=3": "mesh: data 3 x fsdp 1 x tensor 1 is 3 devices and there are 8: change",
+    "mesh.fsdp=0": "mesh: every axis needs at least one device",
+    "batch=12": "batch: 12 clips do not divide over the 8 devices",
+    "mesh.pipe=2": "MeshConfig has no field 'pipe'; it has data, fsdp, tensor",
+}
+
+
+@pytest.fixture(scope="module")
+def eight(made) -> dict:
+    """Run on eight devices, in one process; exit codes and stderr by the name of the run."""
+    changes: dict[str, list[str]] = {
+        str(sizes): [f"mesh.{n}={k}" for n, k in zip(AXES, sizes, strict=True)] for sizes in MESHES
+    }
+    changes |= {"parts": [*PARTS, "mesh.fsdp=2", "mesh.tensor=2"], "four": ["mesh.fsdp=4"]}
+    changes |= {change: [change] for change in MISFITS}
+    found = run_in_one_process(made, 8, {made / "eight" / n: c for n, c in changes.items()})
+    assert [its["code"] for name, its in found.items() if name not in MISFITS] == [0] * 5, found
+    return found
+
+
+@pytest.fixture(scope="module")
+def one(made, eight) -> Path:
+    """Run on one device: the usual run, one in parts, and the second half of one on eight."""
+    runs = {"alone": [], "parts": PARTS, "four": []}
+    first_half(made, made / "one" / "four")
+    found = run_in_one_process(made, 1, {made / "one" / name: c for name, c in runs.items()})
+    assert {its["code"] for its in found.values()} == {0}, found
+    return made / "one"
+
+
+def first_half(made: Path, workdir: Path) -> None:
+    """Make a workdir of a run on eight devices, in four parts, that stopped after 10 steps."""
+    shutil.copytree(made / "eight" / "four", workdir)
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    (workdir / "metrics.jsonl").unlink()
+
+
+@pytest.fixture(scope="module")
+def alone(one):
+    """The folder of a run on one device."""
+    found = losses(one / "alone")
+    assert sorted(found) == list(range(1, 21))
+    assert found[20] < found[1]
+    return one / "alone"
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-def test_a_mesh_changes_nothing_but_the_place(sizes, made, alone, tmp_path):
-    run(made, tmp_path, 8, [f"mesh.{n}={k}" for n, k in zip(AXES, sizes, strict=True)])
-    same(losses(tmp_path), losses(alone))
-    same(errors(tmp_path), errors(alone))
-    weights = named_weights(Bundle.open(tmp_path).load("mapper"))
+@pytest.mark.usefixtures("eight")
+def test_a_mesh_changes_nothing_but_the_place(sizes, made, alone):
+    workdir = made / "eight" / str(sizes)
+    same(losses(workdir), losses(alone))
+    same(errors(workdir), errors(alone))
+    weights = named_weights(Bundle.open(workdir).load("mapper"))
     for name, expected in named_weights(Bundle.open(alone).load("mapper")).items():
         if not name.endswith("attn.k.bias"):  # nothing depends on it: Adam makes rounding large
             np.testing.assert_allclose(weights[name], expected, atol=1e-4, err_msg=name)
@@ -133,11 +210,9 @@ def test_every_device_holds_its_share_of_the_activations():
             assert size < alone / 5, f"{stage}, {mesh}: {size} bytes on each device, {alone} on one"
 
 
-def test_neither_do_parts_of_a_batch_and_activations_made_anew(made, tmp_path):
-    settings = ["compute.accumulate=2", "compute.remat=blocks", "batch=16"]
-    run(made, tmp_path / "one", 1, settings)
-    run(made, tmp_path / "eight", 8, [*settings, "mesh.fsdp=2", "mesh.tensor=2"])
-    same(losses(tmp_path / "eight"), losses(tmp_path / "one"))
+@pytest.mark.usefixtures("eight")
+def test_neither_do_parts_of_a_batch_and_activations_made_anew(made, one):
+    same(losses(made / "eight" / "parts"), losses(one / "parts"))
 
 
 @pytest.mark.parametrize(
@@ -156,17 +231,18 @@ def test_processes_share_the_work_and_change_nothing(
     Bundle.open(tmp_path).load("mapper")
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (2, 1)])
-def test_a_run_goes_on_with_other_devices(processes, devices, made, alone, tmp_path):
-    run(made, tmp_path, 8, ["mesh.fsdp=4"])
-    shutil.rmtree(tmp_path / "checkpoints" / "20")
-    (tmp_path / "metrics.jsonl").unlink()
-    run(made, tmp_path, devices, (), processes)
-    same(losses(tmp_path), {step: loss for step, loss in losses(alone).items() if step > 10})
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_goes_on_with_other_devices(processes, made, one, alone, tmp_path):
+    workdir = one / "four"
+    if processes > 1:
+        workdir = tmp_path / "four"
+        first_half(made, workdir)
+        run(made, workdir, 1, (), processes)
+    same(losses(workdir), {step: loss for step, loss in losses(alone).items() if step > 10})
 
 
 def test_a_signal_to_one_process_stops_both_at_one_step(made, tmp_path):
-    started = begun(made, tmp_path, 1, ["steps=1000000", "save=1000000"], 2)
+    started = begun(made, tmp_path, 1, ["steps=1000000", "save_every=1000000"], 2)
     metrics, patience = tmp_path / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
         assert time.monotonic() < patience
@@ -180,11 +256,18 @@ def test_a_signal_to_one_process_stops_both_at_one_step(made, tmp_path):
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, tmp_path):
     """Also while it saves: a save begins every fourth step. KILLS=20 kills more often."""
-    settings = ["steps=200", "save=4", "log=1", "evaluate=50", "ema=0.9", "best=loa_error"]
+    settings = [
+        "steps=200",
+        "save_every=4",
+        "log_every=1",
+        "eval_every=50",
+        "ema_decay=0.9",
+        "best=loa_error",
+    ]
     run(made, tmp_path / "whole", 1, settings)
     rng, broken = np.random.default_rng(0), tmp_path / "broken"
     for _ in range(int(os.environ.get("KILLS", "3"))):
-        (process,) = begun(made, broken, 1, settings, 1)
+        (process,) = begun(made, broken, 1, settings, 1, read_only=True)
         assert process.stdout is not None
         for line in process.stdout:  # it trains
             if "loss" in line:
@@ -199,21 +282,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, t
         np.testing.assert_array_equal(weights[name], expected, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("mesh.data=3", "mesh: data 3 x fsdp 1 x tensor 1 is 3 devices and there are 8: change"),
-        ("mesh.fsdp=0", "mesh: every axis needs at least one device"),
-        ("batch=12", "batch: 12 clips do not divide over the 8 devices"),
-        ("mesh.pipe=2", "MeshConfig has no field 'pipe'; it has data, fsdp, tensor"),
-    ],
-)
-def test_a_mesh_that_does_not_fit_is_one_line(change, message, made, tmp_path):
-    (process,) = begun(made, tmp_path, 8, [change], 1)
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 2
-    assert message in said
-    assert said.count("\n") == 1
+@pytest.mark.parametrize("change", MISFITS)
+def test_a_mesh_that_does_not_fit_is_one_line(change, eight):
+    assert eight[change]["code"] == 2
+    assert MISFITS[change] in eight[change]["stderr"]
+    assert eight[change]["stderr"].count("\n") == 1
 
 
 def test_half_a_description_of_the_processes_is_one_line(made, tmp_path):

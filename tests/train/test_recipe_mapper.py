@@ -13,6 +13,7 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.features import FeatureSource
+from mfm_jax.data.sources import ClipFiles
 from mfm_jax.errors import SettingError
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.audiomae import LOA
@@ -22,7 +23,7 @@ from mfm_jax.storage.weights import abstract, named_weights
 from mfm_jax.train.losses import clip_contrast
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
+from mfm_jax.train.recipes.mapper import MapperRecipe
 from tests.bundles import filled, untrained_bundle
 from tests.feature_folder import write_features
 from train import train
@@ -74,11 +75,11 @@ class Linear(MapperRecipe):
 def test_the_mapper_beats_the_mean_and_the_loa_of_another_clip(tmp_path):
     config = TrainConfig(
         recipe=Linear(),
-        optimizer=OptimizerConfig(rate=1e-2, warmup=10, decay=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=10, weight_decay=0.0),
         steps=150,
         batch=32,
-        evaluate=1000,
-        save=1000,
+        eval_every=1000,
+        save_every=1000,
     )
     assert train(config, tmp_path, "test") == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -101,20 +102,20 @@ def test_the_mapper_starts_from_a_trained_gpt2(tmp_path, start):
     }
     source = Source("tests", "none")
     write_bundle(tmp_path, {n: (*part, source) for n, part in parts.items()}, dtype=jnp.float16)
-    recipe = MapperRecipe(bundle=str(tmp_path), network=NETWORK, start=start)
+    recipe = MapperRecipe(bundle=str(tmp_path), network=NETWORK, init_from=start)
     module = filled(abstract(recipe.build), 0)
-    begun = recipe.begin(module, [{"loa": np.ones((8, 7), np.float32)}])
+    begun = recipe.warm_start(module, [{"loa": np.ones((8, 7), np.float32)}])
     trained = parts[start][1] if start == "gpt2" else parts[start][1].gpt2
     for name, weight in named_weights(trained).items():
         found = named_weights(begun.gpt2)[name]
         assert found.dtype == jnp.float32
         np.testing.assert_array_equal(found, weight.astype(jnp.float16).astype(jnp.float32))
     larger = replace(NETWORK, gpt2=replace(NETWORK.gpt2, depth=2))
-    with pytest.raises(SettingError, match=r"recipe\.start: "):
-        replace(recipe, network=larger).begin(module, [])
+    with pytest.raises(SettingError, match=r"recipe\.init_from: "):
+        replace(recipe, network=larger).warm_start(module, [])
 
 
-PLAIN = MapperRecipe(network=NETWORK, contrast=0.0, own=0.0)
+PLAIN = MapperRecipe(network=NETWORK, contrast_weight=0.0, scheduled_sampling=0.0)
 """Teacher forcing on true LOA, and the squared error alone."""
 
 
@@ -126,7 +127,7 @@ def batch_of(recipe: MapperRecipe, clips: int = 6) -> dict[str, jax.Array]:
 def mapper_of(recipe: MapperRecipe):
     """Untrained, with the mean and the spread of LOA of the batch above."""
     elements = [recipe.read(element) for element in world(6, seed=3)]
-    return recipe.begin(filled(abstract(recipe.build), 0), elements)
+    return recipe.warm_start(filled(abstract(recipe.build), 0), elements)
 
 
 def cosine(made, true):
@@ -147,15 +148,15 @@ TERMS = {
     "mse": ({}, lambda made, true: ((made - true) ** 2).mean()),
     "l1": ({"error": "l1"}, lambda made, true: np.abs(made - true).mean()),
     "cosine": (
-        {"cosine": 0.7},
+        {"cosine_weight": 0.7},
         lambda made, true: ((made - true) ** 2).mean() + 0.7 * cosine(made, true),
     ),
     "contrast": (
-        {"contrast": 0.3},
+        {"contrast_weight": 0.3},
         lambda made, true: ((made - true) ** 2).mean() + 0.3 * contrast(made, true),
     ),
     "all": (
-        {"error": "l1", "cosine": 0.5, "contrast": 0.2, "temperature": 0.4},
+        {"error": "l1", "cosine_weight": 0.5, "contrast_weight": 0.2, "temperature": 0.4},
         lambda made, true: (
             np.abs(made - true).mean() + 0.5 * cosine(made, true) + 0.2 * contrast(made, true, 0.4)
         ),
@@ -201,7 +202,7 @@ def fed(recipe: MapperRecipe, mapper, *, clips: int = 400, seed: int = 0):
     """LOA as the mapper would be fed it, and the true LOA, of enough clips to see the shares."""
     loa = jax.random.normal(jax.random.key(9), (clips, 4, 7)) * 3 + 5
     own = loa
-    if recipe.own:
+    if recipe.scheduled_sampling:
         own = mapper.restore(mapper(recipe.streams(batch_of(recipe, clips)), loa))
     return np.asarray(recipe.feed(mapper, loa, own, jax.random.key(seed))), np.asarray(loa)
 
@@ -215,7 +216,7 @@ def test_without_a_remedy_true_loa_is_fed():
 def test_noise_has_a_level_for_each_clip_up_to_the_largest(head):
     """Of 0.8 deviations, which are the training set's, or without a head the batch's."""
     network = NETWORK if head else replace(NETWORK, head=False, loa_width=7, gpt2=SEVEN)
-    recipe = replace(PLAIN, network=network, noise=0.8)
+    recipe = replace(PLAIN, network=network, noise_std=0.8)
     mapper = mapper_of(recipe)
     given, true = fed(recipe, mapper)
     spread = np.asarray(mapper.loa_std) if head else true.std(axis=(0, 1))
@@ -231,7 +232,7 @@ def test_noise_has_a_level_for_each_clip_up_to_the_largest(head):
 
 
 def test_blank_tokens_are_the_mean():
-    recipe = replace(PLAIN, blank=0.3)
+    recipe = replace(PLAIN, token_dropout=0.3)
     mapper = mapper_of(recipe)
     given, true = fed(recipe, mapper)
     mean = np.asarray(mapper.loa_mean)
@@ -241,7 +242,7 @@ def test_blank_tokens_are_the_mean():
 
 
 def test_tokens_of_the_mappers_own_get_no_noise():
-    recipe = replace(PLAIN, own=0.4, noise=0.8)
+    recipe = replace(PLAIN, scheduled_sampling=0.4, noise_std=0.8)
     mapper = mapper_of(recipe)
     given, true = fed(recipe, mapper)
     streams = recipe.streams(batch_of(recipe, 400))
@@ -253,7 +254,7 @@ def test_tokens_of_the_mappers_own_get_no_noise():
 
 def test_a_linear_mapper_is_fed_nothing_that_could_be_spoilt():
     network = replace(NETWORK, kind="linear_pooled")
-    recipe = replace(PLAIN, network=network, noise=1.0, blank=1.0)
+    recipe = replace(PLAIN, network=network, noise=1.0, token_dropout=1.0)
     mapper, batch = mapper_of(recipe), batch_of(recipe, 3)
     streams = recipe.streams(batch)
     predicted = recipe.predict(mapper, streams, batch["loa"], jax.random.key(0))
@@ -261,7 +262,7 @@ def test_a_linear_mapper_is_fed_nothing_that_could_be_spoilt():
 
 
 def test_reading_the_video_once_for_both_passes_changes_no_gradient():
-    recipe = replace(PLAIN, own=0.5, noise=0.1)
+    recipe = replace(PLAIN, scheduled_sampling=0.5, noise_std=0.1)
     mapper, batch, key = mapper_of(recipe), batch_of(recipe, 4), jax.random.key(5)
     streams, loa = recipe.streams(batch), jnp.asarray(batch["loa"])
 
@@ -278,7 +279,7 @@ def test_reading_the_video_once_for_both_passes_changes_no_gradient():
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["own", "blank"])
+@pytest.mark.parametrize("name", ["scheduled_sampling", "token_dropout"])
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_a_share_is_a_share(name, value):
     with pytest.raises(SettingError, match=rf"recipe\.{name} is a share from 0 to 1, not {value}"):
@@ -292,7 +293,10 @@ def test_one_encoder_twice_reads_one_stream(tmp_path):
     element = recipe.read(world(1, 0)[0])
     assert element.keys() == {"cavp", "cavp_seconds", "loa"}
     config = TrainConfig(
-        recipe=recipe, optimizer=OptimizerConfig(rate=1e-2, warmup=10), steps=60, batch=32
+        recipe=recipe,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=10),
+        steps=60,
+        batch=32,
     )
     assert train(config, tmp_path, "test") == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -306,10 +310,10 @@ def test_the_first_clips_of_a_larger_folder_are_used(tmp_path):
     for part, clips in (("train", 9), ("heldout", 5)):
         write_features(bundle, tmp_path / "features" / part, clips, shapes)
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").rglob("*")}
-    folders = {name: str(tmp_path / name) for name in ("bundle", "features", "clips")}
-    recipe = MapperRecipe(network=NETWORK, train=4, heldout=2, **folders)
+    source = ClipFiles(str(tmp_path / "features"), limit=4)
+    recipe = MapperRecipe(network=NETWORK, source=source, bundle=str(tmp_path / "bundle"))
     sources = recipe.prepare(tmp_path / "run")
-    assert [len(source) for source in sources] == [4, 2]
+    assert [len(source) for source in sources] == [4, 5]
     for source, part in zip(sources, ("train", "heldout"), strict=True):
         whole = FeatureSource(tmp_path / "features" / part)
         for i in range(len(source)):
@@ -317,7 +321,7 @@ def test_the_first_clips_of_a_larger_folder_are_used(tmp_path):
             for name, array in recipe.read(whole[i]).items():
                 np.testing.assert_array_equal(source[i][name], array)
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "features").rglob("*")} == before
-    assert not (tmp_path / "clips").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -332,11 +336,12 @@ def test_features_of_other_tokens_are_refused(tmp_path, change, message):
     bundle = untrained_bundle(tmp_path / "bundle")
     for part in ("train", "heldout"):
         write_features(bundle, tmp_path / "features" / part, 2)
-    folders = {name: str(tmp_path / name) for name in ("bundle", "features", "clips")}
-    recipe = MapperRecipe(network=tiny_mapper(), train=2, heldout=2, **folders)
+    recipe = MapperRecipe(
+        source=ClipFiles(str(tmp_path / "features")), bundle=str(tmp_path / "bundle")
+    )
     recipe.prepare(tmp_path)
     with pytest.raises(DataError, match=message):
-        replace(recipe, network=replace(tiny_mapper(), **change)).prepare(tmp_path)
+        replace(recipe, network=replace(MapperConfig.tiny(), **change)).prepare(tmp_path)
 
 
 def test_features_that_lack_a_stream_are_refused():

@@ -21,9 +21,9 @@ from mfm_jax.models.text import EmptyTextConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.storage.weights import abstract, initialise, named_weights, with_weights
-from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
+from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, WITH_LORA, Stage2Recipe
-from mfm_jax.train.step import begin, make_step, trainable
+from mfm_jax.train.step import init_state, make_step, trainable
 from tests.bundles import filled, untrained_bundle
 from tests.feature_folder import write_features
 from train import main
@@ -44,7 +44,7 @@ UNET = UNetConfig(
     latent_channels=3,
     resnets=1,
     groups=4,
-    clock=True,
+    timed=True,
 )
 TEXT = EmptyTextConfig(width=9, tokens=2)
 READS_TEXT = replace(UNET, attentions=((), (0, 1)), contexts=(7, 9))
@@ -98,7 +98,7 @@ def batch(recipe, elements):
 
 
 def started(recipe):
-    return recipe.begin(abstract(recipe.build), [])
+    return recipe.warm_start(abstract(recipe.build), [])
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +122,18 @@ def copied(weights):
 
 def test_the_mapper_learns_and_nothing_else_changes(recipe, batch, module):
     """At a rate and a decay that no weight can miss."""
-    skeleton = abstract(recipe.build)
-    factor = factors(ONLY_MAPPER, trainable(skeleton))
-    tx = build_optimizer(OptimizerConfig(rate=0.1, warmup=0, decay=0.5), 10, factor)
-    state = begin(started(recipe), tx, factor, ema=None, seed=5, layout=ONE)
+    abstract_module = abstract(recipe.build)
+    multiplier = lr_multipliers(ONLY_MAPPER, trainable(abstract_module))
+    tx = build_optimizer(
+        OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10, multiplier
+    )
+    state = init_state(started(recipe), tx, multiplier, ema=False, seed=5, layout=ONE)
     assert {name.split(".")[0] for name in state.params} == {"mapper"}
     assert {name.split(".")[0] for name in state.frozen} == {"unet"}
     assert set(state.opt[1].mu) == set(state.opt[1].nu) == set(state.params)
     assert set(state.stats) == {"mapper.loa_mean", "mapper.loa_std"}
     before = copied(state.weights(averaged=False))
-    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=ONE)
+    step = make_step(abstract_module, recipe.loss, tx, ema_decay=None, layout=ONE)
     state, metrics = step(state, batch)
     first, _ = loss_of(recipe, module, batch, jax.random.fold_in(jax.random.key(5), 0))
     assert float(metrics["loss"]) == pytest.approx(float(first), rel=1e-4)
@@ -164,7 +166,7 @@ def gradients(recipe, module, batch):
 
 def test_the_diffusion_loss_reaches_every_weight_of_the_mapper(recipe, batch, module):
     """Also those that read its own output: it is differentiated through all its steps."""
-    alone = replace(recipe, true=0.0, dropped=0.0)
+    alone = replace(recipe, true_loa_prob=0.0, uncond_prob=0.0)
     found = gradients(alone, module, batch)["diffusion"]
     positions = 4 + 3 + 1 + MAPPER.loa.tokens - 1
     rows = np.abs(found["mapper.gpt2.wpe.embedding"]).max(axis=1)
@@ -177,7 +179,9 @@ def test_the_diffusion_loss_reaches_every_weight_of_the_mapper(recipe, batch, mo
 
 
 @pytest.mark.parametrize(
-    "changes", [{"true": 1.0, "dropped": 0.0}, {"true": 0.0, "dropped": 1.0}], ids=str
+    "changes",
+    [{"true_loa_prob": 1.0, "uncond_prob": 0.0}, {"true_loa_prob": 0.0, "uncond_prob": 1.0}],
+    ids=str,
 )
 def test_where_the_unet_reads_no_prediction_the_mapper_has_no_gradient(
     recipe, batch, module, changes
@@ -192,19 +196,23 @@ def test_where_the_unet_reads_no_prediction_the_mapper_has_no_gradient(
 @pytest.mark.parametrize("prediction", ["v", "epsilon"])
 def test_the_loss_is_that_worked_out_by_hand(tmp_path, batch, elements, prediction):
     place = made_bundle(tmp_path, prediction, mapper=MAPPER, unet=UNET)
-    recipe = Stage2Recipe(bundle=place, true=0.4, dropped=0.3, anchor=0.7)
+    recipe = Stage2Recipe(bundle=place, true_loa_prob=0.4, uncond_prob=0.3, loa_weight=0.7)
     module, key = started(recipe), jax.random.key(5)
     loss, metrics = loss_of(recipe, module, batch, key)
 
     draws = recipe.draw(batch, key)
-    chosen = np.asarray(draws.true).astype(int), np.asarray(draws.dropped).astype(int)
+    chosen = np.asarray(draws.true).astype(int), np.asarray(draws.unconditional).astype(int)
     assert all(0 < sum(which) < CLIPS for which in chosen)
     made = np.asarray(generated(module, recipe.streams(batch)))
     tokens = jnp.asarray(np.stack([e["audiomae"] for e in elements]), jnp.float32)
     true = np.asarray(pool_loa(tokens, (4, 2), (1, 2)))
     read = np.stack(
         [
-            np.zeros_like(made[i]) if draws.dropped[i] else true[i] if draws.true[i] else made[i]
+            np.zeros_like(made[i])
+            if draws.unconditional[i]
+            else true[i]
+            if draws.true[i]
+            else made[i]
             for i in range(CLIPS)
         ]
     )
@@ -229,8 +237,8 @@ def test_what_is_left_to_chance_has_the_shares_it_should(recipe):
     many = {"latents": jnp.zeros((4000, 2, 2, 3))}
     draws = recipe.draw(many, jax.random.key(1))
     assert float(draws.true.mean()) == pytest.approx(0.25, abs=0.03)
-    assert float(draws.dropped.mean()) == pytest.approx(0.1, abs=0.02)
-    assert float((draws.true & draws.dropped).mean()) == pytest.approx(0.025, abs=0.01)
+    assert float(draws.unconditional.mean()) == pytest.approx(0.1, abs=0.02)
+    assert float((draws.true & draws.unconditional).mean()) == pytest.approx(0.025, abs=0.01)
     assert int(draws.t.min()) < 10
     assert int(draws.t.max()) in range(990, 1000)
 
@@ -274,25 +282,25 @@ def test_networks_that_do_not_fit_are_named(tmp_path):
 
 
 def test_with_lora_the_unet_changes_through_its_factors_alone(recipe, batch, module, tmp_path):
-    lora = replace(recipe, lora=2)
-    skeleton = abstract(lora.build)
-    network = lora.begin(initialise(lora.build, 0), [])
+    lora = replace(recipe, lora_rank=2)
+    abstract_module = abstract(lora.build)
+    network = lora.warm_start(initialise(lora.build, 0), [])
     same, _ = loss_of(lora, network, batch, jax.random.key(5))
     expected, _ = loss_of(recipe, module, batch, jax.random.key(5))
     assert float(same) == pytest.approx(float(expected), rel=1e-6), "it begins as no change"
-    factor = factors(WITH_LORA, trainable(skeleton))
-    tx = build_optimizer(OptimizerConfig(rate=0.01, warmup=0), 10, factor)
-    state = begin(network, tx, factor, ema=None, seed=5, layout=ONE)
+    multiplier = lr_multipliers(WITH_LORA, trainable(abstract_module))
+    tx = build_optimizer(OptimizerConfig(learning_rate=0.01, warmup_steps=0), 10, multiplier)
+    state = init_state(network, tx, multiplier, ema=False, seed=5, layout=ONE)
     assert {name.split(".")[0] for name in state.params} == {"mapper", "lora"}
     before = copied(state.weights(averaged=False))
-    step = make_step(skeleton, lora.loss, tx, ema=None, layout=ONE)
+    step = make_step(abstract_module, lora.loss, tx, ema_decay=None, layout=ONE)
     for _ in range(2):
         state, _ = step(state, batch)
     after = copied(state.weights(averaged=False))
     assert all(np.array_equal(after[n], before[n]) for n in before if n.startswith("unet."))
     assert all(np.any(after[n] != before[n]) for n in before if n.startswith("lora."))
 
-    trained = with_weights(skeleton, jax.tree.map(jnp.asarray, after))
+    trained = with_weights(abstract_module, jax.tree.map(jnp.asarray, after))
     lora.finish(trained, tmp_path, "test")
     bundle, base = Bundle.open(tmp_path), Bundle.open(Path(recipe.bundle))
     assert bundle.entries["unet"].source.made_by == "x; test"
@@ -306,10 +314,10 @@ def test_with_lora_the_unet_changes_through_its_factors_alone(recipe, batch, mod
 
 def test_lora_of_nothing_is_refused(recipe):
     with pytest.raises(SettingError, match=r"LoRA: no matrix is called 'nose\.\*'"):
-        abstract(replace(recipe, lora=2, lora_at=("nose.*",)).build)
+        abstract(replace(recipe, lora_rank=2, lora_targets=("nose.*",)).build)
 
 
-@pytest.mark.parametrize("name", ["true", "dropped"])
+@pytest.mark.parametrize("name", ["true_loa_prob", "uncond_prob"])
 def test_a_share_is_a_share(name):
     with pytest.raises(SettingError, match=rf"recipe\.{name} is a share from 0 to 1, not 2"):
         Stage2Recipe(**{name: 2.0})
@@ -328,8 +336,8 @@ def test_the_command_leaves_a_bundle_with_another_mapper(tmp_path, capsys):
     base = untrained_bundle(tmp_path / "bundle")
     for part, clips in (("train", 3), ("heldout", 2)):
         write_features(base, tmp_path / "features" / part, clips)
-    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.features": tmp_path / "features"}
-    changes |= {"recipe.train": 2, "recipe.heldout": 2, "steps": 2, "batch": 2, "log": 1}
+    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.source": tmp_path / "features"}
+    changes |= {"steps": 2, "batch": 2, "log_every": 1}
     overrides = [f"--config.{name}={value}" for name, value in changes.items()]
     config = str(ROOT / "configs/tiny_stage2.py")
     assert main(["--config", config, "--workdir", str(tmp_path / "run"), *overrides]) == 0

@@ -17,9 +17,9 @@ from mfm_jax.bundle import Bundle
 from mfm_jax.errors import SettingError, WriteError
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.storage.weights import abstract, initialise, with_weights
-from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, factors
+from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
 from mfm_jax.train.recipe import Recipe, mean_metrics
-from mfm_jax.train.step import ComputeConfig, TrainState, begin, make_step, trainable
+from mfm_jax.train.step import ComputeConfig, TrainState, init_state, make_step, trainable
 from tests.bundles import untrained_bundle
 from tests.full_disk import full_disk
 from tests.train.regression import RATES, Regression, config
@@ -66,16 +66,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
 def test_frozen_weights_have_no_moments_and_stay():
     recipe = Regression()
     network = initialise(recipe.build, 0)
-    skeleton = abstract(recipe.build)
-    factor = factors(RATES, trainable(skeleton))
-    tx = build_optimizer(OptimizerConfig(rate=0.1), 10, factor)
-    state = begin(network, tx, factor, ema=None, seed=0, layout=ONE)
+    abstract_module = abstract(recipe.build)
+    multiplier = lr_multipliers(RATES, trainable(abstract_module))
+    tx = build_optimizer(OptimizerConfig(learning_rate=0.1), 10, multiplier)
+    state = init_state(network, tx, multiplier, ema=False, seed=0, layout=ONE)
     assert set(state.frozen) == {"first.kernel", "first.bias"}
     assert set(state.stats) == {"norm.mean", "norm.var"}
     assert set(state.opt[1].mu) == set(state.params) == set(state.opt[1].nu)
     assert not set(state.params) & {*state.frozen, *state.stats}
     before = {n: np.array(w) for n, w in state.weights(averaged=False).items()}
-    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=ONE)
+    step = make_step(abstract_module, recipe.loss, tx, ema_decay=None, layout=ONE)
     batch = {k: np.stack([e[k] for e in recipe.prepare(Path())[0]]) for k in ("x", "y")}
     for _ in range(2):
         state, _ = step(state, batch)
@@ -87,12 +87,12 @@ def test_frozen_weights_have_no_moments_and_stay():
 def taken(steps, batch, **compute):
     """The weights after `steps` on one batch, and the last metrics."""
     recipe = Regression()
-    skeleton = abstract(recipe.build)
-    factor = dict.fromkeys(trainable(skeleton), 1.0)
-    tx = build_optimizer(OptimizerConfig(rate=0.01, warmup=0), 10, factor)
-    state = begin(initialise(recipe.build, 0), tx, factor, ema=None, seed=0, layout=ONE)
+    abstract_module = abstract(recipe.build)
+    multiplier = dict.fromkeys(trainable(abstract_module), 1.0)
+    tx = build_optimizer(OptimizerConfig(learning_rate=0.01, warmup_steps=0), 10, multiplier)
+    state = init_state(initialise(recipe.build, 0), tx, multiplier, ema=False, seed=0, layout=ONE)
     settings = ComputeConfig(**compute)
-    step = make_step(skeleton, recipe.loss, tx, ema=None, layout=ONE, compute=settings)
+    step = make_step(abstract_module, recipe.loss, tx, ema_decay=None, layout=ONE, compute=settings)
     source = recipe.prepare(Path())[0][:batch]
     clips = {k: jnp.stack([e[k] for e in source]) for k in ("x", "y")}
     for _ in range(steps):
@@ -147,15 +147,17 @@ def test_a_batch_that_cannot_be_cut_into_parts(tmp_path):
 def test_patterns_are_tried_in_order_and_each_must_decide_something():
     names = ["a.kernel", "a.bias", "b.kernel"]
     rates = (("a.bias", 2.0), ("a.*", None))
-    assert factors(rates, names) == {"a.kernel": None, "a.bias": 2.0, "b.kernel": 1.0}
+    assert lr_multipliers(rates, names) == {"a.kernel": None, "a.bias": 2.0, "b.kernel": 1.0}
     with pytest.raises(SettingError, match=r"no weight is left for a\.bias"):
-        factors((("a.*", None), ("a.bias", 2.0)), names)
+        lr_multipliers((("a.*", None), ("a.bias", 2.0)), names)
 
 
 def test_factors_scale_the_updates_and_vectors_do_not_decay():
-    factor = {"slow": 0.5, "fast": 1.0, "vector": 1.0}
+    multiplier = {"slow": 0.5, "fast": 1.0, "vector": 1.0}
     weights = {"slow": jnp.ones((2, 2)), "fast": jnp.ones((2, 2)), "vector": jnp.ones(2)}
-    tx = build_optimizer(OptimizerConfig(rate=0.1, warmup=0, decay=0.5), 10, factor)
+    tx = build_optimizer(
+        OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10, multiplier
+    )
     still = {name: jnp.zeros_like(w) for name, w in weights.items()}
     updates, _ = tx.update(still, tx.init(weights), weights)
     assert float(updates["fast"][0, 0]) < 0
@@ -171,8 +173,8 @@ def test_means_weigh_a_short_last_batch_by_its_size():
 def test_the_run_ends_with_its_best_weights(tmp_path):
     """The rate grows until the loss does."""
     recipe = Regression()
-    long = OptimizerConfig(rate=2.0, warmup=12, rates=RATES)
-    settings = config(recipe, steps=24, evaluate=2, best="loss")
+    long = OptimizerConfig(learning_rate=2.0, warmup_steps=12, lr_multipliers=RATES)
+    settings = config(recipe, steps=24, eval_every=2, best="loss")
     assert train(replace(settings, optimizer=long), tmp_path, "test") == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {line["step"]: line["heldout_loss"] for line in lines if "heldout_loss" in line}
@@ -238,9 +240,9 @@ def test_a_metric_that_the_evaluation_does_not_have(tmp_path):
 
 def test_a_state_survives_its_items():
     recipe = Regression()
-    factor = dict.fromkeys(trainable(abstract(recipe.build)), 1.0)
-    tx = build_optimizer(OptimizerConfig(rate=0.1), 12, factor)
-    state = begin(initialise(recipe.build, 0), tx, factor, ema=0.9, seed=3, layout=ONE)
+    multiplier = dict.fromkeys(trainable(abstract(recipe.build)), 1.0)
+    tx = build_optimizer(OptimizerConfig(learning_rate=0.1), 12, multiplier)
+    state = init_state(initialise(recipe.build, 0), tx, multiplier, ema=True, seed=3, layout=ONE)
     again = TrainState.of(state.items())
     assert again._replace(key=state.key) == state
     assert (again.key == state.key).all()
@@ -250,9 +252,9 @@ def test_a_state_survives_its_items():
     ("argument", "message"),
     [
         ("--config.recipe.maks=3", "AudioMAERecipe has no field 'maks'"),
-        ("--config.recipe.masked=lots", "recipe.masked should be float, not 'lots'"),
+        ("--config.recipe.mask_ratio=lots", "recipe.mask_ratio should be float, not 'lots'"),
         ("--config.steps=1.5", "steps should be int, not 1.5"),
-        ('--config.optimizer.rates=[["nose", null]]', "no weight is left for nose"),
+        ('--config.optimizer.lr_multipliers=[["nose", null]]', "no weight is left for nose"),
     ],
 )
 def test_a_wrong_override_is_one_line(argument, message, tmp_path, capsys):
@@ -268,15 +270,15 @@ def test_a_wrong_override_is_one_line(argument, message, tmp_path, capsys):
 def test_what_is_no_override_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(tmp_path), "--seed=3"])
-    assert "'--seed=3' is not understood" in capsys.readouterr().err
+    assert "--seed=3" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_mapper_trains_on_clips_and_leaves_a_bundle(tmp_path):
     """The command itself, from nothing but a bundle."""
     untrained_bundle(tmp_path / "bundle")
-    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.train": 4, "recipe.heldout": 2}
-    changes |= {"steps": 2, "batch": 2, "log": 1}
+    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.source.train": 4}
+    changes |= {"recipe.source.heldout": 2, "steps": 2, "batch": 2, "log_every": 1}
     overrides = [f"--config.{name}={value}" for name, value in changes.items()]
     command = [sys.executable, "train.py", "--config", "configs/tiny.py", "--workdir"]
     run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)

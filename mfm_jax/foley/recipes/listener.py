@@ -1,4 +1,4 @@
-"""The listener on the Foley world: name the material of each contact of real sound."""
+"""The listener learns to name the material of each contact in real sound."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +8,10 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
+from mfm_jax.data.decoded import prepared_wave
 from mfm_jax.data.loader import Element
-from mfm_jax.foley.clips import MediaRecipe, prepared_wave
 from mfm_jax.foley.contacts import crops
+from mfm_jax.foley.recipes.labelled import LabelledRecipe
 from mfm_jax.foley.world import MATERIALS
 from mfm_jax.media.audio import log_mel
 from mfm_jax.models.listener import Listener, ListenerConfig
@@ -23,12 +24,12 @@ BANDS = 8
 
 
 def foley_listener() -> ListenerConfig:
-    """That tells the materials of the Foley world apart."""
+    """Return the sizes of a listener that tells the materials of the Foley world apart."""
     return ListenerConfig(tuple(material.name for material in MATERIALS))
 
 
 @dataclass(frozen=True)
-class ListenerRecipe(MediaRecipe):
+class ListenerRecipe(LabelledRecipe):
     """Cross-entropy of single contacts; generated sound is never heard in training."""
 
     network: ListenerConfig = field(default_factory=foley_listener)
@@ -51,7 +52,7 @@ class ListenerRecipe(MediaRecipe):
         }
 
     def transform(self, element: Element, rng: np.random.Generator) -> Element:
-        """One contact of the clip: early, louder, of another colour, out of tune, less clear.
+        """Cut one contact of the clip: early, louder, of another colour, out of tune, less clear.
 
         What a material is must be heard through all that a chain of networks does to a sound. A
         vocoder that knows a mel alone cannot keep the pitch within a bin of it.
@@ -64,7 +65,7 @@ class ListenerRecipe(MediaRecipe):
         noised = crop + gain + tilt + level * rng.standard_normal(crop.shape)
         return {**made, "crop": np.maximum(noised, SILENCE).astype(np.float32)}
 
-    def still(self, element: Element, rng: np.random.Generator) -> Element:
+    def eval_transform(self, element: Element, rng: np.random.Generator) -> Element:
         return self._crop(element, np.random.default_rng(0), 0.0)
 
     def _crop(self, element: Element, rng: np.random.Generator, jitter: float) -> Element:
@@ -85,11 +86,11 @@ class ListenerRecipe(MediaRecipe):
         return -right.mean(where=known), {"hits": hits}
 
     def finish(self, module: Listener, workdir: Path, command: str) -> Path:
-        return self.put("listener", self.network, module, command).path
+        return self.write_component("listener", self.network, module, workdir, command).path
 
 
 def shifted(mel: Float[np.ndarray, "T M"], bins: float) -> Float[np.ndarray, "T M"]:
-    """A mel whose bin `i` is what lies at `i - bins`; the ends repeat."""
+    """Return a mel whose bin `i` is what lies at `i - bins`; the ends repeat."""
     at = np.clip(np.arange(mel.shape[1]) - bins, 0, mel.shape[1] - 1)
     below = np.minimum(at.astype(int), mel.shape[1] - 2)
     share = at - below

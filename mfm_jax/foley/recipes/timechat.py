@@ -1,4 +1,4 @@
-"""TimeChat's visual branch on the Foley world: tell material, kind and times of contact."""
+"""TimeChat's visual branch learns to tell material, kind of motion and times of contact."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +10,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.data.loader import Element
-from mfm_jax.foley.clips import SPEC, MediaRecipe
+from mfm_jax.foley.recipes.labelled import LabelledRecipe
 from mfm_jax.foley.world import KINDS, MATERIALS
 from mfm_jax.layers import linear
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig, normalise
@@ -21,17 +21,20 @@ from mfm_jax.typing import Array, Float
 
 
 class Heads(nnx.Module):
-    """What is asked of tokens: the materials and kinds of the bodies, and if there is a contact."""
+    """Classifiers of tokens: materials and kinds of the bodies, and the presence of a contact."""
 
-    def __init__(self, d: int, *, rngs: nnx.Rngs) -> None:
-        self.materials = linear(d, len(MATERIALS), ("embed", None), rngs=rngs)
-        self.kinds = linear(d, len(KINDS), ("embed", None), rngs=rngs)
-        self.contact = linear(d, 1, ("embed", None), rngs=rngs)
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        self.materials = linear(width, len(MATERIALS), ("embed", None), rngs=rngs)
+        self.kinds = linear(width, len(KINDS), ("embed", None), rngs=rngs)
+        self.contact = linear(width, 1, ("embed", None), rngs=rngs)
 
     def ask(
         self, tokens: Float[Array, "B S D"], contacts: Float[Array, "B S"], batch: Batch
     ) -> tuple[Array, dict[str, Array]]:
-        """The mean token tells what there is, each token whether its own piece has a contact."""
+        """Return the loss and metrics.
+
+        The mean token tells what there is, and each token if its own piece has a contact.
+        """
         mean = tokens.mean(axis=1)
         materials, named = classify(self.materials(mean), batch["materials"])
         kinds, told = classify(self.kinds(mean), batch["kinds"])
@@ -46,12 +49,12 @@ class Classifier(nnx.Module):
 
     def __init__(self, config: TimeChatConfig, *, rngs: nnx.Rngs) -> None:
         self.timechat = TimeChat(config, rngs=rngs)
-        self.frame = Heads(config.image_qformer.d, rngs=rngs)
-        self.video = Heads(config.video_qformer.d, rngs=rngs)
+        self.frame = Heads(config.image_qformer.width, rngs=rngs)
+        self.video = Heads(config.video_qformer.width, rngs=rngs)
 
 
 @dataclass(frozen=True)
-class TimeChatRecipe(MediaRecipe):
+class TimeChatRecipe(LabelledRecipe):
     """Cross-entropies of the labels that the Foley world writes beside its clips.
 
     Both stages are asked: the queries of each frame, as BLIP-2's are trained on single images, and
@@ -64,7 +67,7 @@ class TimeChatRecipe(MediaRecipe):
     @cached_property
     def sentence(self) -> int:
         """Tokens of a timestamp sentence, padding included."""
-        tenths = timestamp_sentences(np.arange(0, SPEC.seconds + 0.1, 0.1))
+        tenths = timestamp_sentences(np.arange(0, self.spec.seconds + 0.1, 0.1))
         return encode(tenths, self.network.vocabulary)[0].shape[1]
 
     @property
@@ -78,7 +81,9 @@ class TimeChatRecipe(MediaRecipe):
         ids, mask = encode(sentences, self.network.vocabulary, length=self.sentence)
         onsets = element["onsets"][element["onsets"] >= 0]
         pieces = np.zeros(self.pieces, np.float32)
-        pieces[np.minimum((onsets * len(pieces) / SPEC.seconds).astype(int), len(pieces) - 1)] = 1
+        pieces[
+            np.minimum((onsets * len(pieces) / self.spec.seconds).astype(int), len(pieces) - 1)
+        ] = 1
         # A contact belongs to the frame that is nearest to it.
         frames = np.zeros(len(sentences), np.float32)
         frames[np.abs(onsets[:, None] - element["timechat_seconds"]).argmin(axis=1)] = 1
@@ -100,7 +105,7 @@ class TimeChatRecipe(MediaRecipe):
         frames = np.clip(frames * factor, 0, 255).astype(np.uint8)
         return {**element, "frames": frames}
 
-    def still(self, element: Element, rng: np.random.Generator) -> Element:
+    def eval_transform(self, element: Element, rng: np.random.Generator) -> Element:
         return element
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -115,13 +120,15 @@ class TimeChatRecipe(MediaRecipe):
         return frame + video, metrics | {f"video_{name}": v for name, v in of_video.items()}
 
     def finish(self, module: Classifier, workdir: Path, command: str) -> Path:
-        return self.put("timechat", self.network, module.timechat, command).path
+        return self.write_component(
+            "timechat", self.network, module.timechat, workdir, command
+        ).path
 
 
 def classify(
     logits: Float[Array, "B V"], present: Float[Array, "B V"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy with what is present in equal shares, and how often a present one comes first.
+    """Return the cross-entropy with equal shares of what is present, and the share of hits.
 
     Clips with nothing present count for nothing.
     """

@@ -1,4 +1,4 @@
-"""AudioMAE on the Foley world: fill in masked patches of the filter bank."""
+"""AudioMAE: fill in masked patches of the filter bank."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
+from mfm_jax.data.decoded import prepared_wave
 from mfm_jax.data.loader import Element
-from mfm_jax.foley.clips import MediaRecipe, prepared_wave
 from mfm_jax.media.audio import kaldi_fbank
 from mfm_jax.models.audiomae import (
     AudioMAE,
@@ -19,6 +19,7 @@ from mfm_jax.models.audiomae import (
     patchify,
     random_visible,
 )
+from mfm_jax.train.recipes.decoded import DecodedRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array
 
@@ -32,14 +33,14 @@ class MaskedAutoencoder(nnx.Module):
 
 
 @dataclass(frozen=True)
-class AudioMAERecipe(MediaRecipe):
-    """Masked autoencoding. The released AudioMAE normalises each target patch; that is left out.
+class AudioMAERecipe(DecodedRecipe):
+    """Masked autoencoding. A deviation: the released AudioMAE normalises each target patch.
 
-    Most patches of a Foley clip are silence, which would be blown up to the codec's noise.
+    Patches of silence would then be blown up to the codec's noise.
     """
 
     network: AudioMAEConfig = field(default_factory=AudioMAEConfig.tiny)
-    masked: float = 0.75  # share of the patches
+    mask_ratio: float = 0.75  # share of the patches
 
     def read(self, element: Element) -> Element:
         fbank = kaldi_fbank(prepared_wave(element), self.network.frames)
@@ -50,11 +51,11 @@ class AudioMAERecipe(MediaRecipe):
 
     def loss(self, module: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         fbank, patches = batch["fbank"].astype(jnp.float32), self.network.patches
-        visible = random_visible(key, len(fbank), patches, self.masked)
+        visible = random_visible(key, len(fbank), patches, self.mask_ratio)
         predicted = module.decoder(module.encoder.encode_visible(fbank, visible), visible)
         error = (predicted - patchify(fbank, self.network.patch)) ** 2
         masked = masked_patches(visible, patches)
         return jnp.mean(error, where=masked[:, :, None]), {}
 
     def finish(self, module: Any, workdir: Path, command: str) -> Path:
-        return self.put("audiomae", self.network, module.encoder, command).path
+        return self.write_component("audiomae", self.network, module.encoder, workdir, command).path

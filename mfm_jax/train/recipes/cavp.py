@@ -1,4 +1,4 @@
-"""CAVP on the Foley world: moments of video and of sound that belong together look alike."""
+"""CAVP: moments of video and of sound that belong together are drawn together."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -13,24 +13,23 @@ from jax import numpy as jnp
 from mfm_jax.data.decoded import to_float
 from mfm_jax.data.loader import Element
 from mfm_jax.errors import SettingError
-from mfm_jax.foley.clips import MediaRecipe
 from mfm_jax.media.audio import cavp_mel
 from mfm_jax.models.cavp import CAVP, CAVPConfig
 from mfm_jax.train.contrastive import temporal_semantic
+from mfm_jax.train.recipes.decoded import DecodedRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
 
 
 @dataclass(frozen=True)
-class CAVPRecipe(MediaRecipe):
-    """Contrastive training of both towers, of which the bundle gets the video tower."""
+class CAVPRecipe(DecodedRecipe):
+    """Contrastive training of both towers; the bundle gets the video tower."""
 
     network: CAVPConfig = field(default_factory=CAVPConfig.tiny)
     objective: str = "moments"  # each moment against all of the batch; or the paper's "clips"
-    quiet: float = 0.15  # weight of a silent moment; that of the loudest of a clip is 1 more
+    silence_weight: float = 0.15  # of a silent moment; the loudest of a clip has 1 more
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.objective not in ("moments", "clips"):
             raise SettingError(f"recipe.objective is moments or clips, not {self.objective!r}")
 
@@ -46,7 +45,7 @@ class CAVPRecipe(MediaRecipe):
         frames = element["frames"]
         return {**element, "frames": frames[:, :, ::-1] if rng.random() < 0.5 else frames}
 
-    def still(self, element: Element, rng: np.random.Generator) -> Element:
+    def eval_transform(self, element: Element, rng: np.random.Generator) -> Element:
         return element
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -60,16 +59,16 @@ class CAVPRecipe(MediaRecipe):
             pooled = module(frames, mel, pool=True, rngs=rngs)
             parts = temporal_semantic(*pooled[:2], video, audio, scale)
             return parts.total, {"across": parts.across, "within": parts.within, "scale": scale}
-        weights = self.quiet + loudness(mel, audio.shape[1])
+        weights = self.silence_weight + loudness(mel, audio.shape[1])
         value, hits = moments(video, audio, scale, weights)
         return value, {"hits": hits, "scale": scale}
 
     def finish(self, module: CAVP, workdir: Path, command: str) -> Path:
-        return self.put("cavp", self.network, module.video, command).path
+        return self.write_component("cavp", self.network, module.video, workdir, command).path
 
 
 def loudness(mel: Float[Array, "B M T"], steps: int) -> Float[Array, "B {steps}"]:
-    """How loud each moment is, from 0 at a clip's quietest to 1 at its loudest."""
+    """Return the loudness of each moment, from 0 at a clip's quietest to 1 at its loudest."""
     level = rearrange(mel, "b m (t k) -> b t (k m)", t=steps).mean(axis=-1)
     low, high = level.min(axis=1, keepdims=True), level.max(axis=1, keepdims=True)
     return (level - low) / jnp.maximum(high - low, 1e-3)
@@ -81,7 +80,7 @@ def moments(
     scale: Float[Array, ""],
     weights: Float[Array, "B T"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """InfoNCE over all moments of the batch, both ways; and the weighted share of right choices."""
+    """Return InfoNCE over all moments of the batch, both ways, and the weighted share of hits."""
     video, audio = (rearrange(x, "b t d -> (b t) d") for x in (video, audio))
     share = weights.reshape(-1) / weights.sum()
     logits = scale * video @ audio.T

@@ -4,8 +4,8 @@ Stage 1 weighs every number of LOA alike. Here LOA is right as far as the UNet m
 of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, Component
+from mfm_jax.bundle import Bundle, Component, Source
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
 from mfm_jax.inference.pipeline import SoundNetworks
@@ -26,21 +26,22 @@ from mfm_jax.models.vae import VAE
 from mfm_jax.storage.weights import abstract
 from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
-from mfm_jax.train.recipe import mean_metrics
-from mfm_jax.train.recipes.mapper import LOARecipe, check_shares, check_width, on_mesh, take
+from mfm_jax.train.recipe import check_shares, mean_metrics
+from mfm_jax.train.recipes.mapper import LOARecipe, check_width, on_mesh, take
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Bool, Float, Int
 
 ONLY_MAPPER: tuple[tuple[str, float | None], ...] = (("mapper.*", 1.0), ("*", None))
-"""`OptimizerConfig.rates` of this stage: the bundle gets the mapper, so nothing else may change."""
+"""`OptimizerConfig.lr_multipliers` of this stage: the bundle gets the mapper alone, so the rest
+is frozen."""
 WITH_LORA: tuple[tuple[str, float | None], ...] = (("lora.*", 1.0), *ONLY_MAPPER)
-"""Of this stage where the UNet changes a little, too."""
+"""The same where LoRA factors of the UNet are trained as well."""
 
 
 class MapperAndUNet(nnx.Module):
     """The mapper and the UNet that reads its LOA.
 
-    There is `text` only where the UNet reads that too, and `lora` only where the UNet learns.
+    `text` is there only if the UNet reads text as well, and `lora` only if the UNet is adapted.
     """
 
     def __init__(
@@ -58,50 +59,48 @@ class MapperAndUNet(nnx.Module):
         self.lora = None if lora is None else lora(self.unet, rngs=rngs)
 
     def adapted(self) -> UNet:
-        """The UNet with what it has learned here."""
+        """Return the UNet with its LoRA factors added."""
         return self.unet if self.lora is None else self.lora(self.unet)
 
     def __call__(
         self, noised: Float[Array, "B H W C"], t: Int[Array, " B"], loa: Float[Array, "B K D"]
     ) -> Float[Array, "B H W C"]:
-        """The UNet's output for `noised` latents at time steps `t`, told `loa`."""
+        """Return the UNet's output for `noised` latents at time steps `t`, conditioned on `loa`."""
         contexts = (loa,) if self.text is None else (loa, self.text(len(loa)))
         seconds = jnp.asarray(self.mapper.config.loa.times())
         return self.adapted()(noised, t, contexts, context_seconds=seconds)
 
 
 class Draws(NamedTuple):
-    """All that is left to chance in a step, for each clip."""
+    """The random draws of a step, for each clip."""
 
     t: Int[Array, " B"]
     noise: Float[Array, "B H W C"]
     true: Bool[Array, " B"]  # the UNet reads the true LOA
-    dropped: Bool[Array, " B"]  # the UNet reads zeros, whatever `true` says
+    unconditional: Bool[Array, " B"]  # the UNet reads zeros, whatever `true` says
 
 
 @dataclass(frozen=True)
 class Stage2Recipe(LOARecipe):
-    """Starts from the bundle's mapper and keeps its sizes; UNet and schedule are the bundle's.
+    """Train the bundle's mapper further, through the bundle's UNet and its noise schedule.
 
     The mapper generates as it does in use, on its own output, with gradients through all of it.
-    The optimizer's `rates` must be `ONLY_MAPPER`, or freeze the UNet in another way; `WITH_LORA`
-    if `lora` is not 0. Then the bundle gets the UNet as well.
+    The optimizer's `lr_multipliers` must be `ONLY_MAPPER`, or freeze the UNet in another way;
+    `WITH_LORA` if `lora_rank` is not 0. Then the bundle gets the UNet as well.
     """
 
     bundle: str = "runs/tiny/mapper"
-    clips: str = "runs/tiny/clips"
-    true: float = 0.25  # share of clips whose true LOA the UNet reads (AudioLDM2, as the next)
-    dropped: float = 0.1  # share of clips of which the UNet is told nothing
-    anchor: float = 1.0  # weight of the squared error of LOA, which keeps it what it was
+    true_loa_prob: float = 0.25  # share of clips whose true LOA the UNet reads, as in AudioLDM2
+    uncond_prob: float = 0.1  # share of clips whose LOA the UNet reads as zeros, as in AudioLDM2
+    loa_weight: float = 1.0  # of the squared error of LOA, which holds the mapper to stage 1
     # Rank of the UNet's LoRA factors; 0 leaves the UNet as it is. A finer grid of LOA than the UNet
     # was trained on needs some.
-    lora: int = 0
-    lora_at: tuple[str, ...] = ("*.attn2.?.kernel",)  # of which matrices, by name
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ("*.attn2.?.kernel",)  # patterns of names of matrices
     lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shares(self, "true", "dropped")
+        check_shares(self, "true_loa_prob", "uncond_prob")
 
     @cached_property
     def _bundle(self) -> Bundle:
@@ -113,17 +112,17 @@ class Stage2Recipe(LOARecipe):
 
     @property
     def schedule(self) -> Schedule:
-        """That the UNet was trained with."""
+        """The noise schedule that the UNet was trained with."""
         return self._bundle.settings.schedule
 
     def read(self, element: Element) -> Element:
         return {**super().read(element), **take(element, ("latents",))}
 
-    def row(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         vae = abstract(partial(VAE, self._bundle.config("vae")))
         frames, mels = self._bundle.settings.frames, self._bundle.config("vocoder").mels
         latents = jax.ShapeDtypeStruct(vae.latent_shape(frames, mels), jnp.float16)
-        return {**super().row(), "latents": latents}
+        return {**super().element_spec(), "latents": latents}
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         """The bundle's mapper, UNet and empty text, their weights still to come.
@@ -134,10 +133,12 @@ class Stage2Recipe(LOARecipe):
         check_width(self._bundle, self.mapper)
         unet = self._bundle.config("unet")
         text = self._bundle.config("text") if len(unet.contexts) > 1 else None
-        lora = partial(LoRA, patterns=self.lora_at, rank=self.lora, scale=self.lora_scale)
-        return MapperAndUNet(self.mapper, unet, text, lora=lora if self.lora else None, rngs=rngs)
+        lora = partial(LoRA, patterns=self.lora_targets, rank=self.lora_rank, scale=self.lora_scale)
+        return MapperAndUNet(
+            self.mapper, unet, text, lora=lora if self.lora_rank else None, rngs=rngs
+        )
 
-    def begin(self, module: MapperAndUNet, source: Any) -> MapperAndUNet:
+    def warm_start(self, module: MapperAndUNet, dataset: Any) -> MapperAndUNet:
         """Take over the bundle's networks."""
         module.mapper = self._bundle.load("mapper", jnp.float32)
         module.unet = self._bundle.load("unet", jnp.float32)
@@ -146,14 +147,14 @@ class Stage2Recipe(LOARecipe):
         return module
 
     def draw(self, batch: Batch, key: Array) -> Draws:
-        """What the loss of a batch draws from `key`."""
+        """Draw what the loss of a batch needs."""
         keys = jax.random.split(key, 4)
         shape = batch["latents"].shape
         return Draws(
             jax.random.randint(keys[0], shape[:1], 0, self.schedule.train_steps),
             jax.random.normal(keys[1], shape),
-            jax.random.uniform(keys[2], shape[:1]) < self.true,
-            jax.random.uniform(keys[3], shape[:1]) < self.dropped,
+            jax.random.uniform(keys[2], shape[:1]) < self.true_loa_prob,
+            jax.random.uniform(keys[3], shape[:1]) < self.uncond_prob,
         )
 
     def loss(
@@ -162,39 +163,42 @@ class Stage2Recipe(LOARecipe):
         draws, true = self.draw(batch, key), batch["loa"]
         made = module.mapper.generate(self.streams(batch)).astype(jnp.float32)
         loa = jnp.where(draws.true[:, None, None], true, made)
-        loa = jnp.where(draws.dropped[:, None, None], 0.0, loa)
+        loa = jnp.where(draws.unconditional[:, None, None], 0.0, loa)
         diffusion = self.diffusion(module, batch, loa, draws)
         error = mse(module.mapper.standardise(made), module.mapper.standardise(true))
-        return diffusion + self.anchor * error, {"diffusion": diffusion, "mse": error}
+        return diffusion + self.loa_weight * error, {"diffusion": diffusion, "mse": error}
 
     def diffusion(
         self, module: MapperAndUNet, batch: Batch, loa: Float[Array, "B K D"], draws: Draws
     ) -> Float[Array, ""]:
-        """The squared error of the UNet's output where it reads `loa`."""
+        """Return the squared error of the UNet's output where it reads `loa`."""
         latents = batch["latents"].astype(jnp.float32)
         noised = self.schedule.add_noise(latents, draws.noise, draws.t)
         output = module(noised, draws.t, loa).astype(jnp.float32)
         return jnp.mean((output - self.schedule.target(latents, draws.noise, draws.t)) ** 2)
 
-    def evaluate(self, module: MapperAndUNet, source: Any, batch: int) -> dict[str, float]:
-        """The LOA errors of stage 1, and the diffusion loss with the same noise every time.
+    def evaluate(self, module: MapperAndUNet, dataset: Any, batch: int) -> dict[str, float]:
+        """Return the LOA errors of stage 1, and the diffusion loss with always the same noise.
 
         In `diffusion` the UNet reads the mapper's LOA, in `diffusion_true` the true LOA.
         """
         keys = map(jax.random.key, count())
-        loader = batches(source, batch=batch, seed=0, train=False)
+        loader = batches(dataset, batch=batch, seed=0, train=False)
         losses = mean_metrics(lambda b: _diffusion(self, module, b, next(keys)), loader)
-        return {**super().evaluate(module.mapper, source, batch), **losses}
+        return {**super().evaluate(module.mapper, dataset, batch), **losses}
 
     def sound_networks(self, module: MapperAndUNet, bundle: Bundle) -> SoundNetworks:
         vae, vocoder = (on_mesh(bundle, name) for name in ("vae", "vocoder"))
         return SoundNetworks(module.mapper, module.adapted(), vae, vocoder, module.text)
 
+    def provenance(self, command: str, components: Sequence[str]) -> Source:
+        return super().provenance(command, (*components, "mapper", "unet", "vae"))
+
     def components(self, module: MapperAndUNet, command: str) -> dict[str, Component]:
         changed = super().components(module.mapper, command)
         if module.lora is not None:
-            source = self._bundle.entries["unet"].source
-            source = replace(source, made_by=f"{source.made_by}; {command}")
+            made_by = f"{self._bundle.entries['unet'].source.made_by}; {command}"
+            source = self.provenance(made_by, ("mapper", "audiomae", *self.mapper.streams))
             changed["unet"] = Component(self._bundle.config("unet"), module.adapted(), source)
         return changed
 

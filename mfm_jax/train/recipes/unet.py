@@ -1,4 +1,4 @@
-"""The UNet on the Foley world: denoise latents, told by the LOA of the true sound."""
+"""The UNet: denoise latents, conditioned on the LOA of the true sound."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +8,15 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
+from mfm_jax.bundle import Bundle
 from mfm_jax.data.loader import Element
+from mfm_jax.data.sources import Split
 from mfm_jax.diffusion import Schedule
 from mfm_jax.errors import SettingError
-from mfm_jax.foley.clips import SETTINGS, FeatureRecipe
 from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.unet import UNet, UNetConfig
+from mfm_jax.train.recipe import check_shares
+from mfm_jax.train.recipes.features import FeatureRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array
 
@@ -23,20 +26,38 @@ class UNetRecipe(FeatureRecipe):
     """Latent diffusion conditioned on LOA, with what a mapper's LOA will lack."""
 
     network: UNetConfig = field(default_factory=UNetConfig.tiny)
-    schedule: Schedule = SETTINGS.schedule
     grid: tuple[int, int] = (16, 8)  # AudioMAE's patches along (time, mel)
     pools: tuple[tuple[int, int], ...] = ((1, 8),)  # LOA grids, one drawn for each batch
-    chances: tuple[float, ...] = (1.0,)  # of each of them
-    dropped: float = 0.1  # share of clips without a condition, for guidance
-    noisy: float = 0.5  # share of clips whose LOA gets noise, since a mapper's is not perfect
-    noise: float = 0.6  # largest deviation of that noise, in those of LOA
+    pool_probs: tuple[float, ...] = (1.0,)  # of each of them
+    uncond_prob: float = 0.1  # share of clips without a condition, for guidance
+    noise_prob: float = 0.5  # share of clips whose LOA gets noise, since a mapper's is not perfect
+    noise_std: float = 0.6  # largest deviation of that noise, in deviations of LOA
+
+    def __post_init__(self) -> None:
+        check_shares(self, "uncond_prob", "noise_prob")
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule and the prediction, which the bundle keeps."""
+        return self.settings.schedule
+
+    def prepare(self, workdir: Path) -> Split:
+        kept = Bundle.open(self.bundle_path(workdir)).settings.schedule
+        if kept != self.schedule:
+            raise SettingError(
+                f"recipe.settings.schedule is {self.schedule}, and that of bundle {self.bundle} is "
+                f"{kept}: make them the same"
+            )
+        return super().prepare(workdir)
 
     def read(self, element: Element) -> Element:
         return {name: element[name] for name in ("audiomae", "latents")}
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
-        if len(self.pools) != len(self.chances):
-            raise SettingError(f"recipe.chances needs {len(self.pools)} values, one for each pool")
+        if len(self.pools) != len(self.pool_probs):
+            raise SettingError(
+                f"recipe.pool_probs needs {len(self.pools)} values, one for each pool"
+            )
         return UNet(self.network, rngs=rngs)
 
     def loss(self, module: UNet, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
@@ -51,7 +72,7 @@ class UNetRecipe(FeatureRecipe):
         return jnp.mean((made - self.schedule.target(latents, noise, t)) ** 2), {}
 
     def condition(self, tokens: Array, key: Array) -> tuple[Array, Array | None, Array]:
-        """LOA `[B, L, D]` of one of the grids, its mask and times; padded to the longest grid."""
+        """Return LOA `[B, L, D]` of one of the grids, its mask and times, padded to the longest."""
         grids = [LOA(self.grid, pool) for pool in self.pools]
         longest = max(grid.tokens for grid in grids)
         rows = [longest - grid.tokens for grid in grids]
@@ -64,21 +85,23 @@ class UNetRecipe(FeatureRecipe):
         times = np.stack([np.pad(g.times(), (0, m)) for g, m in zip(grids, rows, strict=True)])
         if len(grids) == 1:
             return loa[0], None, jnp.asarray(times[0])
-        which = jax.random.choice(key, len(grids), p=jnp.array(self.chances))
+        which = jax.random.choice(key, len(grids), p=jnp.array(self.pool_probs))
         counts = jnp.array([grid.tokens for grid in grids])
         mask = jnp.arange(longest)[None, :] < counts[which][None, None]
         mask = jnp.broadcast_to(mask, loa.shape[1:3])
         return loa[which], mask, jnp.asarray(times)[which]
 
     def spoil(self, loa: Array, key: Array) -> Array:
-        """Add noise to some clips' LOA and take that of others away."""
+        """Add noise to the LOA of some clips and set that of others to zero."""
         which, how_much, what, without = jax.random.split(key, 4)
         shape = (len(loa), 1, 1)
         spread = loa.std(axis=(0, 1), keepdims=True)
-        level = self.noise * jax.random.uniform(how_much, shape)
-        level = jnp.where(jax.random.uniform(which, shape) < self.noisy, level, 0.0)
+        level = self.noise_std * jax.random.uniform(how_much, shape)
+        level = jnp.where(jax.random.uniform(which, shape) < self.noise_prob, level, 0.0)
         loa = loa + level * spread * jax.random.normal(what, loa.shape)
-        return jnp.where(jax.random.uniform(without, shape) < self.dropped, 0.0, loa)
+        return jnp.where(jax.random.uniform(without, shape) < self.uncond_prob, 0.0, loa)
 
     def finish(self, module: UNet, workdir: Path, command: str) -> Path:
-        return self.put("unet", self.network, module, command).path
+        return self.write_component(
+            "unet", self.network, module, workdir, command, trained_with=("audiomae", "vae")
+        ).path

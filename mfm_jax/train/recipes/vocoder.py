@@ -1,4 +1,4 @@
-"""HiFi-GAN on the Foley world, without its discriminators: log-mels at several resolutions."""
+"""HiFi-GAN without its discriminators: log-mels at several resolutions."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +9,11 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
+from mfm_jax.data.decoded import prepared_wave
 from mfm_jax.data.loader import Element
-from mfm_jax.errors import SettingError
-from mfm_jax.foley.clips import MediaRecipe, prepared_wave
-from mfm_jax.foley.oscillators import become_oscillators, check_stages
 from mfm_jax.media.audio import log_mel, mel_magnitudes
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
+from mfm_jax.train.recipes.decoded import DecodedRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
 
@@ -30,49 +29,39 @@ to others as their windows are shorter. A maximum instead would have no gradient
 that fell silent early on never learned to make a tone."""
 
 SAMPLE = 16
-"""Clips that the loudness is measured on."""
+"""Clips on which the loudness is measured."""
 
 
 @dataclass(frozen=True)
-class VocoderRecipe(MediaRecipe):
+class VocoderRecipe(DecodedRecipe):
     """L1 between log-mels of short pieces."""
 
     network: VocoderConfig = field(default_factory=VocoderConfig.tiny)
-    frames: int = 32  # mel frames of a piece in training
-    start: str = "oscillators"  # or "random" weights, which need many more steps
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start not in ("oscillators", "random"):
-            raise SettingError(f"recipe.start is oscillators or random, not {self.start!r}")
-        if self.start == "oscillators":
-            check_stages(self.network)
+    segment: int = 32  # mel frames of a piece in training
 
     def read(self, element: Element) -> Element:
         wave = prepared_wave(element)
         return {"wave": wave, "mel": log_mel(wave).astype(np.float16)}
 
     def transform(self, element: Element, rng: np.random.Generator) -> Element:
-        """A piece of a clip: the loudest one of three, since clips are mostly silent."""
-        hop, length = self.network.hop, self.frames
+        """Cut a piece of a clip: the loudest one of three, since clips are mostly silent."""
+        hop, length = self.network.hop, self.segment
         starts = rng.integers(0, len(element["mel"]) - length + 1, 3)
         pieces = [element["wave"][s * hop : (s + length) * hop] for s in starts]
         best = int(np.argmax([np.abs(piece).sum() for piece in pieces]))
         mel = element["mel"][starts[best] : starts[best] + length]
         return {"wave": pieces[best], "mel": mel}
 
-    def still(self, element: Element, rng: np.random.Generator) -> Element:
+    def eval_transform(self, element: Element, rng: np.random.Generator) -> Element:
         return element
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         return Vocoder(self.network, rngs=rngs)
 
-    def begin(self, module: Vocoder, source: Any) -> Vocoder:
+    def warm_start(self, module: Vocoder, dataset: Any) -> Vocoder:
         """Let the network be as loud as the clips from the first step on."""
-        if self.start == "oscillators":
-            become_oscillators(module)
-        count = min(SAMPLE, len(source))
-        clips = [source[i] for i in range(count)]
+        count = min(SAMPLE, len(dataset))
+        clips = [dataset[i] for i in range(count)]
         made = module(jnp.asarray(np.stack([clip["mel"] for clip in clips]), jnp.float32))
         true = np.stack([clip["wave"] for clip in clips])
         kernel = module.conv_out.kernel
@@ -86,13 +75,13 @@ class VocoderRecipe(MediaRecipe):
         return jnp.stack(distances).mean(), {"mel": distances[0]}
 
     def finish(self, module: Vocoder, workdir: Path, command: str) -> Path:
-        return self.put("vocoder", self.network, module, command).path
+        return self.write_component("vocoder", self.network, module, workdir, command).path
 
 
 def mel_loss(
     made: Float[Array, "B A"], true: Float[Array, "B A"], window: int, hop: int, mels: int
 ) -> Float[Array, ""]:
-    """Mean absolute difference of log-mels, in nats."""
+    """Return the mean absolute difference of log-mels, in nats."""
 
     def loud(wave: Array) -> Array:
         magnitudes = mel_magnitudes(wave, mels=mels, n_fft=window, hop=hop)

@@ -1,0 +1,171 @@
+"""Where the clips of a training come from: video files, cached features, or a procedural world."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mfm_jax.bundle import UNKNOWN
+from mfm_jax.data.clips import Clip, DataError, list_clips
+from mfm_jax.data.records import Field, read_about
+
+SPLITS = ("train", "heldout")
+"""The folders of training and held-out clips, features and decoded clips."""
+
+
+class Split(NamedTuple):
+    """One thing for training and its counterpart for held-out clips."""
+
+    train: Any
+    heldout: Any
+
+
+class Labels:
+    """What is known about a clip beside its pictures and its sound."""
+
+    def fields(self) -> Mapping[str, Field]:
+        """Return the arrays that `of` returns."""
+        raise NotImplementedError
+
+    def of(self, clip: Clip, seconds: float) -> dict[str, np.ndarray]:
+        """Return the labels of the first `seconds` of a clip."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """The clips that a recipe learns from. In a config a plain string stands for `ClipFiles`."""
+
+    @classmethod
+    def from_text(cls, text: str) -> "ClipSource":
+        """Read what a command line gives in place of a source: a path."""
+        return ClipFiles(text)
+
+    @property
+    def labels(self) -> Labels | None:
+        """What tells the labels of these clips, if they have any."""
+        return None
+
+    @property
+    def made(self) -> bool:
+        """True if the source makes its clips: what is cached of them then needs no look at them."""
+        return False
+
+    @property
+    def data_licence(self) -> str:
+        """SPDX expression of the terms of these clips."""
+        return UNKNOWN
+
+    @property
+    def limits(self) -> Split:
+        """The most clips of each split that are used; None for all."""
+        return Split(None, None)
+
+    def clips(self, workdir: Path) -> Split:
+        """Return the lists of training and held-out clips; files that can be made are made.
+
+        Raises:
+            DataError: there are no such clips.
+        """
+        raise NotImplementedError
+
+    def features(self) -> Split | None:
+        """Return the two folders of features if this source is features, else None."""
+        return None
+
+    def decoded(self, workdir: Path) -> Path:
+        """Return the folder that decoded clips are cached in."""
+        return workdir / "decoded"
+
+
+@dataclass(frozen=True)
+class ClipFiles(ClipSource):
+    """Video files of one's own, or features extracted from them.
+
+    `path` is one of these:
+
+    - a folder with the folders `train` and `heldout`, of videos or of features (`mfm extract`);
+    - a folder of videos, or a CSV without splits: some of the clips, chosen by their ids, are held
+      out;
+    - a CSV with splits, such as VGGSound's: those of `train` are for training, all others held out.
+    """
+
+    path: str = ""
+    videos: str = ""  # folder that a CSV's videos lie in; empty: beside the CSV
+    share: float = 0.1  # of the clips held out where nothing else says which
+    limit: int | None = None  # training clips that are used, the first by their ids; None: all
+    cache: str = ""  # folder of decoded clips, which recipes may share; empty: in the workdir
+    licence: str = ""  # SPDX expression of the terms of the clips; empty: unknown
+
+    @property
+    def data_licence(self) -> str:
+        if not self.licence and (folders := self.features()) is not None:
+            about = read_about(folders.train / "features.json")
+            return about.get("licence", UNKNOWN)
+        return self.licence or UNKNOWN
+
+    @property
+    def limits(self) -> Split:
+        return Split(self.limit, None)
+
+    def clips(self, workdir: Path) -> Split:
+        path, videos = self._path(), Path(self.videos) if self.videos else None
+        if self.features() is not None:
+            raise DataError(
+                f"{path} holds features, and this network learns from pictures and sound: set "
+                "recipe.source to a folder of videos or a CSV"
+            )
+        if path.is_dir() and all((path / name).is_dir() for name in SPLITS):
+            return Split(*(list_clips(path / name) for name in SPLITS))
+        listed = list_clips(path, videos=videos)
+        if any(clip.split for clip in listed):
+            train = [clip for clip in listed if clip.split == "train"]
+            heldout = [clip for clip in listed if clip.split != "train"]
+        else:
+            train, heldout = hold_out(listed, self.share)
+        for name, clips in zip(SPLITS, (train, heldout), strict=True):
+            if not clips:
+                raise DataError(
+                    f"{path} leaves no clip for {name}: add clips, or make the folders train and "
+                    "heldout in it"
+                )
+        return Split(train, heldout)
+
+    def features(self) -> Split | None:
+        folders = Split(*(self._path() / name for name in SPLITS))
+        there = [(folder / "features.json").is_file() for folder in folders]
+        if any(there) and not all(there):
+            missing = folders[there.index(False)]
+            raise DataError(f"there are no features in {missing}: extract them with mfm extract")
+        return folders if all(there) else None
+
+    def decoded(self, workdir: Path) -> Path:
+        return Path(self.cache) if self.cache else super().decoded(workdir)
+
+    def _path(self) -> Path:
+        if not self.path:
+            raise DataError(
+                "recipe.source is empty: set it to a folder of videos, a CSV, or a folder of "
+                "features"
+            )
+        if not Path(self.path).exists():
+            raise DataError(f"recipe.source: {self.path} does not exist: check the path")
+        return Path(self.path)
+
+
+def hold_out(clips: list[Clip], share: float) -> tuple[list[Clip], list[Clip]]:
+    """Split clips by their ids, so that a clip stays on its side when others join.
+
+    At least one clip is held out, and at least one is not, if there are two.
+
+    Args:
+        share: expected share of held-out clips, from 0 to 1.
+    """
+    rank = {clip: int(sha256(clip.id.encode()).hexdigest()[:8], 16) / 2**32 for clip in clips}
+    order = sorted(clips, key=rank.__getitem__)
+    count = sum(rank[clip] < share for clip in clips)
+    count = min(max(count, 1), len(clips) - 1) if len(clips) > 1 else 0
+    return sorted(order[count:]), sorted(order[:count])

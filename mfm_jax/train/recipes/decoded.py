@@ -1,0 +1,105 @@
+"""Recipes that learn from pictures and sound themselves, and leave one component of a bundle."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from mfm_jax.bundle import Bundle, Component, Settings, write_bundle
+from mfm_jax.bundle.licences import trained_source
+from mfm_jax.data.clips import Clip
+from mfm_jax.data.decoded import DESCRIPTION, DecodedSource, write_decoded
+from mfm_jax.data.loader import CachedDataset, Element
+from mfm_jax.data.records import FAILED, check_same
+from mfm_jax.data.sources import SPLITS, Labels, Split
+from mfm_jax.media.windows import WindowSpec
+from mfm_jax.runtime.distributed import say
+from mfm_jax.storage.files import one_at_a_time
+from mfm_jax.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class BundleRecipe(Recipe):
+    """A recipe whose network becomes a component of a bundle."""
+
+    bundle: str = ""  # folder of the bundle that networks come from and go to; empty: the workdir
+    settings: Settings = field(default_factory=Settings.tiny)  # of the bundle, where it is new
+
+    def read(self, element: Element) -> Element:
+        """Return what of an element is used; computed once and kept in memory."""
+        raise NotImplementedError
+
+    def cached(self, train: Any, heldout: Any) -> Split:
+        """Return both datasets after `read`, cut to the limits of the source; log what is cut."""
+        found = []
+        for name, dataset, limit in zip(SPLITS, (train, heldout), self.source.limits, strict=True):
+            if limit is not None and len(dataset) > limit:
+                say(f"{name}: {limit} of {len(dataset)} clips, as recipe.source says")
+            elif limit is not None and len(dataset) < limit and self.source.made:
+                say(f"{name}: {len(dataset)} clips are there, of {limit} in recipe.source")
+            found.append(CachedDataset(dataset, self.read, limit))
+        return Split(*found)
+
+    def bundle_path(self, workdir: Path) -> Path:
+        """Return the folder of the bundle."""
+        return Path(self.bundle) if self.bundle else workdir
+
+    def write_component(
+        self,
+        name: str,
+        config: Any,
+        module: nnx.Module,
+        workdir: Path,
+        command: str,
+        *,
+        trained_with: tuple[str, ...] = (),
+    ) -> Bundle:
+        """Write the trained network into the bundle.
+
+        Args:
+            trained_with: components of the bundle whose outputs it was trained on.
+        """
+        path = self.bundle_path(workdir)
+        new = not (path / "bundle.json").exists()
+        source = trained_source(
+            command,
+            bundle=None if new else Bundle.open(path),
+            components=trained_with,
+            data_licence=self.source.data_licence,
+        )
+        component = Component(config, module, source)
+        return write_bundle(path, {name: component}, settings=self.settings if new else None)
+
+
+@dataclass(frozen=True)
+class DecodedRecipe(BundleRecipe):
+    """A recipe that learns from decoded clips: the frames and the sound of one window of each."""
+
+    spec: WindowSpec = field(default_factory=WindowSpec.tiny)  # what is decoded of a clip
+
+    def prepare(self, workdir: Path) -> Split:
+        top = self.source.decoded(workdir)
+        folders = Split(*(top / name for name in SPLITS))
+        if not (self.source.made and all((f / DESCRIPTION).exists() for f in folders)):
+            clips = self.source.clips(workdir)
+            with one_at_a_time(top):
+                for its, folder in zip(clips, folders, strict=True):
+                    decode(its, self.spec, folder, labels=self.source.labels)
+        datasets = Split(*map(DecodedSource, folders))
+        for folder, dataset in zip(folders, datasets, strict=True):
+            check_same(folder, {"spec": dataset.about["spec"]}, {"spec": asdict(self.spec)})
+        return self.cached(*datasets)
+
+
+def decode(clips: Sequence[Clip], spec: WindowSpec, folder: Path, *, labels: Labels | None) -> None:
+    """Decode clips into `folder`, and log how many were left out.
+
+    Raises:
+        DataError: `folder` holds other clips, or none can be read.
+    """
+    failed = write_decoded(clips, spec, folder, labels=labels, processes=os.cpu_count() or 1)
+    if failed:
+        say(f"{folder}: {len(failed)} of {len(clips)} clips are left out, see {FAILED} there")

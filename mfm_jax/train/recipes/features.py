@@ -1,0 +1,53 @@
+"""Recipes that learn from the features that a bundle's encoders compute of each clip."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.data.features import DESCRIPTION, FeatureSource, check, extract
+from mfm_jax.data.records import FAILED, check_same
+from mfm_jax.data.sources import SPLITS, Split
+from mfm_jax.runtime.distributed import say
+from mfm_jax.storage.files import one_at_a_time
+from mfm_jax.train.recipes.decoded import BundleRecipe
+
+BATCH = 16
+"""Clips that features are computed of at once."""
+
+
+@dataclass(frozen=True)
+class FeatureRecipe(BundleRecipe):
+    """A recipe that learns from features: those that its source is, or those of its clips.
+
+    Features of clips are computed on first use, into the workdir.
+    """
+
+    @property
+    def expects(self) -> dict[str, Any]:
+        """Settings that the features must have been extracted with, where they name them."""
+        return {}
+
+    def prepare(self, workdir: Path) -> Split:
+        bundle = Bundle.open(self.bundle_path(workdir))
+        folders = self.source.features()
+        if folders is None:
+            folders = Split(*(workdir / "features" / name for name in SPLITS))
+            self._extract(bundle, folders, workdir)
+        for folder in folders:
+            check(folder, bundle)
+            found = FeatureSource(folder).about
+            check_same(folder, found, {k: v for k, v in self.expects.items() if k in found})
+        return self.cached(*map(FeatureSource, folders))
+
+    def _extract(self, bundle: Bundle, folders: Split, workdir: Path) -> None:
+        """Compute the features that `folders` lack."""
+        if self.source.made and all((folder / DESCRIPTION).exists() for folder in folders):
+            return
+        clips = self.source.clips(workdir)
+        tensor = self.expects.get("timechat", "video")
+        with one_at_a_time(folders.train.parent):
+            for its, folder in zip(clips, folders, strict=True):
+                failed = extract(bundle, its, folder, batch=BATCH, timechat=tensor)
+                if failed:
+                    say(f"{folder}: {len(failed)} of {len(its)} clips are left out, see {FAILED}")

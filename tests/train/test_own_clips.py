@@ -1,0 +1,76 @@
+"""Every network that needs no labels trains on one small folder of clips, by changing one field."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.data.records import read_about
+from mfm_jax.media.write import write_frames
+from tests.train.running import run_config
+
+CLIPS = 6
+CONFIGS = {
+    "tiny_cavp": "cavp",
+    "tiny_audiomae": "audiomae",
+    "tiny_vae": "vae",
+    "tiny_vocoder": "vocoder",
+    "tiny_unet": "unet",
+    "tiny": "mapper",
+    "tiny_stage2": "mapper",
+}
+"""In an order in which each finds what it learns from, and the component that it leaves."""
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Squares that jump, with a click at each jump: no clip of the Foley world."""
+    folder = tmp_path_factory.mktemp("own") / "clips"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(CLIPS):
+        jumps = np.sort(rng.choice(np.arange(8, 60), 3, replace=False))
+        frames = np.zeros((64, 48, 64, 3), np.uint8) + 40
+        wave = 1e-3 * rng.standard_normal(64 * 640).astype(np.float32)
+        for t, frame in enumerate(frames):
+            x = 4 + 12 * int(np.searchsorted(jumps, t, side="right"))
+            frame[16:32, x : x + 12] = 60 * i % 200, 200, 120
+        for t in jumps:
+            wave[t * 640 : t * 640 + 800] += 0.5 * np.exp(-np.arange(800) / 150) * rng.uniform()
+        write_frames(frames, folder / f"own{i}.mp4", fps=25, wave=wave)
+    return folder
+
+
+def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatch, handlers):
+    monkeypatch.chdir(tmp_path)  # the configs name folders below runs/
+    for name, component in CONFIGS.items():
+        workdir = Path("runs/tiny") / name.replace("tiny_", "").replace("tiny", "mapper")
+        fields = [f"recipe.source={clips}", "steps=2", "batch=2", "log_every=1"]
+        if name == "tiny_vocoder":
+            fields.append("recipe.segment=16")
+        assert run_config(name, workdir, fields) == 0
+        losses = [
+            line["loss"]
+            for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+            if "loss" in line
+        ]
+        assert len(losses) == 2
+        assert np.isfinite(losses).all()
+        bundle = Bundle.open(workdir if component == "mapper" else Path("runs/tiny/bundle"))
+        source = bundle.entries[component].source
+        # Nobody said what may be done with these clips.
+        assert "LicenseRef-unknown" in source.licence
+    for folder, description in (
+        ("cavp/decoded", "media.json"),
+        ("mapper/features", "features.json"),
+    ):
+        counts = [
+            read_about(Path("runs/tiny") / folder / name / description)["clips"]
+            for name in ("train", "heldout")
+        ]
+        assert sum(counts) == CLIPS
+        assert min(counts) >= 1
+    with_unet = Bundle.open(Path("runs/tiny/bundle")).entries["unet"].source
+    assert {name for name, _ in with_unet.trained_with} == {"audiomae", "vae"}
