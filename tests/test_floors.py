@@ -21,6 +21,7 @@ FLOORS = {
     "convert.rows": 6.4,
     "convert.configs": 6.4,
     "convert.table": 6.3,
+    "convert.licences": 6.3,
     "convert.source": 6.3,
     "convert.torch_file": 6.2,
     "convert.safetensors_file": 6.2,
