@@ -41,19 +41,6 @@ def write_video(
         MediaError: `source` cannot be read.
         WriteError: `target` cannot be written, or is `source`.
     """
-    _remux(source, target, wave, rate)
-
-
-def write_silent(source: Path, target: Path) -> None:
-    """Copy the picture of `source`, packet by packet, without any sound.
-
-    Raises:
-        MediaError, WriteError: as `write_video`.
-    """
-    _remux(source, target, None, RATE)
-
-
-def _remux(source: Path, target: Path, wave: np.ndarray | None, rate: int) -> None:
     line, target = read_timeline(source), Path(target)
     if target.exists() and target.samefile(source):
         raise WriteError(f"{target} is the source itself: choose another output path")
@@ -65,11 +52,9 @@ def _remux(source: Path, target: Path, wave: np.ndarray | None, rate: int) -> No
             raise WriteError(
                 f"cannot write {target} (no place for {stream.codec_context.name}): name it .mkv"
             ) from None
-        packets = [_copied_packets(source, container, stream, picture, line)]
-        if wave is not None:
-            track = _aac_track(out, rate)
-            packets.append(_aac_packets(track, fitted(wave, round(line.seconds * rate)), rate))
-        _mux(out, packets)
+        copied = _copied_packets(source, container, stream, picture, line)
+        sound = fitted(wave, round(line.seconds * rate))
+        _mux(out, [copied, _aac_packets(_aac_track(out, rate), sound, rate)])
 
 
 def _copied_packets(path, container, stream, picture, line: Timeline) -> Iterator[av.Packet]:

@@ -24,9 +24,9 @@ from mfm_jax.media.write import (
     _h264_packets,
     _mux,
     write_frames,
-    write_silent,
     write_video,
 )
+from tests.silent import write_silent
 
 RATES = [Fraction(374, 25), 24, 25, Fraction(30_000, 1001), 30]
 IRREGULAR = np.cumsum([0, *np.random.default_rng(3).integers(1, 400, 70)]).tolist()
@@ -383,7 +383,6 @@ def test_a_bad_file_is_one_clear_line(tmp_path, clip, make, message):
         lambda path: list(windows(path, SMALL)),
         read_audio,
         lambda path: write_video(path, tmp_path / "out.mp4", sine(1)),
-        lambda path: write_silent(path, tmp_path / "out.mp4"),
     ):
         with pytest.raises(MediaError, match=message) as caught:
             read(path)
@@ -601,12 +600,6 @@ def test_write_video_keeps_the_rotation(tmp_path):
     assert probe(tmp_path / "b.mp4").width == 48
 
 
-def test_write_silent(tmp_path, clip):
-    write_silent(clip, tmp_path / "b.mp4")
-    assert packets(tmp_path / "b.mp4") == packets(clip)
-    assert not probe(tmp_path / "b.mp4").has_audio
-
-
 def test_the_source_is_never_the_target(tmp_path, clip, monkeypatch):
     before = clip.read_bytes()
     (tmp_path / "link.mp4").symlink_to(clip)
@@ -620,7 +613,7 @@ def test_the_source_is_never_the_target(tmp_path, clip, monkeypatch):
         with pytest.raises(WriteError, match="is the source itself"):
             write_video(clip, target, sine(2))
     with pytest.raises(WriteError, match="is the source itself"):
-        write_silent(tmp_path / "link.mp4", clip)
+        write_video(tmp_path / "link.mp4", clip, sine(2))
     assert clip.read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""Sound for real clips: here for files that are like them."""
+"""Sound for real clips, tested with Foley clips in their place."""
 
 import json
 from dataclasses import replace
@@ -12,16 +12,16 @@ from mfm_jax.bundle import write_bundle
 from mfm_jax.errors import MediaError
 from mfm_jax.foley.world import World, write_clip
 from mfm_jax.media.probe import VideoInfo
-from mfm_jax.media.write import write_silent
 from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.__main__ import main
 from miniature.real import Result, draw, find_videos, report
-from miniature.still import sounding
+from miniature.still import measure_activity
+from tests.silent import write_silent
 
 
 def test_a_missing_or_empty_folder_is_one_clear_line(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
-    for folder, said in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no video")):
+    for folder, said in ((tmp_path / "none", "is not a folder"), (tmp_path, "has no videos")):
         with pytest.raises(MediaError, match=said):
             find_videos(folder)
         assert main(["real", "--videos", str(folder), "-o", str(tmp_path / "out")]) == 2
@@ -70,7 +70,7 @@ def test_the_figure_of_a_dozen_noises_is_small(tmp_path):
         wave = 0.2 * rng.standard_normal(160_000)
         if i % 3:
             wave *= np.sin(np.arange(160_000) / 3000) ** 20
-        heard = sounding(wave.astype(np.float32))
+        heard = measure_activity(wave.astype(np.float32))
         assert bool(len(heard.onsets)) == bool(i % 3)  # even noise has none
         info = VideoInfo(10.0, 25.0, 250, 64, 64, 0, True)
         results.append(
