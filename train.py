@@ -23,7 +23,7 @@ from mfm_jax.runtime import distributed
 from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.sharding import Layout, fetch, make_mesh
 from mfm_jax.storage.checkpoints import Checkpoints
-from mfm_jax.storage.files import told_where_full, write_text
+from mfm_jax.storage.files import report_full_disk, write_text
 from mfm_jax.storage.weights import initialise, with_weights
 from mfm_jax.train.log import Metrics
 from mfm_jax.train.recipe import TrainConfig, TrainSetup
@@ -73,7 +73,7 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
     stop = Stop()
     speed = Speed.of(config.batch, jax.devices())
     with (
-        told_where_full(workdir),
+        report_full_disk(workdir),
         jax.set_mesh(layout.mesh),
         closing(
             Metrics(

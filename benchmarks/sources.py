@@ -120,16 +120,17 @@ def from_timechat(folder: Path, network: Network, *, half: bool) -> Checkpoint:
         half: the linear maps and convolutions of the ViT in float16, the rest of it in float32.
     """
     names = "eva_vit_g.pth", "instruct_blip_vicuna7b_trimmed.pth", "timechat_7b.pth"
-    vit, blip, own = (folder / name for name in names)
+    vit, blip, timechat_file = (folder / name for name in names)
     torch.save(_vit(network.manifest, half), vit)
     torch.save({"model": _instruct_blip(network.manifest)}, blip)
-    torch.save({"model": _timechat(network.manifest), "epoch": 2}, own)
+    torch.save({"model": _timechat(network.manifest), "epoch": 2}, timechat_file)
     parts = (
         Part(vit, WEIGHTS, add=timechat.VIT),
         Part(blip, WEIGHTS, lost=("llm_proj.",)),
-        Part(own, WEIGHTS, lost=("llama_model.",)),
+        Part(timechat_file, WEIGHTS, lost=("llama_model.",)),
     )
-    return Checkpoint("timechat", (vit, blip, own), parts, _words_of_time(folder, network))
+    sources = (vit, blip, timechat_file)
+    return Checkpoint("timechat", sources, parts, _vocabulary_option(folder, network))
 
 
 def _vit(manifest: Manifest, half: bool) -> State:
@@ -159,7 +160,7 @@ def _timechat(manifest: Manifest) -> State:
     return drawn({**ours, f"{layer}.lora_A.default.weight": [[32, 4096], "float32"]}, seed=2)
 
 
-def _words_of_time(folder: Path, network: Network) -> tuple[str, ...]:
+def _vocabulary_option(folder: Path, network: Network) -> tuple[str, ...]:
     """Return the option for the vocabulary: that of a configuration, or a file."""
     if told := _told(folder, network):
         return told

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mfm_jax.storage.files import written_whole
+from mfm_jax.storage.files import atomic_write
 from miniature.measures import SCORES, Line, ratio
 from miniature.report import CURVES, LINEAR
 from miniature.runs import Run
@@ -21,7 +21,7 @@ PARTS = {"clips": "training clips, %", "steps": "training steps, %"}
 def write_csv(target: Path, runs: Sequence[Run], lines: Sequence[Line]) -> None:
     """A row for each score of each run on the curves."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as part, part.open("w", newline="") as file:
+    with atomic_write(target) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for run, line in zip(runs, lines, strict=True):
@@ -60,5 +60,5 @@ def draw(target: Path, needed: Mapping[str, Any]) -> None:
             axis.set_title(SCORES[name].label)
     axes[0][0].legend(fontsize="small")
     FigureCanvasAgg(figure)
-    with written_whole(target) as part_file:
+    with atomic_write(target) as part_file:
         figure.savefig(part_file, dpi=110, metadata={"Software": None})

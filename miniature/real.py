@@ -20,7 +20,7 @@ from mfm_jax.media.probe import VideoInfo, probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.spectrogram import show
 from mfm_jax.media.write import CONTAINERS
-from mfm_jax.storage.files import write_text, written_whole
+from mfm_jax.storage.files import write_text, atomic_write
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import Float
 from miniature.document import RESULTS, Table, number
@@ -131,7 +131,7 @@ def draw(target: Path, found: Sequence[Result]) -> None:
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(COLOURS)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as part:
+    with atomic_write(target) as part:
         picture.save(part, optimize=True)
 
 

@@ -23,7 +23,7 @@ from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.media.probe import probe
 from mfm_jax.media.windows import cavp_frame_indices
 from mfm_jax.media.write import encode_video
-from mfm_jax.storage.files import write_text, written_whole
+from mfm_jax.storage.files import write_text, atomic_write
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import UInt8
 from miniature.document import LABELS, POINTS, RESULTS, Table, number
@@ -97,7 +97,7 @@ def _write_turned(frames: Iterable[np.ndarray], target: Path, fps: Fraction, deg
         stored = Path(folder) / "stored.mp4"
         encode_video((np.rot90(frame, degrees // 90) for frame in frames), stored, fps=fps)
         with (
-            written_whole(target) as part,
+            atomic_write(target) as part,
             av.open(str(stored)) as source,
             av.open(str(part), "w") as out,
         ):

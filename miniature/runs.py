@@ -31,7 +31,7 @@ from mfm_jax.foley.clips import Remembered
 from mfm_jax.mapper import Mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.files import locked, written_whole
+from mfm_jax.storage.files import locked, atomic_write
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import count
 from mfm_jax.train.recipe import TrainConfig
@@ -84,7 +84,7 @@ def predict(recipe: LOARecipe, mapper: Mapper, features: Path, target: Path) -> 
     loader = batches(read, batch=64, seed=0, train=False)
     standard, _ = predictions(recipe, mapper, loader)
     loa = np.asarray(mapper.restore(jnp.asarray(standard)))
-    with written_whole(target) as part:
+    with atomic_write(target) as part:
         np.savez(part, loa=loa, parameters=count(mapper))
 
 

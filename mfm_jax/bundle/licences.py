@@ -11,7 +11,7 @@ from mfm_jax.bundle.bundle import Bundle, Entry
 from mfm_jax.bundle.components import Source
 
 UNKNOWN = "LicenseRef-unknown"
-"""The licence of data or weights whose licence nobody has told."""
+"""The licence of data or weights whose licence is not known."""
 
 COMMERCIAL = (
     "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0",
@@ -80,7 +80,7 @@ def trained_source(
         bundle: the bundle with the networks that it was trained with.
         components: those networks: what made its features or targets, gave its first weights, or
             computed its loss. Names that the bundle lacks are skipped.
-        data_licence: of the clips or features it was trained on; `UNKNOWN` if nobody told.
+        data_licence: of the clips or features it was trained on; `UNKNOWN` if it is not known.
         data: what it was trained on, in a word and without a path.
     """
     present = {} if bundle is None else bundle.entries

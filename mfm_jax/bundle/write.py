@@ -64,7 +64,7 @@ def write_bundle(
     if unknown := sorted(components.keys() - COMPONENTS.keys()):
         raise BundleError(f"unknown component {unknown[0]!r}; known are {', '.join(COMPONENTS)}")
     if path.exists() and not path.is_dir():
-        raise BundleError(f"{path} is a file: choose another place for the bundle")
+        raise BundleError(f"{path} is a file: choose another folder for the bundle")
     _existing(path)
     path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def write_sizes(path: Path, configs: Mapping[str, Any], settings: Settings | Non
         BundleError: there is a bundle at `path`.
     """
     if (path / "bundle.json").exists():
-        raise BundleError(f"{path} is a bundle with weights: choose another place")
+        raise BundleError(f"{path} is a bundle with weights: choose another folder")
     path.mkdir(parents=True, exist_ok=True)
     nowhere = Source("no weights", "none")
     entries = {n: Entry(c, f"{n}-00000000", nowhere, 0) for n, c in configs.items()}

@@ -23,7 +23,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.errors import system_reason
-from mfm_jax.storage.files import flush, remove_parts, write_text, written_whole
+from mfm_jax.storage.files import flush, remove_parts, write_text, atomic_write
 
 SHARD = 256
 """Clips in one file if not told otherwise: as much work as an interruption can cost."""
@@ -115,7 +115,7 @@ class Writing:
     def write(self, shard: int, examples: Iterable[dict[str, np.ndarray] | Failure]) -> None:
         """Write one shard: for each of its clips, in order, the arrays or why there are none."""
         serialise, failed, size, count = _serialiser(self.fields), [], 0, 0
-        with written_whole(self._shard(shard)) as part:
+        with atomic_write(self._shard(shard)) as part:
             with closing(_writer(part)) as out:
                 for clip, example in zip(self.shards[shard], examples, strict=True):
                     if isinstance(example, Failure):
@@ -140,7 +140,7 @@ class Writing:
             shutil.rmtree(self.folder)
             raise DataError(f"none of {len(failed)} clips can be used: {failed[0].reason}")
         if (self.folder / UNFINISHED).exists():
-            with written_whole(self.folder / FAILED) as part, part.open("w", newline="") as file:
+            with atomic_write(self.folder / FAILED) as part, part.open("w", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([("clip", "reason"), *failed])
             self._describe([n["examples"] for n in notes], sum(n["bytes"] for n in notes))
             with suppress(FileNotFoundError):  # another process was as fast

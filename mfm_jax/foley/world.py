@@ -41,7 +41,7 @@ from mfm_jax.foley.scene import (
 )
 from mfm_jax.foley.stage import stage
 from mfm_jax.media.write import write_frames
-from mfm_jax.storage.files import written_whole
+from mfm_jax.storage.files import atomic_write
 from mfm_jax.typing import Float, UInt8
 
 __all__ = [
@@ -284,7 +284,7 @@ def write_clip(world: World, seed: int, folder: Path) -> Path:
         "world": asdict(world),
     }
     write_frames(made.frames, target, fps=world.fps, wave=made.audio, rate=world.rate)
-    with written_whole(target.with_suffix(".json")) as part:
+    with atomic_write(target.with_suffix(".json")) as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
     return target
 
@@ -318,7 +318,7 @@ def write_world(world: World, seeds: Iterable[int], folder: Path, *, processes: 
     columns = ("file", "seed", "kind", "material", "split")
     rows = [[record[c] for c in columns] for record in _records(world, folder)]
     target = folder / "clips.csv"
-    with written_whole(target) as part, part.open("w", newline="") as file:
+    with atomic_write(target) as part, part.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     return target
 

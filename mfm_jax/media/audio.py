@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mfm_jax.storage.files import written_whole
+from mfm_jax.storage.files import atomic_write
 from mfm_jax.typing import Array, Float
 
 RATE = 16_000
@@ -188,5 +188,5 @@ def write_wav(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> No
 
     file = io.BytesIO()  # soundfile itself does not report a full disk
     soundfile.write(file, np.clip(wave, -1, 1), rate, subtype="PCM_16", format="WAV")
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(file.getbuffer())

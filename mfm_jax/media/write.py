@@ -15,7 +15,7 @@ from mfm_jax.errors import WriteError
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.probe import Timeline, opened, read_timeline, reading
 from mfm_jax.media.soundtrack import fitted
-from mfm_jax.storage.files import written_whole
+from mfm_jax.storage.files import atomic_write
 from mfm_jax.typing import Float, UInt8
 
 CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
@@ -49,8 +49,9 @@ def write_video(
         try:
             picture = out.add_stream_from_template(stream)
         except ValueError:
+            codec = stream.codec_context.name
             raise WriteError(
-                f"cannot write {target} (no place for {stream.codec_context.name}): name it .mkv"
+                f"cannot write {target} (its format cannot hold {codec}): name it .mkv"
             ) from None
         copied = _copied_packets(source, container, stream, picture, line)
         sound = fitted(wave, round(line.seconds * rate))
@@ -129,7 +130,7 @@ def _writing(target: Path) -> Iterator[av.container.OutputContainer]:
     if target.suffix.lower() not in CONTAINERS:
         raise WriteError(f"cannot write {target}: name it {', '.join(CONTAINERS)}")
     options = {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-    with written_whole(target) as part:
+    with atomic_write(target) as part:
         try:
             with av.open(str(part), "w", options=options) as out:
                 yield out

@@ -24,8 +24,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def told_where_full(place: Path) -> Iterator[None]:
-    """Report a full disk while the block writes to the file or folder `place`.
+def report_full_disk(target: Path) -> Iterator[None]:
+    """Report a full disk while the block writes to the file or folder `target`.
 
     Raises:
         WriteError: the disk is full.
@@ -37,12 +37,12 @@ def told_where_full(place: Path) -> Iterator[None]:
             raise
         reason = system_reason(error)
         raise WriteError(
-            f"cannot write {place} ({reason}): make room there and start again"
+            f"cannot write {target} ({reason}): make room there and start again"
         ) from None
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that is renamed to `target` when the block succeeds.
 
     When the block raises, the temporary file is removed and an older `target` stays. Temporary
@@ -61,7 +61,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         reason = system_reason(error)
         raise WriteError(f"cannot write {target} ({reason}): choose another output path") from None
     try:
-        with told_where_full(target):
+        with report_full_disk(target):
             yield part
         part.replace(target)
     finally:
@@ -114,7 +114,7 @@ def write_text(path: Path, text: str) -> None:
         WriteError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text)
         flush(part)
 

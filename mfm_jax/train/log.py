@@ -20,7 +20,7 @@ from mfm_jax.errors import UserError
 from mfm_jax.media.audio import write_wav
 from mfm_jax.media.spectrogram import picture
 from mfm_jax.runtime.progress import Progress
-from mfm_jax.storage.files import write_text, written_whole
+from mfm_jax.storage.files import write_text, atomic_write
 from mfm_jax.train.board import Board
 from mfm_jax.train.speed import Speed, peak_memory
 from mfm_jax.typing import Array, Float
@@ -111,7 +111,7 @@ class Metrics:
         for name, wave in waves.items():
             file, image = folder / name.replace("/", "_"), picture(wave)
             write_wav(file.with_name(f"{file.name}.wav"), wave)
-            with written_whole(file.with_name(f"{file.name}.png")) as part:
+            with atomic_write(file.with_name(f"{file.name}.png")) as part:
                 Image.fromarray(image).save(part)
             self._board.sound(step, f"samples/{name}", wave, image)
 

@@ -631,7 +631,7 @@ def test_an_unwritable_target_is_one_clear_line(tmp_path, clip, target):
 def test_a_codec_that_the_target_cannot_hold_is_one_clear_line(tmp_path):
     source = write_ticks(tmp_path / "a.webm", range(0, 400, 40), codec="libvpx")
     with pytest.raises(
-        WriteError, match=r"cannot write .*b\.mp4 \(no place for vp8\): name it .mkv"
+        WriteError, match=r"cannot write .*b\.mp4 \(its format cannot hold vp8\): name it .mkv"
     ):
         write_video(source, tmp_path / "b.mp4", sine(0.4))
     assert [p.name for p in tmp_path.iterdir()] == ["a.webm"]

@@ -17,7 +17,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target.write_bytes(b"old")
 
     def fail(target):
-        with files.written_whole(target) as part:
+        with files.atomic_write(target) as part:
             part.write_bytes(b"half")
             raise KeyboardInterrupt
 
@@ -32,7 +32,7 @@ def test_an_unwritable_target_is_one_clear_line(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     for target in ("missing/a.wav", "file/a.wav", "folder.wav"):
         pattern = rf"^cannot write .*{target} \(.*\): choose"
-        with pytest.raises(WriteError, match=pattern), files.written_whole(tmp_path / target):
+        with pytest.raises(WriteError, match=pattern), files.atomic_write(tmp_path / target):
             pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.wav"]
 
@@ -61,8 +61,8 @@ def test_a_failed_folder_is_not_there(tmp_path):
 HALF = """
 import os, sys
 from pathlib import Path
-from mfm_jax.storage.files import written_whole
-with written_whole(Path(sys.argv[1])) as part:
+from mfm_jax.storage.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as part:
     part.write_text("half")
     print("begun", flush=True)
     sys.stdin.read()
@@ -109,7 +109,7 @@ def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypa
         lock(handle, how)
 
     monkeypatch.setattr(files.fcntl, "flock", looked_at)
-    with files.written_whole(tmp_path / "a.txt") as part:
+    with files.atomic_write(tmp_path / "a.txt") as part:
         part.write_text("whole")
         files.remove_parts(tmp_path)
     assert len(looks) == 1
