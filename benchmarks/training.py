@@ -33,7 +33,7 @@ from mfm_jax.cost import flops
 from mfm_jax.cost.chips import peak_flops
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.loader import batches
-from mfm_jax.data.records import Field, RecordSource, Writing
+from mfm_jax.data.records import DatasetWriter, Field, RecordSource
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.runtime.memory import keep_freed_memory
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
@@ -202,7 +202,7 @@ def loaded(config: MapperConfig, clips: int, folder: Path) -> float:
     element["audiomae"] = np.zeros((1 + rows * columns, width), np.float16)
     fields = {name: Field(array.shape, array.dtype.name) for name, array in element.items()}
     named = [Clip(f"{i:05d}", Path(f"{i}.mp4")) for i in range(512)]
-    writing = Writing.begin(folder / "features", "about.json", {"of": "noise"}, fields, named)
+    writing = DatasetWriter.open(folder / "features", "about.json", {"of": "noise"}, fields, named)
     for shard in writing.missing():
         writing.write(shard, (element for _ in writing.shards[shard]))
     writing.finish()

@@ -22,7 +22,7 @@ from mfm_jax.foley.scores import Heard
 from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.media.probe import probe
 from mfm_jax.media.windows import cavp_frame_indices
-from mfm_jax.media.write import encode_video
+from mfm_jax.media.write import write_frames
 from mfm_jax.storage.files import write_text, atomic_write
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import UInt8
@@ -88,14 +88,14 @@ def write_variant(source: Path, target: Path, variant: Variant) -> None:
     if variant.degrees:
         _write_turned(frames, target, fps, variant.degrees)
     else:
-        encode_video(frames, target, fps=fps)
+        write_frames(frames, target, fps=fps)
 
 
 def _write_turned(frames: Iterable[np.ndarray], target: Path, fps: Fraction, degrees: int) -> None:
     """Store upright frames turned against the clock, with a matrix that turns them back."""
     with TemporaryDirectory(dir=target.parent) as folder:
         stored = Path(folder) / "stored.mp4"
-        encode_video((np.rot90(frame, degrees // 90) for frame in frames), stored, fps=fps)
+        write_frames((np.rot90(frame, degrees // 90) for frame in frames), stored, fps=fps)
         with (
             atomic_write(target) as part,
             av.open(str(stored)) as source,

@@ -33,7 +33,7 @@ from mfm_jax.models.audiomae import LOA
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.files import locked, atomic_write
 from mfm_jax.storage.paths import TINY_BUNDLE
-from mfm_jax.storage.weights import count
+from mfm_jax.storage.weights import parameter_count
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import LOARecipe, MapperRecipe, predictions
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
@@ -85,7 +85,7 @@ def predict(recipe: LOARecipe, mapper: Mapper, features: Path, target: Path) -> 
     standard, _ = predictions(recipe, mapper, loader)
     loa = np.asarray(mapper.restore(jnp.asarray(standard)))
     with atomic_write(target) as part:
-        np.savez(part, loa=loa, parameters=count(mapper))
+        np.savez(part, loa=loa, parameters=parameter_count(mapper))
 
 
 @dataclass(frozen=True)

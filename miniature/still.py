@@ -16,7 +16,7 @@ from mfm_jax.foley.scores import Contacts
 from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.media.audio import RATE, level, log_mel
 from mfm_jax.media.probe import probe
-from mfm_jax.media.write import encode_video
+from mfm_jax.media.write import write_frames
 from mfm_jax.storage.files import write_text
 from mfm_jax.typing import Float, UInt8
 from miniature.document import Table, number
@@ -78,7 +78,7 @@ def still_clips(kind: str, clips: Sequence[Clip], seconds: float, folder: Path) 
         if not target.exists():
             frames = read_frames(clip.path)
             frame, count = frames[len(frames) // 2], round(seconds * World().fps)
-            encode_video(still_frames(kind, frame, count, i), target, fps=World().fps)
+            write_frames(still_frames(kind, frame, count, i), target, fps=World().fps)
         made.append(bare_clip(target))
     return made
 

@@ -12,7 +12,7 @@ from mfm_jax.foley.world import World, write_world
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import WindowSpec
-from mfm_jax.media.write import write_silent
+from tests.silent import write_silent
 
 SPEC = WindowSpec(
     seconds=2.56, overlap=0.32, cavp_fps=12.5, cavp_size=32, timechat_frames=8, timechat_size=48

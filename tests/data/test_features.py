@@ -16,7 +16,8 @@ from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.write import write_frames, write_silent
+from mfm_jax.media.write import write_frames
+from tests.silent import write_silent
 from tests.bundles import SETTINGS, untrained, untrained_bundle
 
 SHAPES = {

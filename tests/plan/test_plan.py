@@ -114,7 +114,7 @@ def test_the_released_sizes_need_no_weights(tmp_path):
     assert [program.name for program in programs] == ["CAVP", "TimeChat", "mapper", "AudioLDM2"]
     with pytest.raises(BundleError, match="cannot read the weights of mapper"):
         bundle.load("mapper")
-    with pytest.raises(BundleError, match="choose another place"):
+    with pytest.raises(BundleError, match="choose another folder"):
         write_released(tmp_path / "bundle")
 
 
