@@ -1,4 +1,4 @@
-"""A bundle of untrained tiny networks: everything runs, nothing sounds."""
+"""A bundle of untrained tiny networks, for tests that only need it to run."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -39,7 +39,7 @@ SETTINGS = Settings(
 
 
 def filled(network, seed: int):
-    """An abstract network with drawn weights: much faster than the networks' own initialisers."""
+    """Fill an abstract network with random weights, much faster than its initialisers do."""
     rng = np.random.default_rng(seed)
 
     def draw(name, leaf):
@@ -53,14 +53,14 @@ def filled(network, seed: int):
 
 
 def untrained_component(name: str, config, seed: int) -> tuple:
-    """One network of this kind, as `write_bundle` takes it."""
+    """Return an untrained network as `write_bundle` takes it."""
     network = filled(abstract(partial(COMPONENTS[name].build, config)), seed)
     return config, network, Source("tests/bundles.py", "none")
 
 
 @cache
 def untrained() -> dict:
-    """Config, network and source of every component."""
+    """Return config, network and source of every component."""
     return {
         name: untrained_component(name, config, i)
         for i, (name, config) in enumerate(CONFIGS.items())
@@ -68,5 +68,5 @@ def untrained() -> dict:
 
 
 def untrained_bundle(path: Path) -> Bundle:
-    """Write it to `path`."""
+    """Write the untrained bundle to `path`."""
     return write_bundle(path, untrained(), settings=SETTINGS)

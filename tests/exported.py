@@ -15,7 +15,7 @@ from mfm_jax.storage.weights import abstract, named_weights, with_weights
 
 
 def random_network(build, config, seed: int = 0):
-    """`build(config)` and its weights by name: no value is one that a network starts with."""
+    """Return `build(config)` and its weights by name, none at its initial value."""
     network = abstract(partial(build, config))
     rng = np.random.default_rng(seed)
     weights = {}
@@ -33,7 +33,7 @@ def open_exported(
 ) -> torch.nn.Module:
     """Write a folder as an export does and let `kind` of transformers or diffusers open it.
 
-    Every tensor is found, none is left over, and the library has nothing to complain of.
+    Every tensor is found, none is left over, and the library gives no warning.
     """
     folder.mkdir()
     state = dict(weights)

@@ -1,4 +1,4 @@
-"""A system that refuses to write, as on a full disk, and a process that saves there.
+"""Simulate a full disk; as a program, save a checkpoint to it.
 
     python -m tests.full_disk FOLDER
 
@@ -17,7 +17,7 @@ from mfm_jax.storage.checkpoints import CheckpointError, Checkpoints
 
 @contextmanager
 def full_disk():
-    """No file can be made longer than 16 bytes."""
+    """Limit files to 16 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""A window that shows nothing."""
+"""A window of random frames."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from mfm_jax.media.windows import Window, WindowSpec
 
 
 def window(spec: WindowSpec, index: int) -> Window:
-    """A window of noise."""
+    """Return a window of noise."""
     rng = np.random.default_rng(index)
     cavp, timechat = (
         rng.integers(0, 256, (frames, size, size, 3), np.uint8)

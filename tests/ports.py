@@ -1,10 +1,10 @@
-"""Where processes of a test find each other."""
+"""Find free ports, for tests with several processes."""
 
 import socket
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Weights away from their initial values: no wrong default can hide behind a zero or a one."""
+"""Change weights from their initial values, so that zeros and ones hide no mistake."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What a conversion table must satisfy, for the test of every network.
+"""Checks of conversion tables, for the test of every network.
 
 `check_table(table, manifest, module)` needs no weights: the manifest gives keys and shapes of the
 released checkpoint, the module is abstract and of the real size.
@@ -15,7 +15,7 @@ from mfm_jax.storage.weights import WeightError, check_weights, named_weights
 
 
 def _index_coded(manifest) -> dict[str, np.ndarray]:
-    """Zero-stride arrays where big, index-coded where small, so that real sizes cost nothing."""
+    """Return index-coded arrays, but zero-stride ones for large sizes, which take no memory."""
     coded = {}
     for number, (key, (shape, _)) in enumerate(manifest.items()):
         size = int(np.prod(shape))
@@ -41,7 +41,7 @@ def _fits(table: Table, manifest, module, *, there_and_back: bool) -> None:
 
 
 def _complete(table: Table, manifest, module) -> None:
-    """What our network becomes there is the manifest, but for what the table leaves out."""
+    """Check that the table gives the manifest, except for what the table ignores."""
     weights = named_weights(module)
     expected = table.shapes({name: leaf.shape for name, leaf in weights.items()})
     released = {k: tuple(shape) for k, (shape, _) in manifest.items() if not table.ignored(k)}
@@ -57,7 +57,7 @@ def _complete(table: Table, manifest, module) -> None:
 def check_table(
     table: Table, manifest, module, *, there_and_back: bool = True, others: Iterable[str] = ()
 ) -> None:
-    """All keys read once or ignored, all leaves written once, no dead row, and back again.
+    """Check that keys are read once or ignored, leaves written once, no row dead, and the way back.
 
     `others` are keys of released files that belong to no part of the network.
     """

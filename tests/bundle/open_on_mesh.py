@@ -1,4 +1,4 @@
-"""A process of `test_bundle_mesh.py`: opens a GPT-2 with every large axis split over all devices.
+"""A process of `test_bundle_mesh.py` that opens a GPT-2 with large axes sharded over all devices.
 
     python -m tests.bundle.open_on_mesh BUNDLE DEVICES [PORT PROCESSES INDEX]
 
@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def bytes_read() -> int:
-    """By this process so far, whether from the disk or the page cache."""
+    """Return the bytes that this process has read, from the disk or the page cache."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])
 

@@ -27,7 +27,7 @@ def written(tmp_path_factory):
 
 
 def opened(bundle, *arguments: list[str]) -> list[dict]:
-    """What processes with these arguments print, started together."""
+    """Start processes with these arguments together, and return their outputs."""
     command = [sys.executable, "-m", "tests.bundle.open_on_mesh", str(bundle.path)]
     started = [
         subprocess.Popen([*command, *a], cwd=ROOT, stdout=subprocess.PIPE, text=True)

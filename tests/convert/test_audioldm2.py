@@ -39,7 +39,7 @@ FOLDERS = ("unet", "vae", "vocoder", "text_encoder_2", "language_model", "projec
 
 
 def parts() -> dict:
-    """Their networks by folder, every weight away from its initial value."""
+    """Return their networks by folder, with no weight at its initial value."""
     torch.manual_seed(0)
     unet = AudioLDM2UNet2DConditionModel(**UNET)
     vae = AutoencoderKL(
@@ -93,7 +93,7 @@ def parts() -> dict:
 
 
 def save_tokenizer(folder) -> None:
-    """Words for pieces; ends every text with token 1, as T5's."""
+    """Save a tokenizer of words that ends every text with token 1, as T5's does."""
     words = ["<pad>", "</s>", "<unk>", "a", "drum", "and", "rain"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -174,7 +174,7 @@ def test_what_goes_out_is_what_came_in(folder, exported, part):
 
 @pytest.mark.parametrize("part", FOLDERS)
 def test_the_libraries_load_what_goes_out(theirs, exported, part):
-    """Nothing is missing or drawn anew, whatever the library does when something is."""
+    """No weight is missing or newly initialised by the library."""
     original = theirs[part].state_dict()
     loaded = type(theirs[part]).from_pretrained(exported / part).state_dict()
     assert loaded.keys() == original.keys()
@@ -194,7 +194,7 @@ def test_the_scheduler_and_the_tokenizer_go_out(folder, exported):
 
 @pytest.mark.parity
 def test_the_state_of_no_text(theirs, bundle, parity):
-    """It is computed block by block, without the whole of T5 in memory."""
+    """It is computed block by block, without all of T5 in memory."""
     with torch.no_grad():
         expected = theirs["text_encoder_2"](torch.tensor([[1]])).last_hidden_state[0].numpy()
     states = bundle.load("text").states[...]
@@ -203,7 +203,7 @@ def test_the_state_of_no_text(theirs, bundle, parity):
 
 @pytest.mark.parity
 def test_text_to_loa(theirs, bundle, parity):
-    """`sequence` against the two networks of theirs that it is made of, in the pipeline's loop."""
+    """`sequence` against their two networks, in the loop of their pipeline."""
     rng = np.random.default_rng(3)
     clap, t5 = (rng.standard_normal(s, np.float32) for s in ((2, 1, 16), (2, 5, TEXT)))
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)

@@ -1,4 +1,4 @@
-"""What holds for the settings of every network that transformers or diffusers describe."""
+"""Properties of the settings of every network that transformers or diffusers describe."""
 
 import inspect
 import json

@@ -33,7 +33,7 @@ SMALL_AUDIOMAE = AudioMAEConfig(frames=256, mels=64, width=48, depth=12, heads=4
 
 
 def weights_of(reference, network: str, manifest: str, seed: int) -> dict[str, torch.Tensor]:
-    """The weights that the recipe draws for all of the manifest."""
+    """Return the weights that the recipe draws for the manifest."""
     folder = reference / network
     recipe = runpy.run_path(str(folder / "recipe.py"))
     manifest = json.loads((folder / manifest).read_text())
@@ -42,27 +42,27 @@ def weights_of(reference, network: str, manifest: str, seed: int) -> dict[str, t
 
 
 def saved_small(reference, network: str, shapes: dict) -> dict[str, torch.Tensor]:
-    """The small golden's weights; the file stores scalars as `[1]`."""
+    """Return the small golden's weights; the file stores scalars as `[1]`."""
     state = load_file(reference / network / "golden" / "tiny.safetensors")
     shaped = {k: a.reshape(shapes[k][0]) if shapes else a for k, a in state.items()}
     return {key: torch.from_numpy(np.array(array)) for key, array in shaped.items()}
 
 
 def converted(tmp_path, model: str, *options: str):
-    """The network out of the bundle that the command makes of `checkpoint`."""
+    """Convert `checkpoint` with the command, and return the network in its bundle."""
     source, bundle = str(tmp_path / "checkpoint"), str(tmp_path / "bundle")
     assert main([model, source, "-o", bundle, *options]) == 0
     return Bundle.open(tmp_path / "bundle").load(model, check=True)
 
 
 def config_file(tmp_path, config) -> list[str]:
-    """Sizes that are not the released ones are told, never guessed."""
+    """Write the config.json for sizes other than the released ones."""
     (tmp_path / CONFIG).write_text(json.dumps({OURS: to_json(config)}))
     return ["--config", str(tmp_path / CONFIG)]
 
 
 def save_cavp(tmp_path, state) -> None:
-    """As the trainer of Diff-Foley does, from several GPUs."""
+    """Save weights as the trainer of Diff-Foley does from several GPUs."""
     nested = {f"module.{key}": tensor for key, tensor in state.items()}
     torch.save({"epoch": 66, "name": "cavp", "state_dict": nested}, tmp_path / "checkpoint")
 
@@ -88,7 +88,7 @@ def test_small_cavp(reference, tmp_path, parity):
 
 
 def test_one_name_for_two_tensors_is_refused(reference, tmp_path, capsys):
-    """Of a file that holds a tensor both with and without the prefix of several GPUs."""
+    """The file has a tensor both with and without the prefix of multi-GPU training."""
     shapes = json.loads((reference / "cavp/golden/tiny_manifest.json").read_text())
     state = saved_small(reference, "cavp", shapes)
     save_cavp(tmp_path, state | {"module.logit_scale": torch.zeros(())})
@@ -109,7 +109,7 @@ def test_full_cavp(reference, tmp_path, parity):
 
 
 def save_audiomae(tmp_path, state) -> None:
-    """As AudioMAE's trainer did, in the format before zip files."""
+    """Save weights as AudioMAE's trainer did, in the format before zip files."""
     checkpoint = {"model": state, "epoch": 32}
     torch.save(checkpoint, tmp_path / "checkpoint", _use_new_zipfile_serialization=False)
 

@@ -33,7 +33,7 @@ FUSIONS = ("tokens", "channels", "wrapped")
 
 
 def gpt2_config(fusion: str, head: bool) -> MapperConfig:
-    """All sizes differ; without a head GPT-2 must be as wide as LOA, so there the heads tell."""
+    """Return a config with different sizes; without a head GPT-2 must be as wide as LOA."""
     prefix = {"tokens": 13, "channels": 6, "wrapped": 16}[fusion]
     loa = LOA(grid=(6, 8), pool=(2, 4))
     width = 18 if head else LOA_WIDTH
@@ -54,7 +54,7 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A mapper of ours in a bundle, and the folder that it became."""
+    """A mapper of ours in a bundle, and the exported folder."""
 
     name: str
     config: MapperConfig
@@ -64,7 +64,7 @@ class Exported:
 
 
 def drawn(config: MapperConfig, seed: int) -> Mapper:
-    """A mapper whose weights are all away from zero and one."""
+    """Return a mapper whose weights are neither zero nor one."""
     network = abstract(partial(build_mapper, config))
     rng = np.random.default_rng(seed)
     weights = {}
@@ -85,7 +85,7 @@ def convert(*arguments: str | Path) -> int:
 
 
 def refused(capsys, *arguments: str | Path) -> str:
-    """The one line that a refused conversion prints."""
+    """Return the single line that a refused conversion prints."""
     assert convert(*arguments) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1, printed
@@ -153,7 +153,7 @@ def theirs(program, folder: Path, streams: Streams) -> np.ndarray:
 
 
 def assert_same_weights(before: Bundle, after: Bundle) -> None:
-    """Configuration, names, precisions and every bit."""
+    """Check that configuration, names, precisions and every bit are the same."""
     assert after.config("mapper") == before.config("mapper")
     first, second = (named_weights(bundle.load("mapper")) for bundle in (before, after))
     assert first.keys() == second.keys()

@@ -22,14 +22,14 @@ TORCH = [getattr(torch, name) for name in NAMES.split()]
 
 
 def bits(array):
-    """The bytes of a numpy array or a torch tensor."""
+    """Return the bytes of a numpy array or a torch tensor."""
     if isinstance(array, torch.Tensor):
         return array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return np.ascontiguousarray(array).tobytes()
 
 
 def values(rng, dtype, shape):
-    """Random bytes as an array; bools are only 0 and 1."""
+    """Return random bytes as an array; bools are only 0 and 1."""
     array = np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
     return array.astype(np.uint8) % 2 == 1 if dtype.kind == "b" else array
 
@@ -165,7 +165,7 @@ def test_refuses_to_write_what_the_format_lacks(tmp_path, specs, message):
 
 
 def crafted(path, header, data=b"", size=None):
-    """A file with this header (text, or what becomes JSON) and data."""
+    """Write a file with this header (text, or a value for JSON) and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text + data)
     return path

@@ -1,4 +1,4 @@
-"""The schedule as diffusers has it."""
+"""The schedule, against diffusers."""
 
 import json
 

@@ -19,7 +19,7 @@ def weights(*names):
 
 
 def put(path, content):
-    """Write tensors in the format that the file's name asks for, or JSON."""
+    """Write tensors, or JSON, in the format of the file's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         path.write_text(json.dumps(content))
@@ -239,7 +239,7 @@ def test_links_of_a_folder_do_not_lead_outside(tmp_path, outside):
 
 
 def cached(root, content, name="models--org--name"):
-    """A repository as the hub's library keeps it: snapshots of links to blobs."""
+    """Make a repository in the layout of the hub's cache: snapshots of links to blobs."""
     snapshot = root / name / "snapshots" / COMMIT
     for place, (file, tensors) in enumerate(content.items()):
         blob = put(root / name / "blobs" / f"{place}{os.path.splitext(file)[1]}", tensors)

@@ -39,7 +39,7 @@ def test_there_and_back_again(reference):
 
 
 def test_tiny_goes_out_and_comes_back():
-    """Without the projection for the language model, which a tiny branch does not have."""
+    """A tiny branch has no projection for the language model."""
     config = TimeChatConfig.tiny()
     model = TimeChat(config, rngs=nnx.Rngs(0))
     ours = {name: np.asarray(array) for name, array in named_weights(model).items()}

@@ -34,7 +34,7 @@ unpickled = functools.partial(pickle_machine.unpickled, functions=FUNCTIONS)
 
 
 class Custom:
-    """Something that only the one who saved it knows."""
+    """A class that the reader does not know."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -42,12 +42,12 @@ class Custom:
 
 
 class CustomDict(dict):
-    """A table that is more than a table."""
+    """A subclass of dict."""
 
 
 @pytest.fixture(params=LAYOUTS)
 def save(request, tmp_path):
-    """`save(content)`: the path of a file of torch.save, in either layout."""
+    """`save(content)` writes a file of torch.save in either layout and returns its path."""
 
     def saved(content, **options):
         path = tmp_path / f"{request.param}.pth"
@@ -58,7 +58,7 @@ def save(request, tmp_path):
 
 
 def rezipped(path, change=lambda entries: entries, compression=zipfile.ZIP_STORED):
-    """The zip file with its entries, `{name: content}`, changed."""
+    """Change the entries, `{name: content}`, of a zip file."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -68,7 +68,7 @@ def rezipped(path, change=lambda entries: entries, compression=zipfile.ZIP_STORE
 
 
 def same(ours, theirs):
-    """Whether an array of ours has the type, shape and bits of a tensor of theirs."""
+    """Return whether our array has the type, shape and bits of their tensor."""
     theirs = theirs.detach().clone(memory_format=torch.contiguous_format)
     flat = theirs.reshape(-1).view(torch.uint8) if theirs.numel() else torch.zeros(0)
     return (
@@ -377,14 +377,14 @@ def program(*parts):
 
 
 def plain_file(content, storages=b"", keys=(), little_endian=True):
-    """A file of torch.save before 1.6 that holds this pickle."""
+    """Write a file of torch.save before 1.6 with this pickle."""
     before = (torch_file.MAGIC, torch_file.PROTOCOL, {"little_endian": little_endian})
     parts = [pickle.dumps(part, 2) for part in before]
     return b"".join(parts) + content + pickle.dumps(list(keys), 2) + storages
 
 
 def put(content, path):
-    """A file of torch.save that holds this pickle, in the layout that the file's name says."""
+    """Write a file of torch.save with this pickle, in the layout of the file's suffix."""
     if path.name == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", content)
@@ -394,7 +394,7 @@ def put(content, path):
 
 
 def attacks(sentinel):
-    """Pickles that create the file `sentinel` where they are unpickled."""
+    """Return pickles that create the file `sentinel` if they are unpickled."""
     shell, python = text(f"touch {sentinel}"), text(f"open({str(sentinel)!r}, 'w').close()")
     system = call("posix.system", shell)
     imported = call("builtins.__import__", text("os"))
@@ -536,7 +536,7 @@ def storage(kind="torch.FloatStorage", key="0", count=b"K\x0a", more=b""):
 
 
 def crafted(path, *tensors):
-    """A zip file of these tensors, each of them instructions, beside a storage of ten numbers."""
+    """Write a zip file of tensors, given as instructions, and a storage of ten numbers."""
     with zipfile.ZipFile(path, "w") as archive:
         items = (text(str(i)) + tensor + b"s" for i, tensor in enumerate(tensors))
         archive.writestr("x/data.pkl", program(b"}", *items))
@@ -638,7 +638,7 @@ def test_refuses_crafted_tensors(tmp_path, made, message):
     ],
 )
 def test_state_changes_nothing_that_means_something(tmp_path, target):
-    """Neither attributes, nor slots, nor class, nor the functions that rebuild tensors."""
+    """Attributes, slots, class, and the functions that rebuild tensors are unchanged."""
     changes = b"".join(
         text(word) + name("my.evil") + b"s"
         for word in ("__class__", "__code__", "__setstate__", "read", "items", "file", "offset")
@@ -657,7 +657,7 @@ def test_state_changes_nothing_that_means_something(tmp_path, target):
 
 
 def test_depth_is_no_danger():
-    """Hashing this would exhaust the interpreter's stack, and end it."""
+    """Hashing such keys would exhaust the interpreter's stack."""
     deep = b")" + b"\x85" * 300_000 + b"q\x000"
     uses = {
         "key": b"}(h\x00K\x01K\x02K\x03u",

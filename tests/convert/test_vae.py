@@ -18,7 +18,7 @@ TINY = VAEConfig(scaling_factor=0.7, channels=(8, 12), resnets=1, latent_channel
 
 @pytest.fixture
 def released(reference):
-    """As the released file, but for the `scaling_factor`, which is known from there alone."""
+    """Return the settings of the release, with a `scaling_factor` of our choice."""
     return json.loads((reference / "audioldm2/configs/vae.json").read_text())
 
 

@@ -44,7 +44,7 @@ def module():
 
 
 def with_weight_norm(manifest):
-    """The manifest of the same network before its weight norm was folded."""
+    """Return the manifest of the network before its weight norm was folded."""
     unfolded = {}
     for key, (shape, dtype) in manifest.items():
         if key.endswith(".weight"):
@@ -97,7 +97,7 @@ def test_refuses_what_the_network_does_not_have(released, change, message):
 
 
 def test_refuses_the_librarys_default(tmp_path):
-    """It normalises the mel first, with tensors that we do not read."""
+    """The default normalises the mel, with tensors that we do not read."""
     transformers.SpeechT5HifiGanConfig().save_pretrained(tmp_path)
     with pytest.raises(ConversionError, match="normalize_before must be False, is True"):
         config(json.loads((tmp_path / "config.json").read_text()))

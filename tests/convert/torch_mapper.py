@@ -1,4 +1,4 @@
-"""What the tables of docs/mapper_in_pytorch.md say, for the test that holds it to them."""
+"""The tables of docs/mapper_in_pytorch.md, for the test that checks them."""
 
 import re
 from types import ModuleType
@@ -11,12 +11,12 @@ from mfm_jax.mapper import MapperConfig, Streams
 
 
 def files() -> set[str]:
-    """The files of a folder that the document names."""
+    """Return the files of a folder that the document lists."""
     return set(re.findall(r"`([\w/]+\.\w+)`", "".join(row[0] for row in _rows("The files"))))
 
 
 def tensors(config: MapperConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the document expects in `fusion.safetensors`."""
+    """Return name and shape of every tensor that the document expects in `fusion.safetensors`."""
     baseline = config.kind != "gpt2"
     facts = {config.kind} if baseline else {config.fusion, *["head"] * config.head}
     counted = config.kind == "linear_flat"
@@ -39,7 +39,7 @@ def tensors(config: MapperConfig) -> dict[str, tuple[int, ...]]:
 
 
 def streams(ours: Streams, module: ModuleType) -> dict:
-    """Streams of ours as the document's program takes them."""
+    """Convert our streams for the document's program."""
     return {
         name: module.Stream(*(None if x is None else torch.tensor(np.asarray(x)) for x in stream))
         for name, stream in ours.items()
@@ -47,7 +47,7 @@ def streams(ours: Streams, module: ModuleType) -> dict:
 
 
 def _rows(section: str) -> list[list[str]]:
-    """The cells of every row of the tables in a section, without their heads."""
+    """Return the cells of the tables in a section, without their headers."""
     _, text = DOCUMENT.read_text().split(f"\n## {section}\n")
     lines = text.split("\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]

@@ -1,4 +1,4 @@
-"""A process of `test_hlo.py`: what eight simulated devices send each other.
+"""A process of `test_hlo.py` that counts what eight simulated devices send each other.
 
     python -m tests.cost.exchanges
 
@@ -35,7 +35,7 @@ def sent(function, *arguments, out: PartitionSpec = WHOLE) -> dict[str, int]:
 
 
 def product(x, w, v):
-    """Between the two factors devices hold half of the inner axis each."""
+    """Multiply matrices whose inner axis is sharded in halves."""
     step = lambda c, _: (jnp.tanh(c @ w) @ v, None)  # noqa: E731
     return lax.scan(step, x, None, length=5)[0]
 

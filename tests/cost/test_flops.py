@@ -1,4 +1,4 @@
-"""The arithmetic of a program as it is written."""
+"""Operations of programs as they are written."""
 
 import jax
 import pytest
@@ -16,7 +16,7 @@ ONE = 2 * 8 * 64 * 64
 
 
 def xla(function, *arguments) -> float:
-    """What XLA counts: all operations, each body of a loop once."""
+    """Return XLA's count: all operations, the body of a loop once."""
     return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
 
@@ -96,7 +96,7 @@ def test_gpt2_small_does_what_its_sizes_say():
 def test_generating_counts_every_token():
     """LOA of 8 tokens: a pass over the prefix without its last position, then eight steps.
 
-    Of the prefix the last block makes keys and values alone.
+    The last block computes only keys and values of the prefix.
     """
     config = MapperConfig.base()
     network = abstract(lambda rngs: build_mapper(config, rngs=rngs))

@@ -1,4 +1,4 @@
-"""What is read from compiled programs: on one device beside XLA's own count, on eight by hand."""
+"""Work of compiled programs: on one device against XLA's count, on eight by hand."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_of_an_array_that_is_looked_up_in_only_the_rows_count():
 
 
 def test_exchange_between_eight_devices():
-    """The process says what devices send; its docstring says what is asked of them."""
+    """The bytes that devices send, as the docstring of `tests.cost.exchanges` derives them."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.cost.exchanges"],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,

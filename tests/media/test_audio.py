@@ -1,4 +1,4 @@
-"""The spectrograms against the original front ends, and the waves against their files."""
+"""Spectrograms against the original front ends, and waves against their files."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from mfm_jax.media import audio
 
 
 def wave_of(samples: int, seed: int = 0) -> np.ndarray:
-    """Noise under a changing level: loud and near-silent parts."""
+    """Return noise with a changing level: loud and near-silent parts."""
     noise = np.random.default_rng(seed).standard_normal(samples)
     level = 0.3 * np.abs(np.sin(np.arange(samples) / 5000)) ** 3
     return (noise * level).astype(np.float32)

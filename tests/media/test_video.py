@@ -1,4 +1,4 @@
-"""Frames and sound of files that the tests write, against ffmpeg's filters and the goldens."""
+"""Frames and sound of files that the tests write, against ffmpeg's filters and goldens."""
 
 import gc
 import itertools
@@ -34,12 +34,12 @@ SMALL = WindowSpec(1.0, 0.25, cavp_fps=4, cavp_size=24, timechat_frames=6, timec
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """Flat frames whose brightness says which frame they are."""
+    """Return flat frames whose brightness is their number."""
     return [np.full((height, width, 3), 3 * i, np.uint8) for i in range(count)]
 
 
 def numbers(frames: Iterable[np.ndarray]) -> list[int]:
-    """Which `numbered` frames these are."""
+    """Return the numbers of frames made by `numbered`."""
     return [round(float(frame.mean()) / 3) for frame in frames]
 
 
@@ -58,7 +58,7 @@ def clicks(seconds: float, at: Iterable[float], rate: int = 16_000) -> np.ndarra
 
 
 def onsets(wave: np.ndarray, rate: int = 16_000) -> list[float]:
-    """Seconds at which the wave becomes loud after at least 0.1 s of quiet."""
+    """Return the seconds at which the wave becomes loud after at least 0.1 s of quiet."""
     loud = np.flatnonzero(np.abs(wave) > 0.35)
     return [float(i) / rate for k, i in enumerate(loud) if k == 0 or i - loud[k - 1] > rate / 10]
 
@@ -71,7 +71,7 @@ def write_ticks(
     degrees: int = 0,
     codec: str = "libx264",
 ) -> Path:
-    """Frames shown at `ticks` milliseconds: variable rates, late starts, other codecs."""
+    """Write frames shown at `ticks` milliseconds: variable rates, late starts, other codecs."""
     ticks = list(ticks)
     with av.open(str(path), "w") as out:
         track = out.add_stream(codec, rate=25, options={"crf": "4"} if codec == "libx264" else {})
@@ -88,7 +88,7 @@ def write_ticks(
 
 
 def packets(path: Path) -> list[tuple[bytes, float, float | None]]:
-    """The bytes of each video packet, when it is shown and when it is decoded (seconds)."""
+    """Return the bytes of each video packet, and when it is shown and decoded (seconds)."""
     with av.open(str(path)) as container:
         return [
             (bytes(packet), *(None if t is None else float(t * packet.time_base) for t in ticks))
@@ -98,7 +98,7 @@ def packets(path: Path) -> list[tuple[bytes, float, float | None]]:
 
 
 def through_fps_filter(path: Path, fps: str) -> list[int]:
-    """The numbers of the frames that ffmpeg's own filter gives."""
+    """Return the numbers of the frames that ffmpeg's filter selects."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         graph = av.filter.Graph()
@@ -248,7 +248,7 @@ def test_timechat_frames_are_close_to_an_antialiased_bicubic(tmp_path):
 
 
 def corners(frame: np.ndarray) -> list[int]:
-    """Which colour (0 red, 1 green, 2 blue, 3 none) each quarter has, clockwise from top left."""
+    """Return each quarter's colour (0 red, 1 green, 2 blue, 3 none), clockwise from top left."""
     h, w = frame.shape[0] // 2, frame.shape[1] // 2
     quarters = frame[:h, :w], frame[:h, w:], frame[h:, w:], frame[h:, :w]
     means = [quarter.reshape(-1, 3).mean(axis=0) for quarter in quarters]
@@ -312,7 +312,7 @@ def cut_to(path: Path, share: float, clip: Path) -> None:
 
 
 def without_index(path: Path, clip: Path) -> None:
-    """An mp4 whose index comes last, cut before it."""
+    """Write an mp4 whose index comes last, cut before it."""
     with av.open(str(clip)) as source, av.open(str(path), "w") as out:
         copy = out.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
@@ -323,7 +323,7 @@ def without_index(path: Path, clip: Path) -> None:
 
 
 def renamed(path: Path, clip: Path, *names: bytes) -> None:
-    """Boxes of the mp4 that nobody knows."""
+    """Write the mp4 with unknown names of boxes."""
     data = clip.read_bytes()
     for name in names:
         assert name in data
@@ -332,7 +332,7 @@ def renamed(path: Path, clip: Path, *names: bytes) -> None:
 
 
 def scrambled(path: Path, clip: Path) -> None:
-    """A whole index, and packets that are not video."""
+    """Write an mp4 with an intact index, and packets that are not video."""
     data = bytearray(clip.read_bytes())
     begin = data.index(b"mdat") + 4
     data[begin:] = np.random.default_rng(0).bytes(len(data) - begin)
@@ -425,7 +425,7 @@ def test_a_damaged_frame_further_on_is_noticed(tmp_path, clip):
 def write_with_sound(
     path: Path, wave: np.ndarray, *, rate: int, start: float = 0, codec: str = "aac"
 ) -> Path:
-    """1 s of video from 0 s on, and `wave` (channels first) from `start` on."""
+    """Write 1 s of video from 0 s on, and `wave` (channels first) from `start` on."""
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(wave)]
     with av.open(str(path), "w") as out:
         picture = out.add_stream("libx264", rate=25)
@@ -538,7 +538,7 @@ def test_write_frames_refuses_what_h264_cannot_hold(tmp_path):
 
 
 def check_new_sound(source: Path, target: Path, rate: int) -> None:
-    """The picture of `source` as it was and on the same clock, and a track of its length."""
+    """Check that `target` has the same picture at the same times, and a track of its length."""
     theirs, ours = packets(source), packets(target)
     first = min(shown for _, shown, _ in theirs if shown >= 0)
     if source.suffix != ".ts":  # which separates the parts of a packet in another way
@@ -656,7 +656,7 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, error, when):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_title_in_another_encoding_does_no_harm(tmp_path, suffix):
-    """As old cameras and broken files have: the picture and the sound are good."""
+    """Old cameras and broken files have such titles; picture and sound are intact."""
     path = tmp_path / f"a{suffix}"
     with av.open(str(path), "w") as out:
         out.metadata["title"] = "caf\u00e9s"

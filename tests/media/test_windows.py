@@ -1,4 +1,4 @@
-"""Which frames of a video each encoder sees, against exact arithmetic and the golden cases."""
+"""Frames that each encoder sees of a video, against exact arithmetic and the goldens."""
 
 import json
 from fractions import Fraction
@@ -31,7 +31,7 @@ def test_before_the_first_frame_the_first_is_shown():
 
 @pytest.mark.parametrize("rate", [10, 15, 24, 25, 29.97, 60, 240])
 def test_cavp_slots_say_when_their_frames_were(rate):
-    """A thing that is `x` seconds along at `x` seconds is seen where the slot says that it is."""
+    """An object that is at `x` after `x` seconds is seen at the time of the slot."""
     times = np.arange(round(4 * rate)) / rate
     picked = windows.cavp_frame_indices(times, 12.5, 48)
     seconds = windows.cavp_frame_seconds(times, picked, 12.5)

@@ -36,7 +36,7 @@ def test_frechet_distance(golden, cnn14, parity, k):
 
 @pytest.mark.parity
 def test_frechet_distance_2048(golden, cnn14, parity):
-    """The right one only: the published root of a 2048 x 2048 matrix takes half a minute."""
+    """Only our distance: the published root of a 2048 x 2048 matrix takes half a minute."""
     score = ours.frechet_distance(cnn14["emb_ref"], cnn14["emb_gen"])
     right = golden["right"]["frechet_distance_2048"]
     assert right == golden["audioldm_eval"]["frechet_distance_2048_exact_ours"]

@@ -1,4 +1,4 @@
-"""Known faults of the published scores: ours repeats them where it says so, and only there.
+"""Known faults of published scores: `published` functions repeat them, the others do not.
 
 `faults.json` holds, for minimal inputs, what the authors' code gives and what would be right.
 """
@@ -26,7 +26,7 @@ def fault(name):
 
 
 def strikes(seconds, amplitudes=1.0, length=3.0):
-    """A wave at 22050 Hz with one-sample clicks, and the samples they are at."""
+    """Return a wave at 22050 Hz with one-sample clicks, and their positions in samples."""
     at = np.round(np.array(seconds) * onsets.RATE).astype(np.int64)
     wave = np.zeros(int(length * onsets.RATE))
     wave[at] = amplitudes
@@ -64,7 +64,7 @@ def mmaudio(targets, predicted, amplitudes=1.0, delta=0.3, window=onsets.WINDOW)
 
 
 def stops(function, *arguments, match):
-    """The golden is the error that stops the original; ours says what is wrong."""
+    """Check that ours raises a clear error where the original stops with one."""
     with pytest.raises(ValueError, match=match):
         function(*arguments)
 
@@ -272,7 +272,7 @@ def waves(reference):
 
 
 def numbers(value):
-    """The numbers of a golden or of ours, in a fixed order; strings are compared as they are."""
+    """Return the numbers and strings of a result in a fixed order."""
     if isinstance(value, dict):
         return [n for key in sorted(value) for n in numbers(value[key])]
     if isinstance(value, (list, tuple, np.ndarray)):

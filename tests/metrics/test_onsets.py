@@ -121,7 +121,7 @@ def test_condfoley_published(condfoley, golden, parity):
 
 
 def right_scores(clips, parity, name, mean):
-    """Compare `score_onsets` with the stored right values; clips without targets have none."""
+    """Compare `score_onsets` with the stored correct values; clips without targets have none."""
     compared = []
     for row, targets, predicted, wave, _ in clips:
         score = onsets.score_onsets(wave, predicted, targets)

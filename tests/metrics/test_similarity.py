@@ -27,7 +27,7 @@ def mels(pairs):
 
 
 def finite(rows, key):
-    """Indices and values where the original gave a number."""
+    """Return indices and values where the original gave a number."""
     return zip(*[(r["index"], r[key]) for r in rows if r.get(key) is not None], strict=True)
 
 

@@ -1,4 +1,4 @@
-"""`mfm plan`: it compiles the programs that run, and what it says of them is right."""
+"""`mfm plan` compiles the programs that run, and its figures are correct."""
 
 import importlib.util
 import json
@@ -119,7 +119,7 @@ def test_the_released_sizes_need_no_weights(tmp_path):
 
 
 def torus(*sizes: int):
-    """Devices of a slice, in the order of a mesh."""
+    """Return the devices of a slice, in the order of a mesh."""
     return [SimpleNamespace(coords=list(at)) for at in np.ndindex(*sizes)]
 
 
@@ -190,7 +190,7 @@ def test_without_libtpu_it_says_how_to_install_it(capsys):
 
 @needs_libtpu
 def test_a_step_for_a_slice_of_tpus(tmp_path, capsys):
-    """Compiled for 8 and 16 chips: activations stay cut, and a chip of more does no more."""
+    """For 8 and 16 chips: activations stay sharded, and a chip of 16 does no more work."""
     file = tmp_path / "plan.json"
     slices = ["v5e:2x4", "v5e:4x4"]
     plan = ["plan", "--config", str(SMALL), "--per-chip", "8", "--json", str(file)]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole and as they were, or passed over."""
+"""Checkpoints of a run are restored as they were, or skipped."""
 
 import shutil
 import subprocess
@@ -60,7 +60,7 @@ def test_some_items_can_be_read_alone(tmp_path):
 
 
 def test_a_save_does_not_see_what_the_next_step_does_to_its_arrays(tmp_path):
-    """Saving goes on in the background, and a step uses the memory of its state again."""
+    """A save runs in the background while the next step reuses the memory of its state."""
     step = jax.jit(
         lambda tree: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), tree), donate_argnums=0
     )
@@ -130,7 +130,7 @@ def test_of_damaged_best_ones_the_next_best_is_taken(tmp_path):
 
 
 def test_values_that_orbax_reads_without_a_word_are_told_by_their_sums(tmp_path, monkeypatch):
-    """A byte that flips where nothing is compressed gives another number and no error."""
+    """In uncompressed data a flipped byte gives another number and no error."""
     written(tmp_path, (3, None), (5, None))
     checkpoints, said = opened(tmp_path), []
     checkpoints.say = said.append

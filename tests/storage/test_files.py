@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Files and folders are written atomically."""
 
 import subprocess
 import sys
@@ -99,7 +99,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypatch):
-    """Between its creation and its lock: another process may look just then."""
+    """Another process may look for abandoned files between the creation and the lock of one."""
     lock, looks = files.fcntl.flock, []
 
     def looked_at(handle, how):

@@ -1,4 +1,4 @@
-"""Weights by name, and the ones that a network begins with."""
+"""Weights by name, and initial weights."""
 
 from functools import partial
 

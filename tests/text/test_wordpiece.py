@@ -25,7 +25,7 @@ def sentences(*seconds: float) -> list[str]:
 
 
 def lines_of(ids: dict[str, int]) -> list[str]:
-    """A vocabulary file with these pieces in their places and fillers between them."""
+    """Return the lines of a vocabulary with these pieces at their ids and fillers between them."""
     lines = [f"[unused{i}]\n" for i in range(max(ids.values()) + 1)]
     for piece, i in ids.items():
         lines[i] = f"{piece}\n"
@@ -68,7 +68,7 @@ def test_ids_of_the_published_example():
 
 
 def test_agrees_with_transformers_on_timestamps(pieces, peer):
-    """The extracted pieces encode as the whole vocabulary does, in rows of unequal length."""
+    """The extracted pieces encode as the full vocabulary does, in rows of unequal length."""
     texts = sentences(*(i / 10 for i in range(20_000)))
     ids, mask = encode(texts, timestamp_vocabulary(pieces))
     theirs, their_mask = peer_encode(peer, texts)
@@ -80,7 +80,7 @@ def test_agrees_with_transformers_on_timestamps(pieces, peer):
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text("aAbB019.,!- ", max_size=60), min_size=1, max_size=3))
 def test_agrees_with_transformers_on_any_text(pieces, peer, texts):
-    """Whole vocabulary, words in parts, unknown words, punctuation, and cuts at 32 tokens."""
+    """Full vocabulary, words in parts, unknown words, punctuation, and cuts at 32 tokens."""
     ids, mask = encode(texts, tuple((piece, i) for i, piece in enumerate(pieces)))
     theirs, their_mask = peer_encode(peer, texts)
     np.testing.assert_array_equal(ids, theirs)
