@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
 
 @dataclass
-class Row:
+class CaseResult:
     """The results of a case; None where it was not reached."""
 
     network: str
@@ -113,7 +113,7 @@ def measured(*command: str | Path) -> Run:
     return Run(float(seconds), int(kibibytes) * 1024)
 
 
-def there_and_back(row: Row, checkpoint: Checkpoint, work: Path) -> None:
+def there_and_back(row: CaseResult, checkpoint: Checkpoint, work: Path) -> None:
     """Take a checkpoint through all steps and record them in the row.
 
     Raises:
@@ -194,7 +194,7 @@ def aligned(first: str, *others: str) -> str:
     return "  ".join((f"{first:21}", *cells))
 
 
-def line(row: Row) -> str:
+def line(row: CaseResult) -> str:
     """Format a row of the table, with dashes for steps that were not reached."""
 
     def number(value: float | None, unit: float = 1, digits: int = 1) -> str:
@@ -223,7 +223,7 @@ def print_table(args: argparse.Namespace, work: Path) -> bool:
     print(aligned("network", *HEADS), flush=True)
     rows = []
     for name in args.only or CASES:
-        rows.append(row := Row(name))
+        rows.append(row := CaseResult(name))
         (work / name / "source").mkdir(parents=True)
         try:
             there_and_back(row, CASES[name](work / name / "source", args.small), work / name)
@@ -238,7 +238,7 @@ def print_table(args: argparse.Namespace, work: Path) -> bool:
     return not any(row.failures for row in rows)
 
 
-def _told(row: Row) -> dict[str, Any]:
+def _told(row: CaseResult) -> dict[str, Any]:
     runs = {"into": row.into, "cp": row.cp, "out": row.out}
     return dataclasses.asdict(row) | {name: run and run._asdict() for name, run in runs.items()}
 

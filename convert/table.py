@@ -20,7 +20,7 @@ from mfm_jax.errors import UserError
 Names = str | tuple[str, ...]
 Sizes = Mapping[str, int]
 Shape = tuple[int, ...]
-Weights = Mapping[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 
 class ConversionError(UserError):
@@ -161,7 +161,7 @@ class Table:
         """The rows for tensors that repeat others."""
         return [row for row in self.rows if isinstance(row, Tied)]
 
-    def to_ours(self, theirs: Weights) -> Iterator[tuple[str, np.ndarray]]:
+    def to_ours(self, theirs: Arrays) -> Iterator[tuple[str, np.ndarray]]:
         """Yield our `(name, array)` one row at a time, reading `theirs` lazily.
 
         Raises:
@@ -179,7 +179,7 @@ class Table:
 
     def to_theirs(
         self,
-        ours: Weights,
+        ours: Arrays,
         *,
         order: Callable[[str], int] | None = None,
         wanted: Callable[[str], bool] = lambda key: True,

@@ -240,7 +240,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
 # Plain files
 
 
-class Window:
+class BoundedFile:
     """A file from its position on, limited to the size of a pickle."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -275,7 +275,7 @@ def _read_plain(path: Path, file: BinaryIO) -> Any:
     """Read a plain file. Its pickle is read twice, as the file lists the storages behind it."""
 
     def next_pickle(load: Callable[[Any], Any] | None = None) -> Any:
-        return unpickled(Window(file), load, FUNCTIONS)
+        return unpickled(BoundedFile(file), load, FUNCTIONS)
 
     if next_pickle() != MAGIC:
         raise Problem("is a pickle, but none of torch.save: load it and save it with torch.save")
