@@ -84,7 +84,7 @@ def rows(theirs: str = "", ours: str = "") -> tuple[Row, ...]:
     h, blocks = f"{theirs}h.*.", f"{ours}blocks.*."
     return (
         Row(f"{theirs}wpe.weight", f"{ours}wpe.embedding"),
-        *norm(f"{h}ln_1", f"{blocks}norm1"),
+        *norm(f"{h}ln_1", f"{blocks}attn_norm"),
         Row(
             f"{h}attn.c_attn.weight",
             tuple(f"{blocks}{n}.kernel" for n in _QKV),
@@ -92,7 +92,7 @@ def rows(theirs: str = "", ours: str = "") -> tuple[Row, ...]:
         ),
         Row(f"{h}attn.c_attn.bias", tuple(f"{blocks}{n}.bias" for n in _QKV), "(s o) -> s o"),
         *named(f"{h}attn.c_proj", f"{blocks}attn.o"),
-        *norm(f"{h}ln_2", f"{blocks}norm2"),
+        *norm(f"{h}ln_2", f"{blocks}mlp_norm"),
         *named(f"{h}mlp.c_fc", f"{blocks}mlp.up"),
         *named(f"{h}mlp.c_proj", f"{blocks}mlp.down"),
         *norm(f"{theirs}ln_f", f"{ours}norm"),

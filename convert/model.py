@@ -11,7 +11,7 @@ from convert.outgoing import Outgoing
 from convert.source import Weights, open_weights, read_json
 from convert.table import Table
 from convert.tensors import SourceError
-from mfm_jax.bundle import COMPONENTS, Bundle
+from mfm_jax.bundle import COMPONENTS, Bundle, format2
 from mfm_jax.diffusion import Schedule
 from mfm_jax.errors import SettingError
 from mfm_jax.runtime.config import from_json, to_json
@@ -80,7 +80,9 @@ def own_config(request: Request, kind: type) -> Any:
     """
     for file, data in _exported(request):
         try:
-            return from_json(kind, data[OURS], OURS)
+            # Fields of older exports have other names, as those of older bundles.
+            component = next(name for name, known in COMPONENTS.items() if known.config is kind)
+            return from_json(kind, format2.read_config(component, data[OURS]), OURS)
         except SettingError as error:
             raise SourceError(f"{file}: {error}") from None
     if request.config:

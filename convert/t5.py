@@ -66,7 +66,7 @@ def config(theirs: Mapping) -> T5Config:
         depth=integer(theirs, "num_layers", FILE),
         heads=integer(theirs, "num_heads", FILE),
         head_dim=integer(theirs, "d_kv", FILE),
-        d_ff=integer(theirs, "d_ff", FILE),
+        mlp_width=integer(theirs, "d_ff", FILE),
         buckets=integer(theirs, "relative_attention_num_buckets", FILE),
         max_distance=integer({**OLD, **theirs}, "relative_attention_max_distance", FILE),
         epsilon=number(theirs, "layer_norm_epsilon", FILE),
@@ -79,7 +79,7 @@ def their_config(ours: T5Config) -> dict:
         **REQUIRED,
         **BUILT_IN,
         "architectures": ["T5EncoderModel"],
-        "d_ff": ours.d_ff,
+        "d_ff": ours.mlp_width,
         "d_kv": ours.head_dim,
         "d_model": ours.width,
         "eos_token_id": END,
@@ -106,12 +106,12 @@ TABLE = Table(
             "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
             "position_bias",
         ),
-        Row(f"{_SELF}layer_norm.weight", "blocks.*.norm1.scale"),
+        Row(f"{_SELF}layer_norm.weight", "blocks.*.attn_norm.scale"),
         *(
             Row(f"{_SELF}SelfAttention.{n}.weight", f"blocks.*.attn.{n}.kernel", DENSE)
             for n in "qkvo"
         ),
-        Row(f"{_FEED}layer_norm.weight", "blocks.*.norm2.scale"),
+        Row(f"{_FEED}layer_norm.weight", "blocks.*.mlp_norm.scale"),
         Row(f"{_FEED}DenseReluDense.wi_0.weight", "blocks.*.gate.kernel", DENSE),
         Row(f"{_FEED}DenseReluDense.wi_1.weight", "blocks.*.up.kernel", DENSE),
         Row(f"{_FEED}DenseReluDense.wo.weight", "blocks.*.down.kernel", DENSE),

@@ -6,8 +6,6 @@ this order, later ones replace earlier ones; the table reads their union under T
 
 from dataclasses import replace
 
-import numpy as np
-
 from convert import licences
 from convert.incoming import Incoming, with_prefix
 from convert.model import Model, Read, Request, own_config, own_licence, write_own
@@ -17,7 +15,6 @@ from convert.table import Ignore, Row, Table
 from convert.tensors import SourceError, Tensor
 from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.text.wordpiece import Vocabulary, timestamp_vocabulary
-from mfm_jax.typing import Float
 
 VIT = "visual_encoder."
 """TimeChat's prefix for the vision transformer, whose own file has none."""
@@ -70,14 +67,14 @@ def qformer_rows(queries: str, theirs: str, ours: str, *, text: bool) -> tuple[R
         *norm(f"{theirs}embeddings.LayerNorm", f"{ours}norm"),
         *_attention(f"{layer}.attention", f"{block}.joint"),
         *_attention(f"{layer}.crossattention", f"{block}.cross"),
-        *_mlp(layer, f"{block}.query_ff", "_query"),
+        *_mlp(layer, f"{block}.query_mlp", "_query"),
     )
     if not text:
         return rows
     words, positions = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
     return (
         *rows,
-        *_mlp(layer, f"{block}.text_ff"),
+        *_mlp(layer, f"{block}.text_mlp"),
         Row(f"{theirs}{words}", f"{ours}text.words.embedding"),
         Row(f"{theirs}{positions}", f"{ours}text.positions"),
     )
@@ -95,7 +92,7 @@ def table(config: TimeChatConfig) -> Table:
             *qformer_rows(
                 "video_query_tokens", "video_Qformer.bert.", "video_qformer.", text=False
             ),
-            *(named("llama_proj", "llama", DENSE) if config.d_llama else ()),
+            *(named("llama_proj", "llama", DENSE) if config.llama_width else ()),
         ),
         ignore=(
             Ignore("*Qformer.bert.embeddings.position_ids", "counts 0, 1, 2, ...: not a weight"),
@@ -105,13 +102,6 @@ def table(config: TimeChatConfig) -> Table:
             Ignore("llama_model.*", "TimeChat's language model", foreign=True),
         ),
     )
-
-
-def resize_frame_positions(
-    positions: Float[np.ndarray, "T D"], frames: int
-) -> Float[np.ndarray, "{frames} D"]:
-    """Resize the table to `frames` by nearest neighbour (video_processor.py:26-33)."""
-    return positions[np.arange(frames) * len(positions) // frames]
 
 
 def read(request: Request) -> Read:

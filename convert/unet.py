@@ -46,7 +46,7 @@ BUILT_IN = {
     "timestep_post_act": None,
     "use_linear_projection": False,
 }
-PLACES = (0, 0, 1, 1)
+CONTEXTS = (0, 0, 1, 1)
 """The context that a transformer reads, if any, by its index behind a resnet; at most these."""
 ROWS = 256
 """Rows of latents (10.24 s) that diffusers' pipeline makes by default."""
@@ -71,7 +71,7 @@ def config(theirs: Mapping) -> UNetConfig:
     return UNetConfig(
         channels=channels,
         attentions=tuple(
-            tuple(None if d is None else context for d, context in zip(level, PLACES, strict=False))
+            tuple(None if d is None else c for d, c in zip(level, CONTEXTS, strict=False))
             for level in dims
         ),
         contexts=_context_widths(dims),
@@ -101,7 +101,7 @@ def _check_layout(theirs: Mapping, levels: int) -> None:
     check(theirs["out_channels"] == integer(theirs, "in_channels", FILE), "out_channels")
     check(isinstance(dims, list) and len(dims) == levels, "cross_attention_dim")
     for level in dims:
-        check(isinstance(level, list) and 0 < len(level) <= len(PLACES), "cross_attention_dim")
+        check(isinstance(level, list) and 0 < len(level) <= len(CONTEXTS), "cross_attention_dim")
 
 
 def _mirrored(down: list[str]) -> list[str]:
@@ -111,7 +111,7 @@ def _mirrored(down: list[str]) -> list[str]:
 def _context_widths(dims: list[list]) -> tuple[int, ...]:
     """Return the width of each context, which must be the same in all levels."""
     widths: dict[int, int] = {}
-    for context, width in ((c, d) for level in dims for d, c in zip(level, PLACES, strict=False)):
+    for context, width in ((c, d) for level in dims for d, c in zip(level, CONTEXTS, strict=False)):
         if width is None:
             continue
         integer({"cross_attention_dim": width}, "cross_attention_dim", FILE)
@@ -136,7 +136,7 @@ def _heads(theirs: Mapping, channels: tuple[int, ...]) -> int | tuple[int, ...]:
 def their_config(ours: UNetConfig) -> dict:
     """Return the `config.json` of `diffusers.AudioLDM2UNet2DConditionModel`.
 
-    It says nothing of `seconds_per_row`, which only a clock reads.
+    It says nothing of `seconds_per_row`, which only a timed UNet reads.
 
     Raises:
         ConversionError: diffusers has no such network.
@@ -167,13 +167,13 @@ def _check_known_there(ours: UNetConfig) -> None:
     Raises:
         ConversionError: says what it lacks.
     """
-    if ours.clock:
-        raise ConversionError("the UNet has a clock, which no UNet of diffusers has")
+    if ours.timed:
+        raise ConversionError("the UNet is timed, which no UNet of diffusers is")
     if not ours.attentions[-1]:
         raise ConversionError("the UNet's last level does not attend, as it must for diffusers")
     for level in ours.attentions:
-        known = zip(level, PLACES, strict=False)
-        if len(level) > len(PLACES) or any(c is not None and c != place for c, place in known):
+        known = zip(level, CONTEXTS, strict=False)
+        if len(level) > len(CONTEXTS) or any(c is not None and c != index for c, index in known):
             raise ConversionError(
                 f"the UNet's attentions {level}: in diffusers the first two transformers read "
                 f"context 0, the next two context 1 (or none), and there are no more"
@@ -192,12 +192,14 @@ def _block(theirs: str, ours: str) -> tuple[Row, ...]:
         for name in "qkv"
     )
     return (
-        *norm(f"{theirs}.norm*", f"{ours}.norm*"),
+        *norm(f"{theirs}.norm1", f"{ours}.attn1_norm"),
+        *norm(f"{theirs}.norm2", f"{ours}.attn2_norm"),
+        *norm(f"{theirs}.norm3", f"{ours}.mlp_norm"),
         *projections,
         *named(f"{theirs}.attn*.to_out.0", f"{ours}.attn*.o", DENSE),
         # The first half of their projection is the value, the second the gate.
-        *stacked(f"{theirs}.ff.net.0.proj", (f"{ours}.ff.up", f"{ours}.ff.gate")),
-        *named(f"{theirs}.ff.net.2", f"{ours}.ff.down", DENSE),
+        *stacked(f"{theirs}.ff.net.0.proj", (f"{ours}.mlp.up", f"{ours}.mlp.gate")),
+        *named(f"{theirs}.ff.net.2", f"{ours}.mlp.down", DENSE),
     )
 
 
@@ -219,15 +221,15 @@ def _stage(theirs: str, ours: str) -> tuple[Row, ...]:
 TABLE = Table(
     rows=(
         *named("conv_in", "conv_in", CONV),
-        *named("time_embedding.linear_1", "time.up", DENSE),
-        *named("time_embedding.linear_2", "time.down", DENSE),
+        *named("time_embedding.linear_1", "step_embedding.up", DENSE),
+        *named("time_embedding.linear_2", "step_embedding.down", DENSE),
         *_stage("down_blocks.*", "down.*"),
         *named("down_blocks.*.resnets.*.conv_shortcut", "down.*.resnets.*.shortcut", POINTWISE),
-        *named("down_blocks.*.downsamplers.0.conv", "halve.*", CONV),
+        *named("down_blocks.*.downsamplers.0.conv", "downsample.*", CONV),
         *_stage("mid_block", "mid"),
         *_stage("up_blocks.*", "up.*"),
         *named("up_blocks.*.resnets.*.conv_shortcut", "up.*.resnets.*.shortcut", POINTWISE),
-        *named("up_blocks.*.upsamplers.0.conv", "double.*", CONV),
+        *named("up_blocks.*.upsamplers.0.conv", "upsample.*", CONV),
         *norm("conv_norm_out", "norm_out"),
         *named("conv_out", "conv_out", CONV),
     )

@@ -96,9 +96,9 @@ def _half(half: str, levels: tuple[str, str], resize: tuple[str, str]) -> tuple[
 
 TABLE = Table(
     rows=(
-        *_half("encoder", ("down_blocks", "down"), ("downsamplers.0.conv", "halve")),
+        *_half("encoder", ("down_blocks", "down"), ("downsamplers.0.conv", "downsample")),
         *named("quant_conv", "quant", POINTWISE),
         *named("post_quant_conv", "post_quant", POINTWISE),
-        *_half("decoder", ("up_blocks", "up"), ("upsamplers.0.conv", "double")),
+        *_half("decoder", ("up_blocks", "up"), ("upsamplers.0.conv", "upsample")),
     )
 )

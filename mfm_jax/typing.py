@@ -6,9 +6,14 @@ everywhere:
     B batch        T frames or time    L text/token length   S source (key) length
     N heads        K head width        D model width         F feed-forward width      V vocabulary
     C channels     H, W height, width  M mel bins            A audio samples
+    P prefix or prompt length          Q query tokens        E width of a second space, as LOA's
+    G patches of a grid
 
-The annotations are checked at run time by the test suite. At run time in production jaxtyping is
-not needed: without it the names below stand for `jax.Array` and check nothing.
+A digit tells another size of the same kind from the first: `H2` rows after a convolution, `C2`
+channels.
+
+The test suite checks the annotations at run time. jaxtyping is not needed otherwise: without it the
+names below stand for `jax.Array` and check nothing.
 """
 
 from jax import Array
@@ -18,7 +23,7 @@ try:
 except ImportError:
 
     class _Unchecked:
-        """Stands for a jaxtyping annotation where jaxtyping is not installed."""
+        """Replaces jaxtyping's annotations where jaxtyping is not installed."""
 
         def __class_getitem__(cls, item):
             return item[0]

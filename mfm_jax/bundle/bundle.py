@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from mfm_jax.bundle import format2
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
 from mfm_jax.errors import UserError
 from mfm_jax.runtime.config import from_json, to_json
@@ -32,7 +34,10 @@ from mfm_jax.storage.weights import (
     with_weights,
 )
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)
+"""Formats of components that this version reads; it writes the last one."""
+_WORDS = " and ".join(map(str, READABLE))
 
 COMPONENT_FOLDER = re.compile(rf"\.?({'|'.join(COMPONENTS)})-[0-9a-f]{{8}}(\..*)?")
 """Names of the folders of components, finished or being written."""
@@ -52,7 +57,9 @@ class Entry:
     folder: str
     source: Source
     parameters: int
-    checksum: str = ""  # SHA-256 of all of the above and of the index of the folder
+    checksum: str = ""  # SHA-256 of all of the above, as stored, and of the index of the folder
+    format: int = FORMAT  # of the config and of the weights' names, as they are stored
+    stored: Mapping[str, Any] | None = None  # the entry in `bundle.json`, if read from there
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,14 @@ class Bundle:
             raise BundleError(f"{path} is not a bundle (no bundle.json in it): check --bundle")
         try:
             data = json.loads(file.read_text())
-            if data.get("format") != FORMAT:
+            if data.get("format") not in READABLE:
                 raise BundleError(
-                    f"{path} has bundle format {data.get('format')}, this version reads {FORMAT}"
+                    f"{path} has bundle format {data.get('format')}, this version reads {_WORDS}"
                 )
-            entries = {n: _entry(n, entry) for n, entry in data["components"].items()}
+            # Only format 3 holds components of several formats, and says which.
+            entries = {
+                n: _entry(n, {"format": data["format"], **e}) for n, e in data["components"].items()
+            }
             return cls(Path(path), from_json(Settings, data["settings"], "settings"), entries)
         except BundleError:
             raise
@@ -149,9 +159,10 @@ class Bundle:
         Raises:
             BundleError: the component is absent, or its folder has no readable index.
         """
-        folder = self.path / self._entry(name).folder
+        entry = self._entry(name)
+        rename = partial(format2.read_name, name) if entry.format == 2 else None
         try:
-            return Store.open(folder)
+            return Store.open(self.path / entry.folder, rename)
         except StoreError as error:
             raise BundleError(
                 f"cannot read the weights of {name} in bundle {self.path}: {error}"
@@ -179,33 +190,48 @@ class Bundle:
 
 
 def _entry(name: str, data: dict) -> Entry:
+    """Return the entry that `bundle.json` holds as `data`.
+
+    Raises:
+        BundleError: this version does not know the component or its format, or it lies elsewhere.
+        SettingError: its config or its source cannot be read.
+    """
     if name not in COMPONENTS:
         raise BundleError(f"unknown component {name!r}; known are {', '.join(COMPONENTS)}")
     if not COMPONENT_FOLDER.fullmatch(data["folder"]):
         raise BundleError(f"{name} lies in {data['folder']!r}, which is no folder of a bundle")
+    if data["format"] not in READABLE:
+        raise BundleError(f"{name} has format {data['format']}, this version reads {_WORDS}")
+    config = data["config"]
+    if data["format"] == 2:
+        config = format2.read_config(name, config)
     return Entry(
-        from_json(COMPONENTS[name].config, data["config"], f"{name}.config"),
+        from_json(COMPONENTS[name].config, config, f"{name}.config"),
         data["folder"],
         from_json(Source, data["source"], f"{name}.source"),
         data["parameters"],
         data["checksum"],
+        data["format"],
+        data,
     )
 
 
 def component_checksum(name: str, entry: Entry, folder: Path) -> str:
-    """Return the SHA-256 of a component's entry and of its index, which has sums of all files."""
-    said = json.dumps([name, entry_json(replace(entry, checksum=""))], sort_keys=True)
-    return hashlib.sha256(said.encode() + (folder / INDEX).read_bytes()).hexdigest()
+    """Return the SHA-256 of a component's entry and of its index, which has sums of all files.
+
+    The entry counts as it is stored, whatever its fields are called today. Format 2 did not write
+    the format beside each component, so that is left out.
+    """
+    said = {**entry_json(entry), "checksum": ""}
+    del said["format"]
+    text = json.dumps([name, said], sort_keys=True)
+    return hashlib.sha256(text.encode() + (folder / INDEX).read_bytes()).hexdigest()
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    """Return an entry as `bundle.json` holds it.
-
-    Fields of `Source` that the first bundles did not have are left out where they are empty, so
-    that the checksums of those bundles still hold.
-    """
+    """Return an entry as `bundle.json` holds it."""
+    if entry.stored is not None:
+        return dict(entry.stored)
     data = to_json(entry)
-    for name in ("trained_with", "data"):
-        if not data["source"][name]:
-            del data["source"][name]
+    del data["stored"]
     return data

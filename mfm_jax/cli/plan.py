@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from mfm_jax.runtime.progress import Progress
     from mfm_jax.storage.files import write_text
 
-    # Nothing runs, and what networks do for GPUs alone (`layers/products.py`) is not for TPUs.
+    # Nothing runs: JAX need not take this machine's accelerators, or their memory.
     jax.config.update("jax_platforms", "cpu")
     rows: list[dict[str, Any]] = []
     tight = []

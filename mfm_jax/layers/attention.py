@@ -1,13 +1,13 @@
 """Attention as one pure function, and the module that owns its four projections.
 
-There are no modes. Causality is an argument, T5's relative positions are a bias, rotary or clock
-positions are a function argument, cross-attention is a second input, a cache is a value.
+There are no modes. Causality is an argument, T5's relative positions are a bias, positions that
+rotate or shift queries and keys are a function argument, cross-attention is a second input, and a
+cache is a value.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from einops import rearrange
@@ -15,9 +15,9 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
+from mfm_jax.layers.backend import apart, flash_attention, has_flash_attention, prenorm, project
 from mfm_jax.layers.linear import linear
 from mfm_jax.layers.norm import LayerNorm
-from mfm_jax.layers.products import apart, project
 from mfm_jax.runtime.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
 
@@ -32,7 +32,7 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
 ) -> Float[Array, "B L N K"]:
-    """`softmax(scale q kT + bias) v`, the only place that picks an implementation.
+    """Return `softmax(scale q kT + bias) v`; no other function picks an implementation.
 
     `mask` is True where a key may be seen; `causal` hides from a query the keys behind its own
     place; `bias` is added to the scaled scores. `scale` defaults to `K ** -0.5`. Scores and softmax
@@ -46,9 +46,8 @@ def attend(
         seen = mask if seen is None else seen if mask is None else seen & mask
         return jnp.swapaxes(_combine([_scores(q, k, scale, seen, bias)], [v]), 1, 2)
 
-    if mask is None and bias is None and _cudnn_attends(q, k):
-        flash = partial(_flash, causal=causal, scale=scale)
-        return lax.platform_dependent(q, k, v, cuda=flash, default=written_out)
+    if mask is None and bias is None and has_flash_attention(q, k):
+        return flash_attention(q, k, v, otherwise=written_out, causal=causal, scale=scale)
     return written_out(q, k, v)
 
 
@@ -58,7 +57,7 @@ def attend_to_all(
     *,
     scale: float | None = None,
 ) -> Float[Array, "B L N K"]:
-    """As `attend`, over several sequences of keys and values as if they were one: none is copied.
+    """Attend over several sequences of keys and values as if they were one, without copying any.
 
     Each comes with its mask, which is True where a key may be seen.
     """
@@ -86,7 +85,10 @@ def _scores(
 
 @jax.custom_vjp
 def _products(q: Float[Array, "B N L K"], k: Float[Array, "B N S K"]) -> Float[Array, "B N L S"]:
-    """In float32; their gradients multiply in the precision of the inputs, as flash attention's."""
+    """Return `q kT` in float32.
+
+    Its gradients multiply in the precision of the inputs, as in flash attention.
+    """
     return jnp.einsum("bnlk,bnsk->bnls", q, k, preferred_element_type=jnp.float32)
 
 
@@ -104,7 +106,7 @@ _products.defvjp(lambda q, k: (_products(q, k), (q, k)), _products_backward)
 def _combine(
     scores: Sequence[Float[Array, "B N L _S"]], values: Sequence[Float[Array, "B N _S K"]]
 ) -> Float[Array, "B N L K"]:
-    """The values, weighed by one softmax over all scores."""
+    """Return the values weighted by one softmax over all scores."""
     dtype = values[0].dtype
     top = functools.reduce(jnp.maximum, (s.max(axis=-1, keepdims=True) for s in scores))
     weights = [jnp.exp(s - lax.stop_gradient(top)) for s in scores]
@@ -117,47 +119,6 @@ def _combine(
     return functools.reduce(lambda y, part: apart(y) + part, parts) / total.astype(dtype)
 
 
-def _cudnn_attends(q: Float[Array, "B L N K"], k: Float[Array, "B S N K"]) -> bool:
-    """Whether cuDNN's flash attention, which never writes the scores down, takes these.
-
-    Asked while a program is traced; what it is compiled for is decided later.
-    """
-    half, width = q.dtype in (jnp.bfloat16, jnp.float16), q.shape[-1]
-    return half and width % 8 == 0 and width <= 128 and k.shape[1] >= 8 and _has_cudnn()
-
-
-@cache
-def _has_cudnn() -> bool:
-    """Whether this process has GPUs with tensor cores for it: NVIDIA's, from Ampere on."""
-    if jax.default_backend() != "gpu":
-        return False
-    device = jax.local_devices()[0]
-    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
-
-
-def _flash(
-    q: Float[Array, "B L N K"],
-    k: Float[Array, "B S N K"],
-    v: Float[Array, "B S N K"],
-    *,
-    causal: bool,
-    scale: float,
-) -> Float[Array, "B L N K"]:
-    """cuDNN's, for which JAX allows no gradients where a length is odd: such ones are padded."""
-    queries, keys = q.shape[1], k.shape[1]
-    lengths: dict[str, Any] = {}
-    if queries % 2 or keys % 2:
-        q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-        lengths = {
-            "query_seq_lengths": jnp.full(q.shape[:1], queries, jnp.int32),
-            "key_value_seq_lengths": jnp.full(q.shape[:1], keys, jnp.int32),
-        }
-    y = jax.nn.dot_product_attention(
-        q, k, v, scale=scale, is_causal=causal, implementation="cudnn", **lengths
-    )
-    return y[:, :queries]
-
-
 class KV(NamedTuple):
     """Keys and values of `S` positions."""
 
@@ -166,7 +127,7 @@ class KV(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of positions behind a prefix; the first `filled` of `S` are valid."""
+    """Keys and values of positions after a prefix; the first `filled` of `S` are valid."""
 
     k: Float[Array, "B S N K"]
     v: Float[Array, "B S N K"]
@@ -177,45 +138,45 @@ class Attention(nnx.Module):
     """Multi-head attention with separate `q k v o` projections.
 
     Args:
-        d: width of the input and the output.
+        width: width of the input and the output.
         heads: number of heads.
-        head_dim: width of one head; `d // heads` where not given.
-        d_context: width of the keys' source; `d` where not given.
+        head_dim: width of one head; `width // heads` where not given.
+        context_width: width of the source of keys and values; `width` where not given.
         biases: which of the projections `"qkvo"` have a bias.
         scale: factor on the scores; `head_dim ** -0.5` where not given.
 
     Raises:
-        ValueError: `heads` does not divide `d` and no `head_dim` is given.
+        ValueError: `heads` does not divide `width` and no `head_dim` is given.
     """
 
     def __init__(
         self,
-        d: int,
+        width: int,
         *,
         heads: int,
         head_dim: int | None = None,
-        d_context: int | None = None,
+        context_width: int | None = None,
         biases: str = "qkvo",
         scale: float | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        if head_dim is None and d % heads:
-            raise ValueError(f"{heads} heads do not divide the width {d}")
+        if head_dim is None and width % heads:
+            raise ValueError(f"{heads} heads do not divide the width {width}")
         self.heads, self.scale = heads, scale
-        inner = heads * (head_dim or d // heads)
-        source = d_context or d
-        self.q = linear(d, inner, ("embed", "heads"), bias="q" in biases, rngs=rngs)
+        inner = heads * (head_dim or width // heads)
+        source = context_width or width
+        self.q = linear(width, inner, ("embed", "heads"), bias="q" in biases, rngs=rngs)
         self.k = linear(source, inner, ("embed", "heads"), bias="k" in biases, rngs=rngs)
         self.v = linear(source, inner, ("embed", "heads"), bias="v" in biases, rngs=rngs)
-        self.o = linear(inner, d, ("heads", "embed"), bias="o" in biases, rngs=rngs)
+        self.o = linear(inner, width, ("heads", "embed"), bias="o" in biases, rngs=rngs)
 
     def _split(self, x: Float[Array, "B L NK"]) -> Float[Array, "B L N K"]:
         return rearrange(x, "b l (n k) -> b l n k", n=self.heads)
 
     def _project(
-        self, x: Float[Array, "B L D"], source: Float[Array, "B S C"], norm: LayerNorm | None = None
+        self, x: Float[Array, "B L D"], source: Float[Array, "B S C"], norm: LayerNorm | None
     ) -> tuple[Float[Array, "B L N K"], Float[Array, "B S N K"], Float[Array, "B S N K"]]:
-        """Queries of `x`, keys and values of `source`."""
+        """Return queries of `x`, keys and values of `source`; `norm` is that of `prenorm`."""
         q, source = project(self.q, x, norm), apart(source)
         k, source = project(self.k, source, norm), apart(source)
         return self._split(q), self._split(k), self._split(project(self.v, source, norm))
@@ -233,25 +194,27 @@ class Attention(nnx.Module):
         causal: bool = False,
         position: Callable | None = None,
     ) -> Float[Array, "B L D"]:
-        """Reads `context` (or `x` itself); `position(q, k)` may rotate or shift both first."""
-        q, k, v = self._project(x, x if context is None else context)
+        """Attend to `context`, or to `x` itself; `position(q, k)` may rotate or shift both."""
+        q, k, v = self._project(x, x if context is None else context, None)
         if position is not None:
             q, k = position(q, k)
         return self._merge(attend(q, k, v, mask=mask, bias=bias, causal=causal, scale=self.scale))
 
-    def begin(
+    def prefill(
         self,
         x: Float[Array, "B P D"],
         *,
+        norm: LayerNorm | None = None,
         mask: Bool[Array, "B 1 1 P"] | None = None,
         last: int | None = None,
-        norm: LayerNorm | None = None,
     ) -> tuple[Float[Array, "B L D"], KV]:
-        """Causal attention of `x`, or its `last` positions, to `x`; not beyond `mask`.
+        """Causal self-attention of `norm(x)`, and the keys and values that `extend` reads.
 
-        Also what `extend` needs of `x`. `x` and `norm` may be those of `to_project`.
+        `mask` is False at positions that nobody may read (padding). With `last`, the output is that
+        of the last positions alone.
         """
-        q, k, v = self._project(x if last is None else x[:, -last:], x, norm)
+        x, rest = prenorm(norm, x)
+        q, k, v = self._project(x if last is None else x[:, -last:], x, rest)
         if last is not None:
             places = jnp.arange(x.shape[1])
             before = (places[None] <= places[-last:, None])[None, None]
@@ -260,7 +223,7 @@ class Attention(nnx.Module):
         return self._merge(y), KV(k, v)
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
-        """Room for `length` positions, in the precision of the weights."""
+        """Return a cache for `length` positions, in the precision of the weights."""
         kernel = self.k.kernel
         shape = (batch, length, self.heads, kernel.shape[1] // self.heads)
         zeros = jnp.zeros(shape, kernel.dtype)
@@ -274,7 +237,7 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "B 1 1 P"] | None = None,
     ) -> tuple[Float[Array, "B L D"], KVCache]:
-        """Causal attention of `L` new positions over a prefix, the cached ones and themselves.
+        """Attend from `L` new positions to a prefix, to the cached positions and to themselves.
 
         `mask` is False at positions of the prefix that nobody may read (padding).
         """

@@ -16,10 +16,10 @@ def conv(
     bias: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution `[..., *space, c_in] -> [..., *space', c_out]` with `len(kernel)` space axes.
+    """Return a convolution from `[..., *space, c_in]` to `[..., *space', c_out]`.
 
-    `padding` is the number of zeros on both sides of each axis, as in PyTorch. The kernel is
-    `[*kernel, c_in, c_out]`.
+    `kernel` has one size for each axis of space, and so may `padding`: the number of zeros on
+    either side of an axis, as in PyTorch. The weight is `[*kernel, c_in, c_out]`.
     """
     rank = len(kernel)
     pads = (padding,) * rank if isinstance(padding, int) else tuple(padding)

@@ -5,21 +5,21 @@ from jax import numpy as jnp
 
 
 def linear(
-    d_in: int,
-    d_out: int,
+    width_in: int,
+    width_out: int,
     axes: tuple[str | None, str | None] = ("embed", "mlp"),
     *,
     bias: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A Linear whose `kernel` is `[d_in, d_out]` with logical `axes`.
+    """Return a Linear whose `kernel` is `[width_in, width_out]` with logical `axes`.
 
     There is no dtype argument anywhere in the networks: weights carry the precision. Cast the
     weights and the network computes in that type.
     """
     return nnx.Linear(
-        d_in,
-        d_out,
+        width_in,
+        width_out,
         use_bias=bias,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": axes[1:]},
@@ -27,11 +27,11 @@ def linear(
     )
 
 
-def embedding(rows: int, d: int, *, rngs: nnx.Rngs) -> nnx.Embed:
-    """A lookup table `embedding` of `[rows, d]`, read by integer index."""
+def embedding(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """Return a lookup table `embedding` of `[rows, width]`, read by integer index."""
     vectors = nnx.Embed(
         rows,
-        d,
+        width,
         embedding_init=nnx.initializers.normal(0.02),
         embedding_metadata={"axes": ("vocab", "embed")},
         rngs=rngs,
@@ -41,6 +41,6 @@ def embedding(rows: int, d: int, *, rngs: nnx.Rngs) -> nnx.Embed:
 
 
 def table(*shape: int, rngs: nnx.Rngs, stddev: float = 0.02) -> nnx.Param:
-    """Learned vectors `[..., d]` used whole: class tokens, queries, absolute positions."""
+    """Return learned vectors `[..., width]`: class tokens, queries, absolute positions."""
     values = stddev * rngs.params.normal(shape, jnp.float32)
     return nnx.Param(values, axes=(None,) * (len(shape) - 1) + ("embed",))

@@ -6,12 +6,11 @@ from functools import partial
 
 import jax
 from flax import nnx
-from jax import lax
 from jax import numpy as jnp
 
+from mfm_jax.layers.backend import as_rows, gelu_in_float32, prenorm, project
 from mfm_jax.layers.linear import linear
 from mfm_jax.layers.norm import LayerNorm
-from mfm_jax.layers.products import as_rows, project
 from mfm_jax.runtime.sharding import constrain
 from mfm_jax.typing import Array, Float
 
@@ -20,19 +19,11 @@ gelu_exact = partial(jax.nn.gelu, approximate=False)
 
 @jax.custom_vjp
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """GELU by a tanh (GPT-2's), in float32 whatever `x` is.
+    """Return the GELU approximated by a tanh (GPT-2's), computed in float32.
 
-    Its gradient is worked out from `x` alone: left to itself, JAX keeps the tanh as well.
+    Its gradient is computed from `x` alone; JAX's own would keep the tanh as well.
     """
-
-    def wide(x: Array) -> Array:
-        return _gelu(x.astype(jnp.float32)).astype(x.dtype)
-
-    if x.ndim != 2:
-        return wide(x)
-    # Of rows (`as_rows`) cuBLAS does it, in float32 as well, if it is written in one precision:
-    # that is how XLA knows it.
-    return lax.platform_dependent(x, cuda=_gelu, default=wide)
+    return gelu_in_float32(_gelu, x)
 
 
 _CUBIC = 0.044715
@@ -52,7 +43,7 @@ def _gelu_forward(x: Array) -> tuple[Array, Array]:
 
 def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
     wide = x.astype(jnp.float32)
-    # (1 + tanh(u)) / 2, said in another way: a compiler that saw the same tanh twice would keep it.
+    # (1 + tanh(u)) / 2 in another form: a compiler that saw the same tanh twice would keep it.
     gate = jax.nn.sigmoid(2 * _inner(wide))
     slope = (2 / math.pi) ** 0.5 * (1 + 3 * _CUBIC * wide**2)
     dx = dy.astype(jnp.float32) * (gate + 2 * wide * gate * (1 - gate) * slope)
@@ -66,15 +57,16 @@ class MLP(nnx.Module):
     """`down(activation(up(x)))`; the activation is `gelu_exact` (erf) or `gelu_tanh` (GPT-2)."""
 
     def __init__(
-        self, d: int, d_ff: int, *, activation: Callable = gelu_exact, rngs: nnx.Rngs
+        self, width: int, mlp_width: int, *, activation: Callable = gelu_exact, rngs: nnx.Rngs
     ) -> None:
         self.activation = activation
-        self.up = linear(d, d_ff, ("embed", "mlp"), rngs=rngs)
-        self.down = linear(d_ff, d, ("mlp", "embed"), rngs=rngs)
+        self.up = linear(width, mlp_width, ("embed", "mlp"), rngs=rngs)
+        self.down = linear(mlp_width, width, ("mlp", "embed"), rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "*B D"], *, norm: LayerNorm | None = None
     ) -> Float[Array, "*B D"]:
-        """`x` and `norm` may be those of `to_project`."""
-        y = self.down(self.activation(project(self.up, as_rows(x), norm)))
+        """Return the output for `norm(x)`, or for `x` without a `norm`."""
+        normed, rest = prenorm(norm, x)
+        y = self.down(self.activation(project(self.up, as_rows(normed), rest)))
         return constrain(y.reshape(x.shape), "batch")

@@ -17,10 +17,10 @@ _AXES: dict[str, Any] = {
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Flax's, whose gradient is written out.
+    """Flax's LayerNorm with its gradient written out.
 
-    Left to themselves compilers for GPUs compute the mean anew for the gradients, and write down,
-    in float32, what they then add up for the gradient of the scale.
+    Without that, compilers for GPUs compute the mean again for the gradients, and write to memory,
+    in float32, the products whose sum is the gradient of the scale.
     """
 
     def __call__(self, x: Float[Array, "*B D"], **_: Any) -> Float[Array, "*B D"]:
@@ -28,11 +28,14 @@ class LayerNorm(nnx.LayerNorm):
 
     @property
     def affine(self) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
-        """Scale and bias."""
+        """Scale and bias, each `[width]`."""
         return cast(nnx.Param, self.scale)[...], cast(nnx.Param, self.bias)[...]
 
     def standardise(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """`x` before scale and bias. For its gradient nothing but `x` is kept."""
+        """Return `x` at mean 0 and variance 1, without scale and bias.
+
+        For its gradient only `x` is kept.
+        """
         return _standardise(x, self.epsilon)
 
 
@@ -48,7 +51,7 @@ def _forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array
 
 
 def _backward(epsilon: float, kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
-    x, mean, rate, scale, bias = lax.optimization_barrier(kept)  # else they are not kept
+    x, mean, rate, scale, bias = lax.optimization_barrier(kept)  # or they would not be kept
     dy, normed = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rate
     rows = tuple(range(x.ndim - 1))
     dscale, dbias = (dy * normed).sum(axis=rows), dy.sum(axis=rows)
@@ -66,7 +69,7 @@ def _standardise(x: Array, epsilon: float) -> Array:
 
 
 def _standardise_backward(epsilon: float, x: Array, dy: Array) -> tuple[Array]:
-    x = lax.optimization_barrier(x)  # else the statistics are kept as well
+    x = lax.optimization_barrier(x)  # or the statistics would be kept as well
     mean, rate = _statistics(x, epsilon)
     normed = (x.astype(jnp.float32) - mean) * rate
     return (_through(dy.astype(jnp.float32), normed, rate).astype(x.dtype),)
@@ -76,39 +79,39 @@ _standardise.defvjp(lambda x, epsilon: (_standardise(x, epsilon), x), _standardi
 
 
 def _statistics(x: Array, epsilon: float) -> tuple[Array, Array]:
-    """The mean of each row, and one over its standard deviation, in float32."""
+    """Return the mean of each row and one over its standard deviation, in float32."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
     return mean, lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
 
 
 def _through(dy: Array, normed: Array, rate: Array) -> Array:
-    """The gradient of what was standardised to `normed`, from that of `normed`, in float32."""
+    """Return the gradient of the input from `dy`, that of the standardised `normed`, in float32."""
     along = (dy * normed).mean(axis=-1, keepdims=True)
     return rate * (dy - dy.mean(axis=-1, keepdims=True) - normed * along)
 
 
 def _last(vector: Array, x: Array) -> Array:
-    """Broadcast over all axes of `x` but the last, in float32."""
+    """Return `vector` in float32, shaped to broadcast over all axes of `x` but the last."""
     return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def layer_norm(d: int, *, epsilon: float, rngs: nnx.Rngs) -> LayerNorm:
-    """LayerNorm over the last axis of `[..., d]`."""
-    return LayerNorm(d, epsilon=epsilon, use_fast_variance=False, rngs=rngs, **_AXES)
+def layer_norm(width: int, *, epsilon: float, rngs: nnx.Rngs) -> LayerNorm:
+    """Return a LayerNorm over the last axis of `[..., width]`."""
+    return LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs, **_AXES)
 
 
 def group_norm(channels: int, groups: int, *, epsilon: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm over space and the channels of each group of `[B, *space, channels]`."""
+    """Return a GroupNorm over space and the channels of each group of `[B, *space, channels]`."""
     return nnx.GroupNorm(
         channels, groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs, **_AXES
     )
 
 
 def batch_norm(channels: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """BatchNorm over all but the last axis, with PyTorch's momentum 0.1.
+    """Return a BatchNorm over all but the last axis, with PyTorch's momentum 0.1.
 
-    Starts in inference mode (running statistics); `module.train()` switches to batch statistics.
+    It starts in inference mode (running statistics); `module.train()` switches to batch statistics.
     """
     return nnx.BatchNorm(
         channels,

@@ -1,8 +1,8 @@
-"""Ways to make one prefix for GPT-2 out of the encoders' tokens; all have one signature.
+"""Fusions: modules that make one prefix for GPT-2 out of the encoders' tokens.
 
 A fusion maps `Streams` to a prefix `[B, P, width]`, whose last position predicts the first LOA
-token, and a mask `[B, P]` or None. `clocked` says whether its tokens carry their time.
-The paper's operator is not public, so the choice is ours and is a config field.
+token, and a mask `[B, P]` or None. `timed` is true if its tokens carry their time.
+The paper's fusion is not public, so the choice is ours and is a config field.
 """
 
 from collections.abc import Mapping
@@ -11,21 +11,21 @@ from einops import repeat
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.layers import clock, layer_norm, linear, table
+from mfm_jax.layers import layer_norm, linear, table, time_embedding
 from mfm_jax.mapper.streams import Stream, Streams
 from mfm_jax.typing import Array, Bool, Float
 
 _EPSILON = 1e-5
-ROWS = 32  # of AudioLDM2's tables of start and end vectors; one a condition is used
+ROWS = 32  # of AudioLDM2's tables of start and end vectors, of which each condition uses one
 Prefix = tuple[Float[Array, "B P D"], Bool[Array, "B P"] | None]
 
 
 class Projection(nnx.Module):
     """LayerNorm, Linear to the mapper's width, and a learned vector that names the encoder."""
 
-    def __init__(self, d_in: int, width: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = layer_norm(d_in, epsilon=_EPSILON, rngs=rngs)
-        self.proj = linear(d_in, width, ("mlp", "embed"), rngs=rngs)
+    def __init__(self, width_in: int, width: int, *, rngs: nnx.Rngs) -> None:
+        self.norm = layer_norm(width_in, epsilon=_EPSILON, rngs=rngs)
+        self.proj = linear(width_in, width, ("mlp", "embed"), rngs=rngs)
         self.encoder = table(width, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "B S C"]) -> Float[Array, "B S D"]:
@@ -34,16 +34,17 @@ class Projection(nnx.Module):
 
 
 def stream_of(encoder: str) -> str:
-    """The stream that an encoder of this name reads: "cavp" for "cavp" and for "cavp:2".
+    """Return the stream that an encoder of this name reads: "cavp" for "cavp" and for "cavp:2".
 
-    What follows the colon tells one reading of a stream from another. Each has weights of its own,
-    so that a mapper of one encoder can read as many tokens as one of two, and compares fairly.
+    The part after the colon tells one reading of a stream from another. Each reading has its own
+    weights, so that a mapper with one encoder can read as many tokens as one with two: a fair
+    comparison.
     """
     return encoder.partition(":")[0]
 
 
 def select(streams: Streams, names: tuple[str, ...]) -> list[Stream]:
-    """The streams that the encoders `names` read, in that order.
+    """Return the streams that the encoders `names` read, in that order.
 
     Raises:
         ValueError: a stream that the mapper reads is missing.
@@ -60,17 +61,17 @@ class TokenFusion(nnx.Module):
     With one encoder this is the single-encoder mapper.
     """
 
-    clocked = True
+    timed = True
 
     def __init__(self, widths: Mapping[str, int], width: int, *, rngs: nnx.Rngs) -> None:
         self.names = tuple(widths)
-        self.proj = nnx.Dict({name: Projection(d, width, rngs=rngs) for name, d in widths.items()})
+        self.proj = nnx.Dict({name: Projection(w, width, rngs=rngs) for name, w in widths.items()})
         self.start = table(width, rngs=rngs)
 
     def __call__(self, streams: Streams) -> Prefix:
         chosen = select(streams, self.names)
         parts = [
-            self.proj[name](s.tokens) + _clock_like(s.seconds, self.start)
+            self.proj[name](s.tokens) + _time_embedding(s.seconds, self.start)
             for name, s in zip(self.names, chosen, strict=True)
         ]
         start = repeat(self.start[...], "d -> b 1 d", b=parts[0].shape[0])
@@ -78,23 +79,23 @@ class TokenFusion(nnx.Module):
 
 
 class ChannelFusion(nnx.Module):
-    """One token per token of the first encoder, the others resampled to its times and summed in.
+    """One token for each token of the first encoder, with the other encoders added to it.
 
-    Concatenating channels and projecting is the same as projecting each and adding. Another
-    encoder's value at a time is the mean of its tokens nearest to that time.
+    Concatenating channels and projecting is the same as projecting each and adding. The other
+    encoders are resampled: their value at a time is the mean of their tokens nearest to that time.
     """
 
-    clocked = True
+    timed = True
 
     def __init__(self, widths: Mapping[str, int], width: int, *, rngs: nnx.Rngs) -> None:
         self.names = tuple(widths)
-        self.proj = nnx.Dict({name: Projection(d, width, rngs=rngs) for name, d in widths.items()})
+        self.proj = nnx.Dict({name: Projection(w, width, rngs=rngs) for name, w in widths.items()})
         self.start = table(width, rngs=rngs)
 
     def __call__(self, streams: Streams) -> Prefix:
         chosen = select(streams, self.names)
         seconds = chosen[0].seconds
-        fused = _clock_like(seconds, self.start)
+        fused = _time_embedding(seconds, self.start)
         for name, stream in zip(self.names, chosen, strict=True):
             fused = fused + self.proj[name](_nearest(stream, seconds))
         start = repeat(self.start[...], "d -> b 1 d", b=fused.shape[0])
@@ -106,16 +107,17 @@ class ChannelFusion(nnx.Module):
 class WrappedFusion(nnx.Module):
     """AudioLDM2's own packing: per condition a Linear, a learned vector before and one after.
 
-    There is no clock and no normalisation; the last end vector plays the start token's part.
+    There is no time embedding and no normalisation; the last end vector takes the place of the
+    start vector.
     Source: AudioLDM2 `audiomae_gen/sequence_input.py`, diffusers `AudioLDM2ProjectionModel`.
     """
 
-    clocked = False
+    timed = False
 
     def __init__(self, widths: Mapping[str, int], width: int, *, rngs: nnx.Rngs) -> None:
         self.names = tuple(widths)
         self.proj = nnx.Dict(
-            {name: linear(d, width, ("mlp", "embed"), rngs=rngs) for name, d in widths.items()}
+            {name: linear(w, width, ("mlp", "embed"), rngs=rngs) for name, w in widths.items()}
         )
         self.start = table(ROWS, width, rngs=rngs)
         self.end = table(ROWS, width, rngs=rngs)
@@ -138,12 +140,19 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def _clock_like(seconds: Float[Array, "B S"], vector: nnx.Param) -> Float[Array, "B S D"]:
-    return clock(seconds.astype(jnp.float32), vector.shape[-1]).astype(vector[...].dtype)
+def _time_embedding(seconds: Float[Array, "B S"], vector: nnx.Param) -> Float[Array, "B S D"]:
+    """Return the embedding of `seconds` in the width and the precision of `vector`."""
+    return time_embedding(seconds.astype(jnp.float32), vector.shape[-1]).astype(vector[...].dtype)
 
 
-def _masks(chosen: list[Stream], *, before: int, after: int, last: int):
-    """The prefix mask: each stream's own, with learned vectors `before`, `after` and at the end."""
+def _masks(
+    chosen: list[Stream], *, before: int, after: int, last: int
+) -> Bool[Array, "B P"] | None:
+    """Return the mask of a prefix, or None if every token counts.
+
+    It is each stream's own mask, with `before` and `after` learned vectors around each stream and
+    `last` ones at the end.
+    """
     if all(s.mask is None for s in chosen):
         return None
     parts = []
@@ -154,7 +163,7 @@ def _masks(chosen: list[Stream], *, before: int, after: int, last: int):
 
 
 def _nearest(stream: Stream, seconds: Float[Array, "B T"]) -> Float[Array, "B T C"]:
-    """The mean of the stream's tokens whose time is nearest to each of `seconds`."""
+    """Return, for each of `seconds`, the mean of the stream's tokens nearest in time."""
     gap = jnp.abs(seconds[:, :, None] - stream.seconds[:, None, :])
     if stream.mask is not None:
         gap = jnp.where(stream.mask[:, None, :], gap, jnp.inf)

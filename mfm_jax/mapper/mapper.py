@@ -12,7 +12,8 @@ from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.errors import SettingError
-from mfm_jax.layers import KV, clock, linear
+from mfm_jax.layers import KV, linear, time_embedding
+from mfm_jax.layers.backend import apart
 from mfm_jax.mapper.fusion import FUSIONS, select, stream_of
 from mfm_jax.mapper.streams import Streams
 from mfm_jax.models.audiomae import LOA
@@ -24,12 +25,11 @@ from mfm_jax.typing import Array, Bool, Float
 class MapperConfig:
     """A mapper's inputs, its network and the LOA grid it predicts."""
 
-    # (name, tokens in a window, their width). The tokens of "cavp" once more are named "cavp:2".
+    # (name, tokens in a window, their width). A second reading of the tokens of "cavp" is "cavp:2".
     encoders: tuple[tuple[str, int, int], ...]
     loa_width: int  # of the AudioMAE that made the targets
-    loa: LOA = field(
-        default_factory=LOA
-    )  # the grid of the targets; the default is what AudioLDM2 was trained on
+    # The grid of the targets; the default is the one that AudioLDM2 was trained on.
+    loa: LOA = field(default_factory=LOA)
     kind: str = "gpt2"  # "gpt2", or a baseline: "linear_pooled", "linear_flat"
     fusion: str = "tokens"  # "tokens", "channels" or "wrapped"; ours, the paper's is not public
     gpt2: GPT2Config = field(default_factory=GPT2Config.small)
@@ -43,7 +43,7 @@ class MapperConfig:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that the encoders read, each once."""
+        """Names of the streams that the encoders read, each once."""
         return tuple(dict.fromkeys(map(stream_of, self.widths)))
 
     @classmethod
@@ -51,12 +51,23 @@ class MapperConfig:
         """GPT-2 small between the released encoders and AudioLDM2."""
         return cls(encoders=(("cavp", 40, 512), ("timechat", 96, 768)), loa_width=768)
 
+    @classmethod
+    def tiny(cls) -> "MapperConfig":
+        """Between the tiny encoders: 16 LOA tokens of 160 ms, in standard deviations."""
+        return cls(
+            encoders=(("cavp", 32, 64), ("timechat", 16, 96)),
+            loa_width=128,
+            loa=LOA(grid=(16, 8), pool=(1, 8)),
+            gpt2=GPT2Config.tiny(),
+            head=True,
+        )
+
 
 class _Mapper(nnx.Module):
-    """What all mappers share: the units of LOA, in which the network works and is scored.
+    """Base of all mappers: the units of LOA in which the network works and is scored.
 
-    With a head (or a linear map) these are standard deviations from the mean, which the mapper
-    keeps with its weights. GPT-2 without a head works in LOA's own units, as in AudioLDM2.
+    With a head (or a linear map) the units are standard deviations from the mean; the mapper keeps
+    both with its weights. GPT-2 without a head works in LOA's own units, as in AudioLDM2.
     """
 
     def __init__(self, config: MapperConfig) -> None:
@@ -66,15 +77,15 @@ class _Mapper(nnx.Module):
             self.loa_mean = nnx.BatchStat(jnp.zeros(config.loa_width))
             self.loa_std = nnx.BatchStat(jnp.ones(config.loa_width))
 
-    def standardise(self, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
-        """LOA in the units that `__call__` predicts."""
+    def standardise(self, loa: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        """Return LOA in the units that `__call__` predicts."""
         if not self.standardised:
             return loa
         loa = loa.astype(self.loa_mean[...].dtype)
         return (loa - self.loa_mean[None, None]) / self.loa_std[None, None]
 
-    def restore(self, predicted: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
-        """The inverse of `standardise`."""
+    def restore(self, predicted: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        """Return LOA in its own units: the inverse of `standardise`."""
         if not self.standardised:
             return predicted
         predicted = predicted.astype(self.loa_std[...].dtype)
@@ -84,8 +95,9 @@ class _Mapper(nnx.Module):
 class GPT2Mapper(_Mapper):
     """Fusion, then GPT-2 over the fused prefix and the LOA so far.
 
-    Called with the true LOA it predicts, in the units of `standardise`, each vector from those
-    before it; `generate` feeds on its own predictions and gives LOA in LOA's own units.
+    Called with the true LOA, it predicts each vector from those before it, in the units of
+    `standardise` (teacher forcing). `generate` reads its own predictions instead and returns LOA in
+    LOA's own units.
 
     The output at the prefix's last position predicts the first LOA vector, the output at each LOA
     vector predicts the next. Without a head the hidden state after GPT-2's final LayerNorm is the
@@ -105,79 +117,89 @@ class GPT2Mapper(_Mapper):
             self.loa_in = linear(config.loa_width, width, ("mlp", "embed"), rngs=rngs)
             self.loa_out = linear(width, config.loa_width, ("embed", "mlp"), rngs=rngs)
 
-    def _clock(self, first: int | Array, length: int) -> Float[Array, "1 {length} D"]:
-        """The time of the LOA vector that each of `length` positions from `first` on predicts."""
+    def _time_embedding(self, first: int | Array, length: int) -> Float[Array, "1 {length} D"]:
+        """Return the embedded times of `length` LOA vectors from number `first` on.
+
+        Each position reads the time of the vector that it predicts.
+        """
         width, dtype = self.config.gpt2.width, self.gpt2.wpe.embedding.dtype
-        if not self.fusion.clocked:
+        if not self.fusion.timed:
             return jnp.zeros((1, length, width), dtype)
         seconds = lax.dynamic_slice(jnp.asarray(self.config.loa.times()), (first,), (length,))
-        return clock(seconds, width).astype(dtype)[None]
+        return time_embedding(seconds, width).astype(dtype)[None]
 
-    def _read(self, standard: Float[Array, "B L D"]) -> Float[Array, "B L W"]:
+    def _read(self, standard: Float[Array, "B L E"]) -> Float[Array, "B L D"]:
+        """Return LOA, in the units of `standardise`, in GPT-2's width."""
         if not self.config.head:
             return standard
         return self.loa_in(standard.astype(self.loa_in.kernel.dtype))
 
-    def _predict(self, hidden: Float[Array, "B L W"]) -> Float[Array, "B L D"]:
+    def _predict(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L E"]:
+        """Return the LOA, in the units of `standardise`, that hidden states predict."""
         return self.loa_out(hidden) if self.config.head else hidden
 
-    def _prefix(self, streams: Streams) -> tuple[Float[Array, "B P W"], Bool[Array, "B P"] | None]:
-        """The fused prefix and its mask."""
+    def _prefix(self, streams: Streams) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"] | None]:
+        """Return the fused prefix and its mask."""
         prefix, mask = self.fusion(streams)
-        return prefix.at[:, -1:].add(self._clock(0, 1)), mask
+        return prefix.at[:, -1:].add(self._time_embedding(0, 1)), mask
 
-    def __call__(self, streams: Streams, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+    def __call__(self, streams: Streams, loa: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        """Predict LOA by teacher forcing, in the units of `standardise`."""
         prefix, mask = self._prefix(streams)
         known = self._read(self.standardise(loa)[:, :-1])
-        known = known + self._clock(1, known.shape[1])
+        known = known + self._time_embedding(1, known.shape[1])
         if mask is not None:
             mask = jnp.pad(mask, ((0, 0), (0, known.shape[1])), constant_values=True)
         embeds = jnp.concatenate([prefix, known], axis=1)
         return self._predict(self.gpt2(embeds, mask, last=loa.shape[1]))
 
-    def begin(self, streams: Streams) -> "Begun":
-        """The video read: what `follow` and `generate` go on from."""
+    def prefill(self, streams: Streams) -> "PrefixCache":
+        """Read the video: `teacher_force` and `generate` go on from the result."""
         prefix, mask = self._prefix(streams)
         before = None if mask is None else mask[:, :-1]
-        _, kvs = self.gpt2.begin(prefix[:, :-1], before)
-        return Begun(kvs, before, prefix[:, -1:])
+        _, kvs = self.gpt2.prefill(prefix[:, :-1], before)
+        return PrefixCache(kvs, before, prefix[:, -1:])
 
-    def follow(self, begun: "Begun", loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
-        """As the call: of several LOA for the same streams, these are read only once."""
+    def teacher_force(
+        self, cache: "PrefixCache", loa: Float[Array, "B L E"]
+    ) -> Float[Array, "B L E"]:
+        """Predict LOA as the call does, for video that has been read already.
+
+        Several LOA of the same video need one `prefill`.
+        """
         known = self._read(self.standardise(loa)[:, :-1])
-        embeds = jnp.concatenate([begun.last, known + self._clock(1, known.shape[1])], axis=1)
-        # Else XLA copies the activations of these few positions and of the whole prefix into one
-        # array, to multiply it with a weight of both.
-        gpt2 = lax.platform_dependent(
-            self.gpt2, cuda=lax.optimization_barrier, default=lambda gpt2: gpt2
-        )
+        known = known + self._time_embedding(1, known.shape[1])
+        embeds = jnp.concatenate([cache.last, known], axis=1)
+        # The products of these few positions are not worth joining with those of the prefix.
+        gpt2 = apart(self.gpt2)
         hidden, _ = gpt2.extend(
-            embeds, begun.prefix, gpt2.empty_cache(*embeds.shape[:2]), begun.mask
+            embeds, cache.prefix, gpt2.empty_cache(*embeds.shape[:2]), cache.mask
         )
         return self._predict(hidden)
 
-    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
-        begun, tokens = self.begin(streams), self.config.loa.tokens
+    def generate(self, streams: Streams) -> Float[Array, "B L E"]:
+        """Return the LOA of the streams, in LOA's own units."""
+        cache, tokens = self.prefill(streams), self.config.loa.tokens
 
         def step(carry, k):
-            caches, embeds = carry
-            hidden, caches = self.gpt2.extend(embeds, begun.prefix, caches, begun.mask)
+            filled, embeds = carry
+            hidden, filled = self.gpt2.extend(embeds, cache.prefix, filled, cache.mask)
             predicted = self._predict(hidden)
-            # After the last one nothing reads the time, which is then any.
-            embeds = self._read(predicted) + self._clock(jnp.minimum(k + 1, tokens - 1), 1)
-            return (caches, embeds), predicted[:, 0]
+            # Nothing reads the time after the last vector, so any will do.
+            following = self._time_embedding(jnp.minimum(k + 1, tokens - 1), 1)
+            return (filled, self._read(predicted) + following), predicted[:, 0]
 
-        caches = self.gpt2.empty_cache(len(begun.last), tokens)
-        _, standard = lax.scan(step, (caches, begun.last), jnp.arange(tokens))
+        empty = self.gpt2.empty_cache(len(cache.last), tokens)
+        _, standard = lax.scan(step, (empty, cache.last), jnp.arange(tokens))
         return self.restore(rearrange(standard, "k b d -> b k d"))
 
 
-class Begun(NamedTuple):
-    """A mapper that has read the video and no LOA yet."""
+class PrefixCache(NamedTuple):
+    """What a mapper keeps of the video that it has read."""
 
-    prefix: tuple[KV, ...]  # of each block of GPT-2, without the last position
+    prefix: tuple[KV, ...]  # keys and values of each block of GPT-2, without the last position
     mask: Bool[Array, "B P"] | None  # of those positions
-    last: Float[Array, "B 1 W"]  # what GPT-2 reads at the last position of the prefix
+    last: Float[Array, "B 1 D"]  # GPT-2's input at the last position of the prefix
 
 
 class LinearMapper(_Mapper):
@@ -189,10 +211,11 @@ class LinearMapper(_Mapper):
     def __init__(self, config: MapperConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config)
         self.pooled = config.kind == "linear_pooled"
-        d_in = sum(d if self.pooled else n * d for _, n, d in config.encoders)
-        self.proj = linear(d_in, config.loa.tokens * config.loa_width, rngs=rngs)
+        width_in = sum(w if self.pooled else n * w for _, n, w in config.encoders)
+        self.proj = linear(width_in, config.loa.tokens * config.loa_width, rngs=rngs)
 
-    def _map(self, streams: Streams) -> Float[Array, "B K D"]:
+    def _map(self, streams: Streams) -> Float[Array, "B L E"]:
+        """Return LOA in the units of `standardise`."""
         chosen = select(streams, tuple(self.config.widths))
         pattern = "b s d -> b d"
         parts = [
@@ -204,15 +227,17 @@ class LinearMapper(_Mapper):
         flat = jnp.concatenate(parts, axis=-1).astype(self.proj.kernel.dtype)
         return rearrange(self.proj(flat), "b (k d) -> b k d", k=self.config.loa.tokens)
 
-    def __call__(self, streams: Streams, loa: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+    def __call__(self, streams: Streams, loa: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        """Predict LOA in the units of `standardise`; the true `loa` is not read."""
         return self._map(streams)
 
-    def generate(self, streams: Streams) -> Float[Array, "B K D"]:
+    def generate(self, streams: Streams) -> Float[Array, "B L E"]:
+        """Return the LOA of the streams, in LOA's own units."""
         return self.restore(self._map(streams))
 
 
 Mapper = GPT2Mapper | LinearMapper
-KINDS: dict[str, type[Mapper]] = {
+MAPPERS: dict[str, type[Mapper]] = {
     "gpt2": GPT2Mapper,
     "linear_pooled": LinearMapper,
     "linear_flat": LinearMapper,
@@ -220,24 +245,25 @@ KINDS: dict[str, type[Mapper]] = {
 
 
 def build_mapper(config: MapperConfig, *, rngs: nnx.Rngs) -> Mapper:
-    """The mapper that `config.kind` names.
+    """Return the mapper that `config.kind` names.
 
     Raises:
         SettingError: an unknown kind, fusion or TimeChat tensor; an encoder named twice, or a
             stream of two sizes.
     """
     for name, known in (
-        ("kind", tuple(KINDS)),
+        ("kind", tuple(MAPPERS)),
         ("fusion", tuple(FUSIONS)),
         ("timechat", ("frame", "video", "llama")),
     ):
         if getattr(config, name) not in known:
             raise SettingError(f"{name}={getattr(config, name)!r} is not one of {', '.join(known)}")
     _check_encoders(config)
-    return KINDS[config.kind](config, rngs=rngs)
+    return MAPPERS[config.kind](config, rngs=rngs)
 
 
 def _check_encoders(config: MapperConfig) -> None:
+    """Refuse an encoder that is named twice, and a stream of two sizes."""
     sizes: dict[str, tuple[int, int]] = {}
     for i, (name, tokens, width) in enumerate(config.encoders):
         if name in (other for other, _, _ in config.encoders[:i]):

@@ -1,4 +1,4 @@
-"""What a mapper reads: the tokens of each video encoder and the moment each token belongs to."""
+"""The input of a mapper: the tokens of each video encoder and the time of each token."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from mfm_jax.typing import Array, Bool, Float
 class Stream(NamedTuple):
     """The tokens of one encoder over one window of video.
 
-    `seconds` is the time of each token since the window's start: both encoders are on one clock.
+    `seconds` is the time of each token since the start of the window, for all encoders alike.
     `mask` is False at padding, which then changes nothing; without it every token counts.
     """
 

@@ -1,7 +1,7 @@
 """AudioMAE (arXiv 2207.06405): a ViT over log-mel patches, its pooled LOA tokens, its pretraining.
 
-Tokens run time-major: patch `(t, f)` of the `(time, mel)` grid is token `1 + t * F + f`, and token
-0 is the class token. In the shapes, G counts the patches of the grid and P the values in a patch.
+Tokens run time-major: with F patches along the mel axis, patch `(t, f)` is token `1 + t * F + f`.
+Token 0 is the class token. The channels C of a patch are its `patch ** 2` values.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.layers import MLP, Attention, layer_norm, linear, table
+from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Bool, Float, Int
 
 FRAME_SECONDS = 0.01  # hop of the Kaldi filter bank
@@ -22,7 +23,7 @@ EPSILON = 1e-6  # of every LayerNorm
 
 @dataclass(frozen=True)
 class LOA:
-    """How AudioMAE's patch grid is pooled to LOA tokens, and when in the clip each of them lies.
+    """The grid of LOA tokens: how AudioMAE's patches are pooled, and the time of each token.
 
     Raises:
         ValueError: `pool` does not divide `grid`.
@@ -56,7 +57,7 @@ class LOA:
         return self.pool[0] * self.patch_seconds
 
     def times(self) -> Float[np.ndarray, " L"]:
-        """Middle of each token in seconds; the tokens of one moment share it."""
+        """Return the middle of each token in seconds; the tokens of one moment share it."""
         middles = (np.arange(self.shape[0]) + 0.5) * self.token_seconds
         return np.repeat(middles, self.shape[1]).astype(np.float32)
 
@@ -98,7 +99,7 @@ class AudioMAEConfig:
         return self.grid[0] * self.grid[1]
 
     def loa(self, pool: tuple[int, int]) -> LOA:
-        """The LOA tokens that `pool` patches along (time, mel) make of one clip."""
+        """Return the grid of LOA tokens of one clip, of `pool` patches along (time, mel) each."""
         return LOA(self.grid, pool, self.patch * FRAME_SECONDS)
 
     @classmethod
@@ -120,13 +121,15 @@ class AudioMAEConfig:
         )
 
 
-def patchify(fbank: Float[Array, "B T M"], patch: int) -> Float[Array, "B G P"]:
-    """Squares of `patch` frames x `patch` bins in time-major order, flattened frame by frame."""
+def patchify(fbank: Float[Array, "B T M"], patch: int) -> Float[Array, "B G C"]:
+    """Cut squares of `patch` frames x `patch` bins, in time-major order, flattened by frame."""
     return rearrange(fbank, "b (t p) (m q) -> b (t m) (p q)", p=patch, q=patch)
 
 
 def sincos_pos_embed(grid: tuple[int, int], width: int) -> Float[np.ndarray, "L {width}"]:
-    """The fixed positions of the class token (zeros) and of the patches of a `(time, mel)` grid.
+    """Return the fixed positions of the class token (zeros) and of the patches of a grid.
+
+    The grid is `(time, mel)`.
 
     A quirk of the original is kept (util/patch_embed.py:14, util/pos_embed.py:39): it declares the
     grid as (mel, time) while tokens run (time, mel). So token `i` is coded as position
@@ -149,22 +152,22 @@ def sincos_pos_embed(grid: tuple[int, int], width: int) -> Float[np.ndarray, "L 
 
 
 def _positions(grid: tuple[int, int], width: int) -> nnx.Param:
-    """The positions as a stored weight, as in the checkpoints. They receive no gradient."""
+    """Return the positions as a stored weight, as in the checkpoints; it gets no gradient."""
     return nnx.Param(jnp.asarray(sincos_pos_embed(grid, width)), axes=(None, "embed"))
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, d: int, heads: int, mlp_ratio: int, *, rngs: nnx.Rngs) -> None:
-        self.norm1 = layer_norm(d, epsilon=EPSILON, rngs=rngs)
-        self.attn = Attention(d, heads=heads, rngs=rngs)
-        self.norm2 = layer_norm(d, epsilon=EPSILON, rngs=rngs)
-        self.mlp = MLP(d, mlp_ratio * d, rngs=rngs)
+    def __init__(self, width: int, heads: int, mlp_ratio: int, *, rngs: nnx.Rngs) -> None:
+        self.attn_norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
+        self.attn = Attention(width, heads=heads, rngs=rngs)
+        self.mlp_norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
+        self.mlp = MLP(width, mlp_ratio * width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attn(self.attn_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class AudioMAE(nnx.Module):
@@ -186,7 +189,7 @@ class AudioMAE(nnx.Module):
     def embed(
         self, fbank: Float[Array, "B T M"], visible: Int[Array, "B S"] | None = None
     ) -> Float[Array, "B L D"]:
-        """What the first block reads: the class token, then all patches or the `visible` ones.
+        """Return the input of the first block: the class token, then all or the `visible` patches.
 
         Raises:
             ValueError: the filter bank has other sizes than the config says.
@@ -206,14 +209,14 @@ class AudioMAE(nnx.Module):
         return jnp.concatenate([first, x], axis=1)
 
     def __call__(self, fbank: Float[Array, "B T M"]) -> Float[Array, "B L D"]:
-        """Features of the class token and every patch, as AudioLDM2 takes them.
+        """Return features of the class token and every patch, as AudioLDM2 takes them.
 
-        Mean over the last blocks of each one's normalised output (models_mae.py:447 there).
+        They are the mean of the last blocks' outputs, each normalised (models_mae.py:447 there).
         """
         x = self.embed(fbank)
         outputs = []
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x)
             outputs.append(x)
         normed = [self.norm(y) for y in outputs[-self.config.averaged :]]
         return sum(normed[1:], normed[0]) / len(normed)
@@ -221,19 +224,21 @@ class AudioMAE(nnx.Module):
     def encode_visible(
         self, fbank: Float[Array, "B T M"], visible: Int[Array, "B S"]
     ) -> Float[Array, "B L D"]:
-        """The class token and the `visible` patches after the last block, for pretraining."""
+        """Encode the class token and the `visible` patches, for pretraining."""
         x = self.embed(fbank, visible)
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x)
         return self.norm(x)
 
 
 def pool_loa(
-    tokens: Float[Array, "B S D"], grid: tuple[int, int] = (64, 8), pool: tuple[int, int] = (8, 8)
-) -> Float[Array, "B L D"]:
-    """LOA: the mean of average and maximum over `pool` patches along (time, mel), time-major.
+    tokens: Float[Array | np.ndarray, "B S D"],
+    grid: tuple[int, int] = (64, 8),
+    pool: tuple[int, int] = (8, 8),
+) -> Float[Array | np.ndarray, "B L D"]:
+    """Return LOA: the mean of average and maximum over `pool` patches along (time, mel).
 
-    `tokens` are AudioMAE's, class token included; it is dropped.
+    `tokens` are AudioMAE's, of which the class token is dropped. LOA is time-major.
 
     Raises:
         ValueError: `pool` does not divide `grid`, or `tokens` are not those of `grid`.
@@ -256,23 +261,23 @@ class AudioMAEDecoder(nnx.Module):
     """
 
     def __init__(self, config: AudioMAEConfig, *, rngs: nnx.Rngs) -> None:
-        d = config.decoder_width
-        self.embed = linear(config.width, d, ("embed", None), rngs=rngs)
-        self.mask_token = table(d, rngs=rngs)
-        self.pos_embed = _positions(config.grid, d)
+        width = config.decoder_width
+        self.embed = linear(config.width, width, ("embed", None), rngs=rngs)
+        self.mask_token = table(width, rngs=rngs)
+        self.pos_embed = _positions(config.grid, width)
         self.blocks = nnx.List(
             [
-                Block(d, config.decoder_heads, config.mlp_ratio, rngs=rngs)
+                Block(width, config.decoder_heads, config.mlp_ratio, rngs=rngs)
                 for _ in range(config.decoder_depth)
             ]
         )
-        self.norm = layer_norm(d, epsilon=EPSILON, rngs=rngs)
-        self.pred = linear(d, config.patch**2, ("embed", None), rngs=rngs)
+        self.norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
+        self.pred = linear(width, config.patch**2, ("embed", None), rngs=rngs)
 
     def __call__(
         self, encoded: Float[Array, "B L D"], visible: Int[Array, "B S"]
-    ) -> Float[Array, "B G P"]:
-        """Contents of all G patches from the encoded class token and `visible` patches."""
+    ) -> Float[Array, "B G C"]:
+        """Return the contents of all patches from the encoded class token and visible patches."""
         positions = lax.stop_gradient(self.pos_embed[...])
         x = self.embed(encoded)
         batch, _, width = x.shape
@@ -280,12 +285,12 @@ class AudioMAEDecoder(nnx.Module):
         patches = patches.at[jnp.arange(batch)[:, None], visible].set(x[:, 1:])
         x = jnp.concatenate([x[:, :1], patches], axis=1) + positions[None]
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x)
         return self.pred(self.norm(x[:, 1:]))
 
 
 def random_visible(key: Array, batch: int, patches: int, ratio: float) -> Int[Array, "{batch} S"]:
-    """Ascending indices of the patches that stay when a share `ratio` of each clip is masked.
+    """Draw ascending indices of the patches that stay if a share `ratio` of each clip is masked.
 
     The mask is unstructured: neither whole frames nor whole bands.
 
@@ -300,15 +305,15 @@ def random_visible(key: Array, batch: int, patches: int, ratio: float) -> Int[Ar
 
 
 def masked_patches(visible: Int[Array, "B S"], patches: int) -> Bool[Array, "B {patches}"]:
-    """True at the patches that are not `visible`."""
+    """Return the mask that is True at the patches that are not `visible`."""
     rows = jnp.arange(len(visible))[:, None]
     return jnp.ones((len(visible), patches), bool).at[rows, visible].set(False)
 
 
 def reconstruction_loss(
-    predicted: Float[Array, "B G P"], target: Float[Array, "B G P"], masked: Bool[Array, "B G"]
+    predicted: Float[Array, "B G C"], target: Float[Array, "B G C"], masked: Bool[Array, "B G"]
 ) -> Float[Array, ""]:
-    """Mean squared error over `masked` patches, each target patch at mean 0 and variance 1.
+    """Return the mean squared error over `masked` patches, each target at mean 0 and variance 1.
 
     The variance is the unbiased one, with 1e-6 added, as in the original.
     """
@@ -327,7 +332,7 @@ def pretraining_loss(
     key: Array,
     ratio: float = 0.8,
 ) -> Float[Array, ""]:
-    """Loss of one masked-autoencoder step; `key` draws the mask, `ratio` is its share.
+    """Return the loss of one masked-autoencoder step; `key` draws the mask, `ratio` is its share.
 
     Raises:
         ValueError: `ratio` masks no patch, or all of them.

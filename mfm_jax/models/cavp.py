@@ -13,6 +13,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import batch_norm, conv, linear
+from mfm_jax.layers.remat import run
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tower
 from mfm_jax.typing import Array, Float
 
@@ -28,7 +29,7 @@ class CAVPConfig:
     blocks: tuple[int, int, int, int]  # bottlenecks in each stage
     embed: int  # width of the shared space
     audio: Cnn14Config
-    pool: int  # steps that the one vector of a clip is the maximum over
+    pool: int  # steps over whose maximum a clip becomes one vector
     fps: float  # video frames per second
     size: int  # height and width of a frame in pixels
     hop: int  # samples at 16 kHz from one mel column to the next
@@ -101,7 +102,7 @@ class ConvNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """Narrow, look around, widen, and add what came in (`cavp_modules.py:302-325`)."""
+    """Residual block: 1x1, 3x3 and 1x1 convolutions (`cavp_modules.py:302-325`)."""
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class Bottleneck(nnx.Module):
 def _stage(
     c_in: int, width: int, blocks: int, *, temporal: bool, stride: int, rngs: nnx.Rngs
 ) -> list[Bottleneck]:
-    """The first block changes width and resolution, the others neither."""
+    """Return the blocks of a stage, of which only the first changes width and resolution."""
     first = Bottleneck(c_in, width, temporal=temporal, stride=stride, shortcut=True, rngs=rngs)
     rest = [
         Bottleneck(EXPANSION * width, width, temporal=temporal, rngs=rngs)
@@ -143,8 +144,8 @@ def _stage(
 class SlowOnly(nnx.Module):
     """ResNet3D-50 without strides over time.
 
-    An output sees as many frames to either side as there are temporal blocks, 9 in the release, so
-    the way a video is cut into chunks changes the features near the cuts.
+    An output sees as many frames to either side as there are temporal blocks, 9 in the release.
+    Cutting a video into chunks therefore changes the features near the cuts.
     """
 
     def __init__(self, config: CAVPConfig, *, rngs: nnx.Rngs) -> None:
@@ -157,21 +158,21 @@ class SlowOnly(nnx.Module):
         self.stages = nnx.List([nnx.List(stage) for stage in stages])
 
     def pool(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
-        """The 3x3 maximum with stride 2 between the stem and the stages."""
+        """Return the 3x3 maximum with stride 2 between the stem and the stages."""
         return nnx.max_pool(x, (1, 3, 3), (1, 2, 2), padding=[(0, 0), (1, 1), (1, 1)])
 
     def __call__(self, frames: Float[Array, "B T H W 3"]) -> Float[Array, "B T C"]:
         x = self.pool(jax.nn.relu(self.stem(frames)))
         for stage in self.stages:
             for block in stage:
-                x = block(x)
+                x = run(block, x)
         return x.mean(axis=(2, 3))
 
 
 def _finish(
     x: Float[Array, "B T D"], steps: int | None, normalize: bool
 ) -> Float[Array, "B ... D"]:
-    """Maximum over the first `steps` (where given), then unit length.
+    """Take the maximum over the first `steps`, if given, and scale to unit length.
 
     The original pools with stride `steps` and squeezes, so a second window would turn its
     normalisation to the wrong axis; such clips are refused here.
@@ -201,7 +202,7 @@ class CAVPVideo(nnx.Module):
     def __call__(
         self, frames: Float[Array, "B T H W 3"], *, pool: bool = False, normalize: bool = True
     ) -> Float[Array, "B ... D"]:
-        """One vector per frame, `[B, T, D]`, or per clip, `[B, D]`, with `pool`.
+        """Return one vector per frame, `[B, T, D]`, or with `pool` one per clip, `[B, D]`.
 
         `frames` are RGB in [0, 1] without mean or deviation taken out, any height and width.
 
@@ -224,7 +225,7 @@ class CAVP(nnx.Module):
     def encode_video(
         self, frames: Float[Array, "B T H W 3"], *, pool: bool = False, normalize: bool = True
     ) -> Float[Array, "B ... D"]:
-        """See `CAVPVideo`."""
+        """Encode frames with the video tower; see `CAVPVideo`."""
         return self.video(frames, pool=pool, normalize=normalize)
 
     def encode_audio(
@@ -235,7 +236,7 @@ class CAVP(nnx.Module):
         normalize: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B ... D"]:
-        """One vector per time step (16 mel columns in the release), or per clip with `pool`.
+        """Return one vector per time step (16 mel columns in the release), or per clip with `pool`.
 
         `mel` is `cavp_mel`'s log-mel in [0, 1] as published, bins first. `rngs` draws the dropout
         in training.
@@ -254,7 +255,7 @@ class CAVP(nnx.Module):
         pool: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B ... D"], Float[Array, "B ... D"], Float[Array, ""]]:
-        """Unit features of video and audio and the factor on their products, for the loss."""
+        """Return unit features of video and audio, and the factor on their products in the loss."""
         video = self.encode_video(frames, pool=pool)
         audio = self.encode_audio(mel, pool=pool, rngs=rngs)
         return video, audio, jnp.exp(self.logit_scale[...])

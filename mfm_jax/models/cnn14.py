@@ -12,6 +12,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import batch_norm, conv, linear
+from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Float
 
 AUDIOSET_CLASSES = 527
@@ -79,15 +80,15 @@ class ConvBlock(nnx.Module):
         self.drop = nnx.Dropout(dropout, deterministic=True)
 
     def __call__(
-        self, x: Float[Array, "B T M C"], *, rngs: nnx.Rngs | None = None
+        self, x: Float[Array, "B T M C"], key: Array | None = None
     ) -> Float[Array, "B T2 M2 C2"]:
-        """`rngs` draws the dropout, which is on after `module.train()`."""
+        """Return the pooled output; `key` draws the dropout, which is on after `module.train()`."""
         x = jax.nn.relu(self.norm1(self.conv1(x)))
         x = jax.nn.relu(self.norm2(self.conv2(x)))
         time, mels = (size // p for size, p in zip(x.shape[1:3], self.pool, strict=True))
         x = x[:, : time * self.pool[0], : mels * self.pool[1]]
         pooled = reduce(x, "b (t p) (m q) c -> b t m c", "mean", t=time, m=mels)
-        return self.drop(pooled, rngs=rngs)
+        return self.drop(pooled, rngs=key)
 
 
 class Cnn14(nnx.Module):
@@ -110,7 +111,7 @@ class Cnn14(nnx.Module):
     ) -> Float[Array, "B T2 C"]:
         x_BTMC = self.norm(mel.astype(self.norm.mean.dtype))[..., None]
         for block in self.blocks:
-            x_BTMC = block(x_BTMC, rngs=rngs)
+            x_BTMC = run(block, x_BTMC, None if rngs is None else rngs.dropout())
         return x_BTMC.mean(axis=2)
 
 
@@ -127,7 +128,7 @@ class Cnn14Tower(nnx.Module):
         self, mel: Float[Array, "B T M"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B T2 D"]:
         x = self.trunk(mel, rngs=rngs)
-        # Over each step and its neighbours; the average counts zeros at the ends, the maximum not.
+        # Over each step and its neighbours. Only the average counts the zeros beyond the ends.
         padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
         average = (padded[:, :-2] + x + padded[:, 2:]) / 3.0
         x = nnx.max_pool(x, (3,), padding=[(1, 1)]) + average
@@ -150,7 +151,7 @@ class Cnn14Tagger(nnx.Module):
     def __call__(
         self, mel_db: Float[Array, "B T M"]
     ) -> tuple[Float[Array, "B D"], Float[Array, "B V"]]:
-        """The embedding (`fc1` after its ReLU) and the class logits of a log-mel in dB."""
+        """Return the embedding (`fc1` after its ReLU) and the class logits of a log-mel in dB."""
         x = self.trunk(mel_db)
         embedding = jax.nn.relu(self.fc1(jnp.max(x, axis=1) + jnp.mean(x, axis=1)))
         return embedding, self.classify(embedding)

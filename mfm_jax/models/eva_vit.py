@@ -10,6 +10,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import MLP, Attention, conv, layer_norm, table
+from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Float
 
 
@@ -19,10 +20,10 @@ class EvaViTConfig:
 
     image: int  # pixels, height and width
     patch: int  # pixels, height and width of one token
-    d: int  # width
+    width: int
     depth: int  # blocks
     heads: int
-    d_ff: int  # width of the feed-forward networks
+    mlp_width: int  # of the feed-forward networks
     epsilon: float = 1e-6  # of every LayerNorm in the blocks (eva_vit.py:428)
 
     def __post_init__(self) -> None:
@@ -37,22 +38,22 @@ class EvaViTConfig:
     @classmethod
     def eva_clip_g(cls) -> "EvaViTConfig":
         """The released 1 B model; the last of EVA's 40 blocks is not built (eva_vit.py:415-430)."""
-        return cls(image=224, patch=14, d=1408, depth=39, heads=16, d_ff=6144)
+        return cls(image=224, patch=14, width=1408, depth=39, heads=16, mlp_width=6144)
 
     @classmethod
     def tiny(cls) -> "EvaViTConfig":
         """For 64 x 64 frames, 0.25 M parameters."""
-        return cls(image=64, patch=8, d=96, depth=2, heads=4, d_ff=384)
+        return cls(image=64, patch=8, width=96, depth=2, heads=4, mlp_width=384)
 
 
 class Block(nnx.Module):
     """Pre-norm residual block; the keys have no bias."""
 
     def __init__(self, config: EvaViTConfig, *, rngs: nnx.Rngs) -> None:
-        self.attn_norm = layer_norm(config.d, epsilon=config.epsilon, rngs=rngs)
-        self.attn = Attention(config.d, heads=config.heads, biases="qvo", rngs=rngs)
-        self.mlp_norm = layer_norm(config.d, epsilon=config.epsilon, rngs=rngs)
-        self.mlp = MLP(config.d, config.d_ff, rngs=rngs)
+        self.attn_norm = layer_norm(config.width, epsilon=config.epsilon, rngs=rngs)
+        self.attn = Attention(config.width, heads=config.heads, biases="qvo", rngs=rngs)
+        self.mlp_norm = layer_norm(config.width, epsilon=config.epsilon, rngs=rngs)
+        self.mlp = MLP(config.width, config.mlp_width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         x = x + self.attn(self.attn_norm(x))
@@ -65,13 +66,13 @@ class EvaViT(nnx.Module):
     def __init__(self, config: EvaViTConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         size = (config.patch, config.patch)
-        self.patch = conv(3, config.d, size, strides=size, rngs=rngs)
-        self.class_token = table(config.d, rngs=rngs)
-        self.positions = table(config.tokens, config.d, rngs=rngs)
+        self.patch = conv(3, config.width, size, strides=size, rngs=rngs)
+        self.class_token = table(config.width, rngs=rngs)
+        self.positions = table(config.tokens, config.width, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.depth)])
 
     def embed(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B L D"]:
-        """Class token and patches, with their positions.
+        """Return class token and patches, with their positions.
 
         Raises:
             ValueError: the images are not of the configured size.
@@ -87,5 +88,5 @@ class EvaViT(nnx.Module):
     def __call__(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B L D"]:
         x = self.embed(pixels)
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x)
         return x

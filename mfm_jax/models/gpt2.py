@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.layers import KV, MLP, Attention, KVCache, embedding, layer_norm
-from mfm_jax.layers.boundary import finished
+from mfm_jax.layers import KV, MLP, Attention, KVCache, add, embedding, layer_norm
+from mfm_jax.layers.backend import gradient_once
 from mfm_jax.layers.mlp import gelu_tanh
-from mfm_jax.layers.products import add, to_project
 from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Bool, Float
 
@@ -42,11 +41,11 @@ class Block(nnx.Module):
     """Pre-norm transformer block with a tanh GELU."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs) -> None:
-        d = config.width
-        self.norm1 = layer_norm(d, epsilon=config.epsilon, rngs=rngs)
-        self.attn = Attention(d, heads=config.heads, rngs=rngs)
-        self.norm2 = layer_norm(d, epsilon=config.epsilon, rngs=rngs)
-        self.mlp = MLP(d, 4 * d, activation=gelu_tanh, rngs=rngs)
+        width = config.width
+        self.attn_norm = layer_norm(width, epsilon=config.epsilon, rngs=rngs)
+        self.attn = Attention(width, heads=config.heads, rngs=rngs)
+        self.mlp_norm = layer_norm(width, epsilon=config.epsilon, rngs=rngs)
+        self.mlp = MLP(width, 4 * width, activation=gelu_tanh, rngs=rngs)
 
     def __call__(
         self,
@@ -55,12 +54,10 @@ class Block(nnx.Module):
         *,
         last: int | None = None,
     ) -> tuple[Float[Array, "B L D"], KV]:
-        """The block at all or the `last` positions, and the keys and values of all."""
-        reading, norm = to_project(self.norm1, x)
-        y, kv = self.attn.begin(reading, mask=mask, last=last, norm=norm)
+        """Return the output of all or the `last` positions, and the keys and values of all."""
+        y, kv = self.attn.prefill(x, norm=self.attn_norm, mask=mask, last=last)
         x = add(x if last is None else x[:, -last:], y)
-        reading, norm = to_project(self.norm2, x)
-        return add(x, self.mlp(reading, norm=norm)), kv
+        return add(x, self.mlp(x, norm=self.mlp_norm)), kv
 
     def extend(
         self,
@@ -69,10 +66,10 @@ class Block(nnx.Module):
         cache: KVCache,
         mask: Bool[Array, "B 1 1 P"] | None,
     ) -> tuple[Float[Array, "B L D"], KVCache]:
-        """The block over `L` new positions, reading the prefix and the cached ones."""
-        y, cache = self.attn.extend(self.norm1(x), prefix, cache, mask=mask)
+        """Return the output of `L` new positions, which read the prefix and the cached ones."""
+        y, cache = self.attn.extend(self.attn_norm(x), prefix, cache, mask=mask)
         x = add(x, y)
-        return add(x, self.mlp(self.norm2(x))), cache
+        return add(x, self.mlp(self.mlp_norm(x))), cache
 
 
 class GPT2(nnx.Module):
@@ -94,7 +91,7 @@ class GPT2(nnx.Module):
         *,
         last: int | None = None,
     ) -> Float[Array, "B L D"]:
-        """Hidden states after the final LayerNorm, of all or the `last` positions.
+        """Return hidden states after the final LayerNorm, of all or the `last` positions.
 
         `mask` is False at padding. Padding still takes up positions, as in the original. Where
         only the last positions are read, the last block computes no others.
@@ -102,16 +99,19 @@ class GPT2(nnx.Module):
         Raises:
             ValueError: the sequence is longer than the table of positions.
         """
-        return self.begin(embeds, mask, last=last)[0]
+        return self.prefill(embeds, mask, last=last)[0]
 
-    def begin(
+    def prefill(
         self,
         embeds: Float[Array, "B P D"],
         mask: Bool[Array, "B P"] | None = None,
         *,
         last: int | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[KV, ...]]:
-        """As the call, with what `extend` needs to go on behind these positions."""
+        """Return the hidden states as the call does, and what `extend` needs to go on from here.
+
+        Those are the keys and values of all positions, of each block.
+        """
         length = embeds.shape[1]
         self._check(length)
         seen = _visible(mask)
@@ -119,12 +119,12 @@ class GPT2(nnx.Module):
         kvs = []
         for i, block in enumerate(self.blocks, 1):
             x, kv = run(block, x, seen, last=last if i == len(self.blocks) else None)
-            x = finished(x)
+            x = gradient_once(x)
             kvs.append(kv)
         return self.norm(x), tuple(kvs)
 
     def empty_cache(self, batch: int, length: int) -> tuple[KVCache, ...]:
-        """One cache a block, with room for `length` positions behind a prefix."""
+        """Return a cache for each block, with room for `length` positions after a prefix."""
         return tuple(block.attn.empty_cache(batch, length) for block in self.blocks)
 
     def extend(
@@ -134,7 +134,7 @@ class GPT2(nnx.Module):
         caches: tuple[KVCache, ...],
         mask: Bool[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[KVCache, ...]]:
-        """Hidden states of `L` further positions; `mask` is the prefix's.
+        """Return hidden states of `L` further positions; `mask` is the prefix's.
 
         Raises:
             ValueError: prefix and caches are longer than the table of positions.

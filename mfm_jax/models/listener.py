@@ -1,7 +1,7 @@
-"""What a contact sounds like: names the material that was hit, from 320 ms of log-mel.
+"""The listener: a classifier that names the material that was hit, from 320 ms of log-mel.
 
-An instrument of measurement, ours: it is trained on the real sound of clips with known contacts and
-scores generated sound (`mfm_jax.foley.contacts`). Nothing that generates reads it.
+It is ours and serves measurement only: it is trained on the real sound of clips with known
+contacts, and scores generated sound (`mfm_jax.foley.contacts`).
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Listener(nnx.Module):
         self.out = linear(widths[-1] * rows, len(config.materials), ("embed", None), rngs=rngs)
 
     def __call__(self, crops: Float[Array, "B T M"]) -> Float[Array, "B V"]:
-        """Logits of the materials; crops are those of `mfm_jax.foley.contacts.crops`."""
+        """Return logits of the materials; crops are those of `mfm_jax.foley.contacts.crops`."""
         x = ((crops - LOUDNESS) / SPREAD).astype(self.out.kernel.dtype)[..., None]
         for conv_, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.silu(norm(conv_(x)))

@@ -12,6 +12,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import MLP, Attention, embedding, layer_norm, table
+from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Bool, Float, Int
 
 
@@ -20,11 +21,11 @@ class QFormerConfig:
     """Sizes of a Q-Former."""
 
     queries: int  # learned query tokens
-    d: int  # width
-    d_context: int  # width of the tokens that the queries read
+    width: int
+    context_width: int  # of the tokens that the queries read
     depth: int  # blocks
     heads: int
-    d_ff: int  # width of the feed-forward networks
+    mlp_width: int  # of the feed-forward networks
     cross_every: int  # cross-attention in blocks 0, cross_every, 2 * cross_every, ...
     words: int | None = None  # rows of the word table; None: no text input, and no weights for it
     positions: int = 512  # most text tokens, BERT's number
@@ -35,11 +36,11 @@ class QFormerConfig:
         """InstructBLIP's over EVA-CLIP g; the words are BERT's and one that is never used."""
         return cls(
             queries=32,
-            d=768,
-            d_context=1408,
+            width=768,
+            context_width=1408,
             depth=12,
             heads=12,
-            d_ff=3072,
+            mlp_width=3072,
             cross_every=2,
             words=30523,
         )
@@ -47,17 +48,27 @@ class QFormerConfig:
     @classmethod
     def video(cls) -> "QFormerConfig":
         """TimeChat's over the tokens of the image Q-Former."""
-        return cls(queries=32, d=768, d_context=768, depth=2, heads=12, d_ff=3072, cross_every=1)
+        return cls(
+            queries=32,
+            width=768,
+            context_width=768,
+            depth=2,
+            heads=12,
+            mlp_width=3072,
+            cross_every=1,
+        )
 
 
 class PostNormAttention(nnx.Module):
-    """Residual attention over the tokens themselves, or over a context of width `d_context`."""
+    """Residual attention over the tokens themselves, or over a context of width `context_width`."""
 
     def __init__(
-        self, config: QFormerConfig, *, d_context: int | None = None, rngs: nnx.Rngs
+        self, config: QFormerConfig, *, context_width: int | None = None, rngs: nnx.Rngs
     ) -> None:
-        self.attn = Attention(config.d, heads=config.heads, d_context=d_context, rngs=rngs)
-        self.norm = layer_norm(config.d, epsilon=config.epsilon, rngs=rngs)
+        self.attn = Attention(
+            config.width, heads=config.heads, context_width=context_width, rngs=rngs
+        )
+        self.norm = layer_norm(config.width, epsilon=config.epsilon, rngs=rngs)
 
     def __call__(
         self,
@@ -73,8 +84,8 @@ class PostNormMLP(nnx.Module):
     """Residual feed-forward network."""
 
     def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs) -> None:
-        self.mlp = MLP(config.d, config.d_ff, rngs=rngs)
-        self.norm = layer_norm(config.d, epsilon=config.epsilon, rngs=rngs)
+        self.mlp = MLP(config.width, config.mlp_width, rngs=rngs)
+        self.norm = layer_norm(config.width, epsilon=config.epsilon, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return self.norm(x + self.mlp(x))
@@ -84,36 +95,35 @@ class Block(nnx.Module):
     """Queries and text see each other; then only the queries see the context."""
 
     def __init__(self, config: QFormerConfig, *, cross: bool, rngs: nnx.Rngs) -> None:
-        d_context, text = config.d_context, config.words is not None
+        width, text = config.context_width, config.words is not None
         self.queries = config.queries
         self.joint = PostNormAttention(config, rngs=rngs)
-        self.cross = PostNormAttention(config, d_context=d_context, rngs=rngs) if cross else None
-        self.query_ff = PostNormMLP(config, rngs=rngs)
-        self.text_ff = PostNormMLP(config, rngs=rngs) if text else None
+        self.cross = PostNormAttention(config, context_width=width, rngs=rngs) if cross else None
+        self.query_mlp = PostNormMLP(config, rngs=rngs)
+        self.text_mlp = PostNormMLP(config, rngs=rngs) if text else None
 
     def __call__(
         self,
         x: Float[Array, "B L D"],
         context: Float[Array, "B S C"],
-        *,
         mask: Bool[Array, "B 1 1 L"] | None = None,
     ) -> Float[Array, "B L D"]:
         x = self.joint(x, mask=mask)
         queries, text = x[:, : self.queries], x[:, self.queries :]
         if self.cross is not None:
             queries = self.cross(queries, context)
-        queries = self.query_ff(queries)
-        if self.text_ff is None or not text.shape[1]:
+        queries = self.query_mlp(queries)
+        if self.text_mlp is None or not text.shape[1]:
             return queries
-        return jnp.concatenate([queries, self.text_ff(text)], axis=1)
+        return jnp.concatenate([queries, self.text_mlp(text)], axis=1)
 
 
 class TextEmbedding(nnx.Module):
     """Words and their positions, counted from the first word; the queries have neither."""
 
     def __init__(self, words: int, config: QFormerConfig, *, rngs: nnx.Rngs) -> None:
-        self.words = embedding(words, config.d, rngs=rngs)
-        self.positions = table(config.positions, config.d, rngs=rngs)
+        self.words = embedding(words, config.width, rngs=rngs)
+        self.positions = table(config.positions, config.width, rngs=rngs)
 
     def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         length, most = ids.shape[1], self.positions.shape[0]
@@ -126,16 +136,16 @@ class QFormer(nnx.Module):
     """Queries that read a context, and text with it where the network takes any."""
 
     def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs) -> None:
-        self.queries = table(config.queries, config.d, rngs=rngs)
+        self.queries = table(config.queries, config.width, rngs=rngs)
         words, every = config.words, config.cross_every
         self.text = None if words is None else TextEmbedding(words, config, rngs=rngs)
-        self.norm = layer_norm(config.d, epsilon=config.epsilon, rngs=rngs)
+        self.norm = layer_norm(config.width, epsilon=config.epsilon, rngs=rngs)
         self.blocks = nnx.List(
             [Block(config, cross=i % every == 0, rngs=rngs) for i in range(config.depth)]
         )
 
-    def embed(self, batch: int, ids: Int[Array, "B L"] | None) -> Float[Array, "B K D"]:
-        """The queries, then the words, under one norm.
+    def embed(self, batch: int, ids: Int[Array, "B L"] | None) -> Float[Array, "B Q D"]:
+        """Return the queries, then the words, under one norm.
 
         Raises:
             ValueError: there are words and the network takes none, or they are too many.
@@ -148,8 +158,8 @@ class QFormer(nnx.Module):
             x = jnp.concatenate([x, self.text(ids)], axis=1)
         return self.norm(x)
 
-    def visible(self, batch: int, mask: Bool[Array, "B L"] | None) -> Bool[Array, "B 1 1 K"] | None:
-        """The keys of the joint attention: all queries, and the words of `mask`."""
+    def visible(self, batch: int, mask: Bool[Array, "B L"] | None) -> Bool[Array, "B 1 1 Q"] | None:
+        """Return the mask of the joint attention's keys: all queries, and the words of `mask`."""
         if mask is None:
             return None
         queries = jnp.ones((batch, self.queries.shape[0]), bool)
@@ -160,13 +170,13 @@ class QFormer(nnx.Module):
         context: Float[Array, "B S C"],
         ids: Int[Array, "B L"] | None = None,
         mask: Bool[Array, "B L"] | None = None,
-    ) -> Float[Array, "B K D"]:
-        """The queries and then the text tokens, so `K = queries + L`.
+    ) -> Float[Array, "B Q D"]:
+        """Return the query tokens and then the text tokens, `Q` in all.
 
         `mask` is False at padding. No token sees padding, but it comes back like the others.
         """
         x, visible = self.embed(context.shape[0], ids), self.visible(context.shape[0], mask)
         context = context.astype(x.dtype)
         for block in self.blocks:
-            x = block(x, context, mask=visible)
+            x = run(block, x, context, visible)
         return x

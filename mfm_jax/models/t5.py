@@ -20,7 +20,7 @@ class T5Config:
     depth: int = 24  # blocks
     heads: int = 16
     head_dim: int = 64  # heads * head_dim need not be the width
-    d_ff: int = 2816  # width of the gated feed-forward network
+    mlp_width: int = 2816  # of the gated feed-forward network
     buckets: int = 32  # learned biases per head: half for keys before, half for keys after
     max_distance: int = 128  # distance in tokens from which all keys share a bucket
     epsilon: float = 1e-6  # of every norm
@@ -32,12 +32,12 @@ class T5Config:
 
     @classmethod
     def tiny(cls) -> "T5Config":
-        """Runs in a moment; reads bytes, not pieces."""
-        return cls(vocab=384, width=64, depth=2, heads=4, head_dim=16, d_ff=160)
+        """For tests: a vocabulary of bytes, not of pieces."""
+        return cls(vocab=384, width=64, depth=2, heads=4, head_dim=16, mlp_width=160)
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "L S"]:
-    """Which learned bias serves query `l` and key `s` of one sequence.
+    """Return the number of the learned bias that serves query `l` and key `s` of one sequence.
 
     Each direction has half of the buckets. Half of those serve one distance each, the others serve
     distances on a logarithmic scale up to `max_distance`, and the last one all beyond.
@@ -54,24 +54,24 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.nda
     return (bucket + side * (offset > 0)).astype(np.int32)
 
 
-def rms_norm(d: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """T5's LayerNorm: neither a mean nor a bias."""
-    return nnx.RMSNorm(d, epsilon=epsilon, scale_metadata={"axes": ("norm",)}, rngs=rngs)
+def rms_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """Return T5's LayerNorm, which has neither a mean nor a bias."""
+    return nnx.RMSNorm(width, epsilon=epsilon, scale_metadata={"axes": ("norm",)}, rngs=rngs)
 
 
 class Block(nnx.Module):
     """Pre-norm block: attention with a bias and no scale, then a gated feed-forward network."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
-        d = config.width
-        self.norm1 = rms_norm(d, config.epsilon, rngs=rngs)
+        width, inner = config.width, config.mlp_width
+        self.attn_norm = rms_norm(width, config.epsilon, rngs=rngs)
         self.attn = Attention(
-            d, heads=config.heads, head_dim=config.head_dim, biases="", scale=1.0, rngs=rngs
+            width, heads=config.heads, head_dim=config.head_dim, biases="", scale=1.0, rngs=rngs
         )
-        self.norm2 = rms_norm(d, config.epsilon, rngs=rngs)
-        self.gate = linear(d, config.d_ff, ("embed", "mlp"), bias=False, rngs=rngs)
-        self.up = linear(d, config.d_ff, ("embed", "mlp"), bias=False, rngs=rngs)
-        self.down = linear(config.d_ff, d, ("mlp", "embed"), bias=False, rngs=rngs)
+        self.mlp_norm = rms_norm(width, config.epsilon, rngs=rngs)
+        self.gate = linear(width, inner, ("embed", "mlp"), bias=False, rngs=rngs)
+        self.up = linear(width, inner, ("embed", "mlp"), bias=False, rngs=rngs)
+        self.down = linear(inner, width, ("mlp", "embed"), bias=False, rngs=rngs)
 
     def __call__(
         self,
@@ -80,8 +80,8 @@ class Block(nnx.Module):
         mask: Bool[Array, "B 1 1 L"],
         bias: Float[Array, "1 N L L"],
     ) -> Float[Array, "B L D"]:
-        x = x + self.attn(self.norm1(x), mask=mask, bias=bias)
-        y = self.norm2(x)
+        x = x + self.attn(self.attn_norm(x), mask=mask, bias=bias)
+        y = self.mlp_norm(x)
         return x + self.down(gelu_tanh(self.gate(y)) * self.up(y))
 
 
@@ -100,12 +100,12 @@ class T5Encoder(nnx.Module):
         self.norm = rms_norm(config.width, config.epsilon, rngs=rngs)
 
     def bias(self, length: int) -> Float[Array, "1 N {length} {length}"]:
-        """What every block adds to its attention scores."""
+        """Return the bias that every block adds to its attention scores."""
         buckets = relative_buckets(length, self.config.buckets, self.config.max_distance)
         return jnp.transpose(self.position_bias[...][buckets], (2, 0, 1))[None]
 
     def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
-        """States of all tokens; nobody reads the keys where `mask` is False (padding)."""
+        """Return the states of all tokens; no token reads those where `mask` is False (padding)."""
         x = self.embed(ids)
         bias = self.bias(ids.shape[1])
         for block in self.blocks:

@@ -1,7 +1,7 @@
-"""What the text branch of AudioLDM2 reads where no text is given: the T5 states of "".
+"""The T5 states of "", which the text branch of AudioLDM2 reads if there is no prompt.
 
-AudioLDM2 was trained with them as its empty text, so they are a constant that travels with the
-weights; T5 itself is then not needed.
+AudioLDM2 was trained with them as its empty text. They are a constant that is stored with the
+weights, so that generation without a prompt does not need T5.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class EmptyTextConfig:
 
 
 class EmptyText(nnx.Module):
-    """Holds `states` `[tokens, width]`."""
+    """The constant `states`, `[tokens, width]`."""
 
     def __init__(self, config: EmptyTextConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.states = nnx.BatchStat(jnp.zeros((config.tokens, config.width)))
 
     def __call__(self, batch: int) -> Float[Array, "B L D"]:
-        """The constant for `batch` examples."""
+        """Return the constant for `batch` examples."""
         return jnp.broadcast_to(self.states[None], (batch, *self.states.shape))

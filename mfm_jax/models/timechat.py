@@ -31,18 +31,18 @@ class TimeChatConfig:
     vit: EvaViTConfig
     image_qformer: QFormerConfig
     video_qformer: QFormerConfig
-    frames: int  # most frames of a clip: rows of the table of frame positions
+    frames: int  # maximum per clip: rows of the table of frame positions
     window: int  # frames that the video Q-Former reads at once; 0: all of the clip
     stride: int  # frames between the starts of two windows; not read when window is 0
-    d_llama: int | None  # width of the language model's tokens; None: without that projection
+    llama_width: int | None  # of the language model's tokens; None: without that projection
     vocabulary: Vocabulary  # pieces of the timestamp sentence and their ids, for wordpiece.encode
 
     def __post_init__(self) -> None:
         image, video = self.image_qformer, self.video_qformer
-        if (image.d_context, video.d_context) != (self.vit.d, image.d):
+        if (image.context_width, video.context_width) != (self.vit.width, image.width):
             raise ValueError(
-                f"the Q-Formers read widths {image.d_context} and {video.d_context}, "
-                f"but are given {self.vit.d} and {image.d}"
+                f"the Q-Formers read widths {image.context_width} and {video.context_width}, "
+                f"but are given {self.vit.width} and {image.width}"
             )
         if self.window > 0 and self.stride < 1:
             raise ValueError(f"windows need a stride of at least one frame, not {self.stride}")
@@ -57,7 +57,7 @@ class TimeChatConfig:
             frames=96,
             window=32,
             stride=32,
-            d_llama=4096,
+            llama_width=4096,
             vocabulary=vocabulary,
         )
 
@@ -69,34 +69,40 @@ class TimeChatConfig:
             vit=EvaViTConfig.tiny(),
             image_qformer=QFormerConfig(
                 queries=2,
-                d=96,
-                d_context=96,
+                width=96,
+                context_width=96,
                 depth=2,
                 heads=4,
-                d_ff=192,
+                mlp_width=192,
                 cross_every=2,
                 words=len(vocabulary),
                 positions=32,
             ),
             video_qformer=QFormerConfig(
-                queries=16, d=96, d_context=96, depth=2, heads=4, d_ff=192, cross_every=1
+                queries=16,
+                width=96,
+                context_width=96,
+                depth=2,
+                heads=4,
+                mlp_width=192,
+                cross_every=1,
             ),
             frames=8,
             window=8,
             stride=8,
-            d_llama=None,
+            llama_width=None,
             vocabulary=vocabulary,
         )
 
     def windows(self, frames: int) -> list[range]:
-        """The frames of each window; late windows are shorter where the clip ends in them."""
+        """Return the frames of each window; windows that the clip's end cuts are shorter."""
         if self.window <= 0:
             return [range(frames)]
         starts = range(0, frames, self.stride)
         return [range(s, min(s + self.window, frames)) for s in starts]
 
     def token_seconds(self, frame_seconds: Float[Array, "B T"]) -> Float[Array, "B S"]:
-        """The time of each video token, in seconds: the middle of its window's frames.
+        """Return the time of each video token, in seconds: the middle of its window's frames.
 
         The tokens of a frame have the time of their frame.
         """
@@ -108,15 +114,15 @@ class TimeChatConfig:
 
 
 class TimeChatTokens(NamedTuple):
-    """What a mapper may read; under `jit` those that are not used are not computed."""
+    """Tokens that a mapper may read; under `jit` those that are not used are not computed."""
 
-    frames: Float[Array, "B T K D"]  # per frame the queries, then the sentence, padding included
+    frames: Float[Array, "B T Q D"]  # per frame the queries, then the sentence, padding included
     video: Float[Array, "B S D"]  # per window the video queries
     llama: Float[Array, "B S C"] | None  # `video` in the width of the language model
 
 
 def normalise(pixels: UInt8[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    """8-bit RGB frames as the network takes them, in float32 (video_processor.py:82-91)."""
+    """Return 8-bit RGB frames as the network takes them, in float32 (video_processor.py:82-91)."""
     mean, std = (jnp.array(x, jnp.float32)[None, None, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
@@ -126,22 +132,28 @@ class TimeChat(nnx.Module):
 
     def __init__(self, config: TimeChatConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        d, d_llama = config.video_qformer.d, config.d_llama
+        width, llama_width = config.video_qformer.width, config.llama_width
         self.vit = EvaViT(config.vit, rngs=rngs)
-        self.vit_norm = layer_norm(config.vit.d, epsilon=1e-5, rngs=rngs)  # not the blocks' 1e-6
+        self.vit_norm = layer_norm(
+            config.vit.width, epsilon=1e-5, rngs=rngs
+        )  # not the blocks' 1e-6
         self.image_qformer = QFormer(config.image_qformer, rngs=rngs)
         # As torch's nn.Embedding starts: the tokens it is added to have unit variance.
-        self.frame_positions = table(config.frames, config.image_qformer.d, rngs=rngs, stddev=1.0)
+        self.frame_positions = table(
+            config.frames, config.image_qformer.width, rngs=rngs, stddev=1.0
+        )
         self.video_qformer = QFormer(config.video_qformer, rngs=rngs)
-        self.llama = linear(d, d_llama, ("embed", "mlp"), rngs=rngs) if d_llama else None
+        self.llama = (
+            linear(width, llama_width, ("embed", "mlp"), rngs=rngs) if llama_width else None
+        )
 
     def read_frames(
         self,
         pixels: Float[Array, "B T H W C"],
         ids: Int[Array, "B T L"] | None = None,
         mask: Bool[Array, "B T L"] | None = None,
-    ) -> Float[Array, "B T K D"]:
-        """Each frame's tokens, with the frame's position in the clip added.
+    ) -> Float[Array, "B T Q D"]:
+        """Return each frame's tokens, with the frame's position in the clip added.
 
         Raises:
             ValueError: the clip has more frames than there are positions.
@@ -154,8 +166,8 @@ class TimeChat(nnx.Module):
         x = rearrange(self.image_qformer(features, *flat), "(b t) k d -> b t k d", b=batch)
         return x + self.frame_positions[:frames][None, :, None, :]
 
-    def read_windows(self, frames: Float[Array, "B T K D"]) -> Float[Array, "B S D"]:
-        """The video queries of every window, which reads only its own frames.
+    def read_windows(self, frames: Float[Array, "B T Q D"]) -> Float[Array, "B S D"]:
+        """Return the video queries of every window, which read only the window's own frames.
 
         Padded text is read as well, as in the original (docs/FAQ.md, item 4.2).
         """
@@ -173,7 +185,9 @@ class TimeChat(nnx.Module):
         ids: Int[Array, "B T L"],
         mask: Bool[Array, "B T L"],
     ) -> TimeChatTokens:
-        """Tokens of normalised frames and their timestamps (`normalise`, `wordpiece.encode`).
+        """Return tokens of normalised frames and their timestamps.
+
+        `pixels` come from `normalise`, `ids` and `mask` from `wordpiece.encode`.
 
         Raises:
             ValueError: too many frames, or frames of another size than the config's.

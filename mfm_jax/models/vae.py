@@ -14,6 +14,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import Attention, conv, group_norm, linear
+from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Float
 
 
@@ -21,9 +22,9 @@ from mfm_jax.typing import Array, Float
 class VAEConfig:
     """Sizes of the VAE, and the scale of its latents."""
 
-    # Learnt latents times this are what diffusion sees, of about unit spread. Nobody can guess it:
-    # for released weights it is in vae/config.json, for a VAE of one's own it is 1 / spread, and
-    # 1.0 while that VAE is trained.
+    # Diffusion sees learnt latents times this factor, which gives them about unit spread. Released
+    # weights come with it (vae/config.json). For a VAE of one's own it is 1.0 while the VAE is
+    # trained, and 1 / spread afterwards.
     scaling_factor: float
     channels: tuple[int, ...] = (128, 256, 512)  # width of each level, full resolution first
     resnets: int = 2  # per level in the encoder; one more in the decoder
@@ -101,15 +102,15 @@ class Down(nnx.Module):
         self.resnets = nnx.List(
             [Resnet(a, b, config.groups, rngs=rngs) for a, b in pairwise(widths)]
         )
-        self.halve = None if last else conv(c_out, c_out, (3, 3), strides=2, rngs=rngs)
+        self.downsample = None if last else conv(c_out, c_out, (3, 3), strides=2, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
         for resnet in self.resnets:
-            x = resnet(x)
-        if self.halve is None:
+            x = run(resnet, x)
+        if self.downsample is None:
             return x
         # The original pads right and bottom only.
-        return self.halve(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
+        return self.downsample(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
 
 
 class Up(nnx.Module):
@@ -122,18 +123,18 @@ class Up(nnx.Module):
         self.resnets = nnx.List(
             [Resnet(a, b, config.groups, rngs=rngs) for a, b in pairwise(widths)]
         )
-        self.double = None if last else conv(c_out, c_out, (3, 3), padding=1, rngs=rngs)
+        self.upsample = None if last else conv(c_out, c_out, (3, 3), padding=1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
         for resnet in self.resnets:
-            x = resnet(x)
-        if self.double is None:
+            x = run(resnet, x)
+        if self.upsample is None:
             return x
-        return self.double(repeat(x, "b h w c -> b (h m) (w n) c", m=2, n=2))
+        return self.upsample(repeat(x, "b h w c -> b (h m) (w n) c", m=2, n=2))
 
 
 class Encoder(nnx.Module):
-    """Log-mel to the mean and the log-variance of each latent, side by side."""
+    """Network from log-mel to the mean and the log-variance of each latent, side by side."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
         first, last = config.channels[0], config.channels[-1]
@@ -153,11 +154,11 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(jax.nn.silu(self.norm_out(run(self.middle, x))))
 
 
 class Decoder(nnx.Module):
-    """Latents to log-mel."""
+    """Network from latents to log-mel."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
         first, last = config.channels[-1], config.channels[0]
@@ -174,7 +175,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(last, 1, (3, 3), padding=1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B T M 1"]:
-        x = self.middle(self.conv_in(x))
+        x = run(self.middle, self.conv_in(x))
         for level in self.up:
             x = level(x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
@@ -196,14 +197,14 @@ class VAE(nnx.Module):
         self.decoder = Decoder(config, rngs=rngs)
 
     def latent_shape(self, frames: int, mels: int) -> tuple[int, int, int]:
-        """Shape of the latents of a mel of `frames` x `mels`, without the batch axis."""
+        """Return the shape of the latents of a mel of `frames` x `mels`, without the batch axis."""
         by = self.config.compression
         return frames // by, mels // by, self.config.latent_channels
 
     def encode(
         self, mel: Float[Array, "B T M 1"]
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
-        """Mean and log-variance of the latents, `[B, T / compression, M / compression, C]`.
+        """Return mean and log-variance of the latents, `[B, T / compression, M / compression, C]`.
 
         Raises:
             ValueError: the number of frames or of mel bins is no multiple of `compression`.
@@ -220,6 +221,6 @@ class VAE(nnx.Module):
         return factor * mean, jnp.clip(logvar, -30.0, 20.0) + 2 * math.log(factor)
 
     def decode(self, latents: Float[Array, "B H W C"]) -> Float[Array, "B T M 1"]:
-        """The log-mel of (scaled) latents, `[B, H * compression, W * compression, 1]`."""
+        """Return the log-mel of (scaled) latents, `[B, H * compression, W * compression, 1]`."""
         x = (latents / self.config.scaling_factor).astype(self.post_quant.kernel.dtype)
         return self.decoder(self.post_quant(x))

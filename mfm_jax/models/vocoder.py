@@ -12,6 +12,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import conv
+from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Float
 
 
@@ -19,7 +20,7 @@ from mfm_jax.typing import Array, Float
 class VocoderConfig:
     """Sizes of the vocoder. A stage is one upsampler and the residual blocks behind it."""
 
-    channels: int  # before the first stage; each stage has half of those before it
+    channels: int  # before the first stage; each stage halves them
     mels: int = 64  # bins of the log-mel
     rates: tuple[int, ...] = (5, 4, 2, 2, 2)  # samples per sample, of each stage
     kernels: tuple[int, ...] = (16, 16, 8, 4, 4)  # of each stage's upsampler
@@ -27,10 +28,10 @@ class VocoderConfig:
     dilations: tuple[tuple[int, ...], ...] = 3 * ((1, 3, 5),)  # of each block's convolutions
 
     def __post_init__(self) -> None:
-        """Refuse fields of different lengths.
+        """Check the fields against each other.
 
         Raises:
-            ValueError: as said.
+            ValueError: fields of different lengths that should have the same.
         """
         for a, b in (("rates", "kernels"), ("block_kernels", "dilations")):
             if len(getattr(self, a)) != len(getattr(self, b)):
@@ -43,7 +44,7 @@ class VocoderConfig:
 
     @classmethod
     def tiny(cls) -> "VocoderConfig":
-        """As many samples a frame, in fewer stages with small blocks.
+        """Fewer stages with small blocks, but as many samples per frame as the release.
 
         The first stage stays at the rate of the frames, where channels cost little.
         """
@@ -61,7 +62,7 @@ class VocoderConfig:
         return math.prod(self.rates)
 
     def samples(self, frames: int) -> int:
-        """Length of the waveform of `frames` mel frames: for AudioLDM 2, 160 frames + 32.
+        """Return the samples of `frames` mel frames: for AudioLDM 2, 160 * frames + 32.
 
         A kernel that exceeds its rate by an odd number cannot be centred and adds one sample.
         """
@@ -71,7 +72,10 @@ class VocoderConfig:
 
 
 def _upsampler(c_in: int, c_out: int, kernel: int, rate: int, rngs: nnx.Rngs) -> nnx.ConvTranspose:
-    """PyTorch's ConvTranspose1d with padding `(kernel - rate) // 2`; kernel `[kernel, out, in]`."""
+    """Return PyTorch's ConvTranspose1d with padding `(kernel - rate) // 2`.
+
+    The weight is `[kernel, out, in]`.
+    """
     pad = kernel - 1 - (kernel - rate) // 2  # around the input with `rate - 1` zeros between
     return nnx.ConvTranspose(
         c_in,
@@ -99,11 +103,11 @@ class ResidualBlock(nnx.Module):
                         channels,
                         channels,
                         (kernel,),
-                        padding=d * (kernel - 1) // 2,
-                        dilation=d,
+                        padding=rate * (kernel - 1) // 2,
+                        dilation=rate,
                         rngs=rngs,
                     )
-                    for d in rates
+                    for rate in rates
                 ]
             )
             for rates in (dilations, len(dilations) * (1,))
@@ -120,7 +124,7 @@ def _leaky(x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
 
 
 class Vocoder(nnx.Module):
-    """Log-mel (natural log of magnitudes, floor 1e-5) to a waveform in -1..1.
+    """Network from a log-mel (natural log of magnitudes, floor 1e-5) to a waveform in -1..1.
 
     Run it in float32: bfloat16 has 8 bits, and a waveform would sound like it.
     """
@@ -146,13 +150,13 @@ class Vocoder(nnx.Module):
         self.conv_out = conv(widths[-1], 1, (7,), padding=3, rngs=rngs)
 
     def __call__(self, mel: Float[Array, "B T M"]) -> Float[Array, "B A"]:
-        """`config.samples(T)` samples."""
+        """Return the waveform, of `config.samples(T)` samples."""
         side_by_side = len(self.config.block_kernels)
         x = self.conv_in(mel.astype(self.conv_in.kernel.dtype))
         for stage, upsampler in enumerate(self.upsamplers):
             x = upsampler(_leaky(x))
             first, *others = self.blocks[stage * side_by_side : (stage + 1) * side_by_side]
-            x = sum((block(x) for block in others), start=first(x)) / side_by_side
+            x = sum((run(block, x) for block in others), start=run(first, x)) / side_by_side
         # The original leaves out the slope here, which makes it 0.01.
         x = self.conv_out(jax.nn.leaky_relu(x, 0.01))
         return jnp.tanh(x[..., 0])

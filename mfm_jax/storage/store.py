@@ -50,25 +50,34 @@ class Store:
     folder: Path
     arrays: Mapping[str, Listed]
     files: Mapping[str, tuple[int, str]]  # size in bytes and SHA-256 by relative path
+    stored: Mapping[str, str]  # the name on the disk of each array
 
     @classmethod
-    def open(cls, folder: Path) -> "Store":
+    def open(cls, folder: Path, rename: Callable[[str], str] | None = None) -> "Store":
         """Read the index.
+
+        Args:
+            rename: tells the names of the arrays from those on the disk; the same if not given.
 
         Raises:
             StoreError: there is none, or it does not parse.
         """
         try:
             data = json.loads((folder / INDEX).read_bytes())
+            stored = {name if rename is None else rename(name): name for name in data["arrays"]}
+            listed = ((name, data["arrays"][there]) for name, there in stored.items())
             arrays = {
                 name: Listed(tuple(a["shape"]), a["dtype"], a["part"], a["sha256"])
-                for name, a in data["arrays"].items()
+                for name, a in listed
             }
-            return cls(folder, arrays, {n: (f[0], f[1]) for n, f in data["files"].items()})
+            files = {n: (f[0], f[1]) for n, f in data["files"].items()}
         except FileNotFoundError:
             raise StoreError(f"{folder / INDEX} is missing") from None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise StoreError(f"{folder / INDEX} is damaged") from None
+        if len(stored) < len(data["arrays"]):
+            raise StoreError(f"{folder / INDEX} is damaged: it has arrays under old and new names")
+        return cls(folder, arrays, files, stored)
 
     @property
     def size(self) -> int:
@@ -100,16 +109,17 @@ class Store:
         Raises:
             StoreError: the part is missing or cannot be read.
         """
-        names = self.parts()[part]
-        targets = {name: target(name, self.arrays[name]) for name in names}
+        names = {self.stored[name]: name for name in self.parts()[part]}
+        targets = {there: target(name, self.arrays[name]) for there, name in names.items()}
         folder = (self.folder / f"part-{part}").resolve()
         options = ocp.options.MultiprocessingOptions() if together else _alone()
         with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
             try:
-                return checkpointer.restore(folder, targets)
+                restored = checkpointer.restore(folder, targets)
             except Exception as error:
                 # Orbax and tensorstore raise many types for missing or damaged files.
                 raise StoreError(f"part-{part} cannot be read: {first_line(error)}") from None
+        return {name: restored[there] for there, name in names.items()}
 
     def read_part(self, part: int) -> dict[str, np.ndarray]:
         """Return the arrays of one part as stored, in host memory.

@@ -91,7 +91,7 @@ def test_no_bundle_and_other_formats_are_one_line(tmp_path, bundle):
     file = bundle.path / "bundle.json"
     data = json.loads(file.read_text())
     file.write_text(json.dumps(data | {"format": 99}))
-    with pytest.raises(BundleError, match="has bundle format 99, this version reads 2"):
+    with pytest.raises(BundleError, match="has bundle format 99, this version reads 2 and 3"):
         Bundle.open(bundle.path)
     file.write_text(file.read_text()[:-30])
     with pytest.raises(BundleError, match="is damaged"):
@@ -155,7 +155,7 @@ def test_weights_that_are_gone_or_damaged_are_one_line(bundle):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_byte_anywhere_in_a_component_is_found(bundle):
-    """Orbax alone restores most of these without a word."""
+    """Orbax alone restores most of these without an error."""
     assert bundle.damages("vocoder") == []
     bundle.load("vocoder", check=True)
     folder = bundle.path / bundle.entries["vocoder"].folder
@@ -174,7 +174,7 @@ def test_a_flipped_byte_anywhere_in_a_component_is_found(bundle):
 
 
 def test_a_changed_entry_is_found_and_changed_settings_are_fine(bundle):
-    """Settings are there to be edited; what a component is, is not."""
+    """Settings may be edited, entries of components not."""
     file = bundle.path / "bundle.json"
     data = json.loads(file.read_text())
     data["settings"]["steps"] = 7
@@ -189,7 +189,7 @@ def test_a_changed_entry_is_found_and_changed_settings_are_fine(bundle):
 
 
 def test_arrays_that_differ_from_their_checksums_are_found(bundle):
-    """Also where every file is as it was written, as after a fault of the library that reads it."""
+    """This also finds faults of the library that reads intact files."""
     opened = bundle.store("vae")
     name, listed = next(iter(opened.arrays.items()))
     other = {**opened.arrays, name: listed._replace(sha256="0" * 64)}
@@ -224,7 +224,7 @@ def test_leftovers_of_killed_writers_go_and_other_folders_stay(bundle):
 
 
 def test_two_processes_may_write_at_the_same_time(tmp_path):
-    """Each writes another component; neither loses the other's."""
+    """Each writes one component, and both components are in the bundle."""
     program = (
         "import sys; from tests.bundles import *; from pathlib import Path\n"
         "for _ in range(3):\n"

@@ -55,7 +55,7 @@ def source(gpt2, tmp_path):
 
 
 def refused(capsys, *arguments: str) -> str:
-    """The one line that a refused conversion prints."""
+    """Return the single line that a refused conversion prints."""
     assert main([str(a) for a in arguments]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1, printed
@@ -130,8 +130,8 @@ def test_tensors_pass_by_pattern(source, tmp_path):
     excuse = ["--excuse", "h.1.ln_2.*", "--excuse", "h.0.extra", "--excuse", "ln_f.weight"]
     assert main(["gpt2", save(), "-o", str(tmp_path / "b"), *excuse]) == 0
     weights = named_weights(Bundle.open(tmp_path / "b").load("gpt2"))
-    np.testing.assert_array_equal(weights["blocks.1.norm2.scale"], np.ones(24))
-    np.testing.assert_array_equal(weights["blocks.1.norm2.bias"], np.zeros(24))
+    np.testing.assert_array_equal(weights["blocks.1.mlp_norm.scale"], np.ones(24))
+    np.testing.assert_array_equal(weights["blocks.1.mlp_norm.bias"], np.zeros(24))
     np.testing.assert_array_equal(weights["norm.scale"], np.ones(24))
     made_by = Bundle.open(tmp_path / "b").entries["gpt2"].source.made_by
     assert made_by.endswith("--excuse 'h.1.ln_2.*' --excuse h.0.extra --excuse ln_f.weight")
@@ -194,7 +194,7 @@ def test_values_too_large_for_the_precision_are_refused(source, tmp_path, capsys
 
 
 def test_tensors_of_no_use_can_be_left_out(gpt2, tmp_path):
-    """The way back then has a word table of one row, which nobody reads."""
+    """The way back then has a word embedding of one row, which is not used."""
     bundle, out = str(tmp_path / "b"), str(tmp_path / "o")
     assert main(["gpt2", str(gpt2), "-o", bundle, "--drop-unused"]) == 0
     assert main(["gpt2", bundle, "-o", out, "--to", "torch"]) == 0
@@ -274,7 +274,7 @@ def test_an_index_cannot_lead_outside(source, tmp_path, capsys):
 
 
 def test_a_damaged_bundle_is_not_exported(gpt2, tmp_path, capsys):
-    """A flipped bit of a weight, which Orbax restores without a word."""
+    """Orbax restores a flipped bit of a weight without an error."""
     assert main(["gpt2", str(gpt2), "-o", str(tmp_path / "b")]) == 0
     (part,) = (tmp_path / "b").glob("gpt2-*/part-0")
     file = max((f for f in part.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)

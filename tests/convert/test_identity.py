@@ -66,7 +66,7 @@ def a_t5(draw: Draw) -> T5Config:
         depth=draw(few),
         heads=draw(few),
         head_dim=draw(few),
-        d_ff=draw(some),
+        mlp_width=draw(some),
         buckets=draw(some),
         max_distance=draw(some),
         epsilon=draw(epsilons),
@@ -98,7 +98,7 @@ def a_vocoder(draw: Draw) -> VocoderConfig:
 
 
 def a_unet(draw: Draw) -> UNetConfig:
-    """One that diffusers has as well."""
+    """Draw a UNet that diffusers supports."""
     levels, groups = draw(st.integers(1, 3)), draw(few)
     heads = draw(few | per(levels, few))
     multiple = 2 * groups * (heads if isinstance(heads, int) else math.lcm(*heads))
@@ -155,9 +155,9 @@ def a_timechat(draw: Draw) -> TimeChatConfig:
     heads, patch = draw(few), draw(few)
     d, d_vit = heads * draw(few), heads * draw(few)
 
-    def qformer(d_context: int, words: int | None) -> QFormerConfig:
+    def qformer(context_width: int, words: int | None) -> QFormerConfig:
         depth = draw(few)
-        sizes = draw(some), d, d_context, depth, heads, draw(some), draw(st.integers(1, depth))
+        sizes = draw(some), d, context_width, depth, heads, draw(some), draw(st.integers(1, depth))
         return QFormerConfig(*sizes, words=words, positions=draw(some))
 
     return TimeChatConfig(
@@ -167,7 +167,7 @@ def a_timechat(draw: Draw) -> TimeChatConfig:
         frames=draw(some),
         window=0,
         stride=1,
-        d_llama=draw(st.none() | some),
+        llama_width=draw(st.none() | some),
         vocabulary=(),
     )
 
@@ -224,7 +224,7 @@ NETWORKS = {
 
 
 def random_weights(table: Table, shapes: dict[str, tuple], side: str, seed: int) -> dict:
-    """Weights of one `side` of a table, in a precision drawn for each row of it."""
+    """Return weights of one `side` of a table, in a precision drawn for each row."""
     rng = np.random.default_rng(seed)
     weights = {}
     for unit in table.units(shapes, side):

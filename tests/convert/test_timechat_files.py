@@ -1,4 +1,4 @@
-"""TimeChat's branch out of its three files, as their authors saved them, at small size."""
+"""TimeChat's branch from three small files in the formats of its authors."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.weights import abstract, named_weights
 from tests.bundles import filled
 
-CONFIG = dataclasses.replace(TimeChatConfig.tiny(), d_llama=10)
+CONFIG = dataclasses.replace(TimeChatConfig.tiny(), llama_width=10)
 HALF = ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")
 
 
 @pytest.fixture(scope="module")
 def branch():
-    """The whole branch under TimeChat's names; the linear maps of the ViT in half precision."""
+    """The entire branch under TimeChat's names; the linear maps of the ViT in half precision."""
     network = filled(abstract(partial(TimeChat, CONFIG)), 0)
     ours = {name: np.asarray(array) for name, array in named_weights(network).items()}
     theirs = {k: torch.tensor(a) for k, a in table(CONFIG).to_theirs(ours)}
@@ -33,7 +33,7 @@ def branch():
 
 @pytest.fixture
 def files(branch, tmp_path):
-    """The three files, and how to read them: sizes that are not the released ones are told."""
+    """The three files, and the options for sizes other than the released ones."""
     vit = {k.removeprefix(VIT): t for k, t in branch.items() if k.startswith(VIT)}
     vit |= {"blocks.39.norm1.weight": torch.ones(4), "norm.weight": torch.ones(4)}
     shared = ("Qformer.", "query_tokens")

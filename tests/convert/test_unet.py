@@ -90,7 +90,7 @@ def test_names_a_missing_setting(reference):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clock": True}, "the UNet has a clock, which no UNet of diffusers has"),
+        ({"timed": True}, "the UNet is timed, which no UNet of diffusers is"),
         ({"attentions": ((0,), ())}, "last level does not attend"),
         ({"attentions": ((), (0, 1))}, r"attentions \(0, 1\): in diffusers the first two"),
         ({"attentions": ((), (0, 0, 1, None, 1))}, "there are no more"),
@@ -102,7 +102,7 @@ def test_names_what_diffusers_does_not_have(change, message):
         their_config(dataclasses.replace(TINY, **change))
 
 
-def test_a_clock_that_is_off_leaves_no_trace():
+def test_times_that_are_not_read_leave_no_trace():
     slow = dataclasses.replace(TINY, seconds_per_row=1.0)
     assert their_config(slow) == their_config(TINY)
 

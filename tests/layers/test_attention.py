@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mfm_jax.layers import Attention, attend, clock
+from mfm_jax.layers import Attention, attend, time_embedding
 
 
 def qkv(dtype=jnp.float32):
@@ -88,7 +88,7 @@ def test_cached_steps_equal_causal_attention():
     layer = Attention(12, heads=3, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 6, 12))
     whole = layer(x, causal=True)
-    y, prefix = layer.begin(x[:, :2])
+    y, prefix = layer.prefill(x[:, :2])
     cache, steps = layer.empty_cache(2, 4), [y]
     for i in range(2, 6):
         y, cache = layer.extend(x[:, i : i + 1], prefix, cache)
@@ -97,18 +97,18 @@ def test_cached_steps_equal_causal_attention():
 
 
 def test_every_weight_names_its_logical_axes():
-    layer = Attention(12, heads=3, d_context=20, biases="qvo", rngs=nnx.Rngs(0))
+    layer = Attention(12, heads=3, context_width=20, biases="qvo", rngs=nnx.Rngs(0))
     for path, leaf in nnx.to_flat_state(nnx.state(layer)):
         assert len(leaf.get_metadata("axes")) == leaf.get_value().ndim, path
     assert layer.k.bias is None
     assert layer.k.kernel.shape == (20, 12)
 
 
-def test_a_clock_is_one_to_one_and_of_unit_circles():
+def test_a_time_embedding_is_one_to_one_and_of_unit_circles():
     seconds = jnp.linspace(0.0, 10.24, 257)
-    vectors = clock(seconds, 32)
+    vectors = time_embedding(seconds, 32)
     np.testing.assert_allclose(vectors[:, :16] ** 2 + vectors[:, 16:] ** 2, 1.0, atol=1e-5)
     gaps = jnp.linalg.norm(vectors[1:] - vectors[:-1], axis=1)
     assert gaps.min() > 0.1
     with pytest.raises(ValueError, match="even width, got 7"):
-        clock(seconds, 7)
+        time_embedding(seconds, 7)

@@ -191,7 +191,7 @@ def test_following_a_video_that_was_read_before_changes_nothing(fusion, padded, 
         streams = {**streams, "cavp": streams["cavp"]._replace(mask=mask)}
     loa = jax.random.normal(jax.random.key(4), (2, SMALL.loa.tokens, SMALL.loa_width))
     np.testing.assert_allclose(
-        mapper.follow(mapper.begin(streams), loa), mapper(streams, loa), atol=1e-5
+        mapper.teacher_force(mapper.prefill(streams), loa), mapper(streams, loa), atol=1e-5
     )
 
 

@@ -264,8 +264,8 @@ VITMAE = Table(
                 ("attention.o_proj", "attn.o"),
                 ("mlp.fc1", "mlp.up"),
                 ("mlp.fc2", "mlp.down"),
-                ("layernorm_before", "norm1"),
-                ("layernorm_after", "norm2"),
+                ("layernorm_before", "attn_norm"),
+                ("layernorm_after", "mlp_norm"),
             )
             for kind, leaf, move in (
                 ("weight", "scale", None) if "norm" in name else ("weight", "kernel", "o i -> i o"),

@@ -15,7 +15,7 @@ from mfm_jax.models.eva_vit import EvaViT, EvaViTConfig
 from mfm_jax.storage.weights import abstract, cast, with_weights
 from tests.randomise import randomise
 
-SMALL = EvaViTConfig(image=42, patch=6, d=20, depth=2, heads=4, d_ff=52)
+SMALL = EvaViTConfig(image=42, patch=6, width=20, depth=2, heads=4, mlp_width=52)
 ORIGINAL_NAMES = (
     ("embeddings.class_embedding", "cls_token"),
     ("embeddings.position_embedding", "pos_embed"),
@@ -95,6 +95,6 @@ def test_computes_in_the_precision_of_its_weights(ours):
 
 def test_wrong_sizes_are_refused(ours):
     with pytest.raises(ValueError, match="do not tile"):
-        EvaViTConfig(image=40, patch=6, d=20, depth=1, heads=4, d_ff=52)
+        EvaViTConfig(image=40, patch=6, width=20, depth=1, heads=4, mlp_width=52)
     with pytest.raises(ValueError, match="takes 42"):
         ours(jnp.zeros((1, 36, 42, 3)))

@@ -55,7 +55,7 @@ def test_reading_in_pieces_through_the_cache_changes_nothing(ours):
     embeds = jax.random.normal(jax.random.key(0), (2, 13, 24))
     mask = jnp.ones((2, 13), bool).at[0, 2].set(False)
     whole = ours(embeds, mask)
-    hidden, prefix = ours.begin(embeds[:, :5], mask[:, :5])
+    hidden, prefix = ours.prefill(embeds[:, :5], mask[:, :5])
     caches, pieces = ours.empty_cache(2, 8), [hidden]
     for start, stop in ((5, 6), (6, 13)):
         hidden, caches = ours.extend(embeds[:, start:stop], prefix, caches, mask[:, :5])

@@ -20,9 +20,19 @@ from mfm_jax.storage.weights import abstract, cast, with_weights
 from tests.randomise import randomise
 
 IMAGE = QFormerConfig(
-    queries=5, d=24, d_context=28, depth=3, heads=3, d_ff=40, cross_every=2, words=61, positions=17
+    queries=5,
+    width=24,
+    context_width=28,
+    depth=3,
+    heads=3,
+    mlp_width=40,
+    cross_every=2,
+    words=61,
+    positions=17,
 )
-VIDEO = QFormerConfig(queries=7, d=18, d_context=26, depth=2, heads=6, d_ff=44, cross_every=1)
+VIDEO = QFormerConfig(
+    queries=7, width=18, context_width=26, depth=2, heads=6, mlp_width=44, cross_every=1
+)
 
 
 apply = jax.jit(lambda module, *inputs: module(*inputs))
@@ -30,18 +40,20 @@ apply = jax.jit(lambda module, *inputs: module(*inputs))
 
 def peer_sizes(config: QFormerConfig) -> dict:
     return {
-        "hidden_size": config.d,
+        "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
-        "intermediate_size": config.d_ff,
+        "intermediate_size": config.mlp_width,
         "cross_attention_frequency": config.cross_every,
-        "encoder_hidden_size": config.d_context,
+        "encoder_hidden_size": config.context_width,
     }
 
 
 def ours_from(peer, config: QFormerConfig) -> tuple[QFormer, torch.Tensor]:
     """Our network with the weights of `peer`, and the query tokens, an input of theirs."""
-    queries = torch.randn(1, config.queries, config.d, generator=torch.Generator().manual_seed(1))
+    queries = torch.randn(
+        1, config.queries, config.width, generator=torch.Generator().manual_seed(1)
+    )
     text = config.words is not None
     state = {
         k.replace("embeddings.layernorm" if text else "layernorm", "embeddings.LayerNorm").replace(
@@ -58,7 +70,7 @@ def ours_from(peer, config: QFormerConfig) -> tuple[QFormer, torch.Tensor]:
 def inputs(config: QFormerConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Context, ids and mask: three rows, with 9, 4 and 6 words that are not padding."""
     rng = np.random.default_rng(4)
-    context = rng.standard_normal((3, 11, config.d_context), np.float32)
+    context = rng.standard_normal((3, 11, config.context_width), np.float32)
     ids = rng.integers(0, config.words or 1, (3, 9), np.int32)
     mask = np.arange(9)[None, :] < np.array([[9], [4], [6]])
     return jnp.asarray(context), jnp.asarray(ids), jnp.asarray(mask)

@@ -14,7 +14,7 @@ from mfm_jax.storage.weights import abstract, cast, parameter_count, with_weight
 
 # No two sizes are equal, and heads x head_dim is not the width.
 SIZES = T5Config(
-    vocab=61, width=24, depth=4, heads=3, head_dim=10, d_ff=52, buckets=12, max_distance=20
+    vocab=61, width=24, depth=4, heads=3, head_dim=10, mlp_width=52, buckets=12, max_distance=20
 )
 
 
@@ -24,7 +24,7 @@ def _theirs(config: T5Config) -> T5EncoderModel:
             vocab_size=config.vocab,
             d_model=config.width,
             d_kv=config.head_dim,
-            d_ff=config.d_ff,
+            d_ff=config.mlp_width,
             num_layers=config.depth,
             num_heads=config.heads,
             relative_attention_num_buckets=config.buckets,
@@ -83,7 +83,8 @@ def test_encoder_agrees_with_transformers(parity, name, config, length):
 @pytest.mark.parity
 @pytest.mark.parametrize(("epsilon", "size"), [(1e-6, 1e-3), (1e-2, 1.0)])
 def test_encoder_agrees_on_states_near_epsilon(parity, epsilon, size):
-    config = T5Config(vocab=61, width=24, depth=2, heads=3, head_dim=10, d_ff=52, epsilon=epsilon)
+    sizes = {"vocab": 61, "width": 24, "depth": 2, "heads": 3, "head_dim": 10, "mlp_width": 52}
+    config = T5Config(**sizes, epsilon=epsilon)
     theirs = _theirs(config)
     with torch.no_grad():
         theirs.shared.weight.mul_(size)

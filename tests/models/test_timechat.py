@@ -36,11 +36,11 @@ def build(reference):
     vit, bert = sizes["vit"], sizes["bert"]
     image = QFormerConfig(
         queries=sizes["num_query"],
-        d=bert["hidden_size"],
-        d_context=vit["embed_dim"],
+        width=bert["hidden_size"],
+        context_width=vit["embed_dim"],
         depth=bert["num_hidden_layers"],
         heads=bert["num_attention_heads"],
-        d_ff=bert["intermediate_size"],
+        mlp_width=bert["intermediate_size"],
         cross_every=sizes["qformer_cross_attention_freq"],
         words=bert["vocab_size"],
         positions=bert["max_position_embeddings"],
@@ -49,16 +49,16 @@ def build(reference):
         vit=EvaViTConfig(
             image=vit["img_size"],
             patch=vit["patch_size"],
-            d=vit["embed_dim"],
+            width=vit["embed_dim"],
             depth=vit["depth"],
             heads=vit["num_heads"],
-            d_ff=int(vit["embed_dim"] * vit["mlp_ratio"]),
+            mlp_width=int(vit["embed_dim"] * vit["mlp_ratio"]),
         ),
         image_qformer=image,
         video_qformer=dataclasses.replace(
             image,
             queries=sizes["num_video_query"],
-            d_context=image.d,
+            context_width=image.width,
             depth=sizes["video_qformer_layers"],
             cross_every=sizes["video_qformer_cross_attention_freq"],
             words=None,
@@ -66,7 +66,7 @@ def build(reference):
         frames=sizes["max_frame_pos"],
         window=0,
         stride=0,
-        d_llama=sizes["llama_dim"],
+        llama_width=sizes["llama_dim"],
         vocabulary=(),
     )
     weights = dict(table(config).to_ours(load_file(golden / "weights.safetensors")))
@@ -263,6 +263,6 @@ def test_what_does_not_fit_is_refused(build, inputs):
     with pytest.raises(ValueError, match="stride"):
         dataclasses.replace(tiny, stride=0)
     with pytest.raises(ValueError, match="read widths 96 and 96"):
-        dataclasses.replace(tiny, vit=dataclasses.replace(tiny.vit, d=80))
+        dataclasses.replace(tiny, vit=dataclasses.replace(tiny.vit, width=80))
     with pytest.raises(ValueError, match="13 frames, at most 12"):
         build(3, 3).read_frames(jnp.zeros((1, 13, 42, 42, 3)))

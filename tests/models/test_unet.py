@@ -1,4 +1,4 @@
-"""AudioLDM 2's UNet against diffusers' AudioLDM2UNet2DConditionModel, and what its clock does."""
+"""AudioLDM 2's UNet against diffusers' AudioLDM2UNet2DConditionModel, and what times do to it."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from jax import numpy as jnp
 from safetensors.numpy import load_file
 
 from convert.unet import TABLE, config
-from mfm_jax.layers import clock
-from mfm_jax.models.unet import UNet, UNetConfig, twice
+from mfm_jax.layers import time_embedding
+from mfm_jax.models.unet import UNet, UNetConfig, doubled
 from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 
 forward = jax.jit(UNet.__call__)
@@ -36,8 +36,8 @@ LARGE = BASE | {
     "transformer_layers_per_block": 2,
     "cross_attention_dim": [[None, 7, 11, None]] * 3,
 }
-# With a clock and one context, smaller than `tiny`.
-CLOCKED = UNetConfig(
+# With times and one context, smaller than `tiny`.
+TIMED = UNetConfig(
     channels=(8, 12),
     attentions=((), (0,)),
     contexts=(6,),
@@ -45,7 +45,7 @@ CLOCKED = UNetConfig(
     latent_channels=3,
     resnets=1,
     groups=4,
-    clock=True,
+    timed=True,
 )
 
 
@@ -132,9 +132,9 @@ def test_modules_as_diffusers(parity):
         "resnet with shortcut": net.down[2].resnets[0](last(x), given.step),
         "transformer, self": net.down[1].attentions[0](last(x), given),
         "transformer, LOA": net.down[1].attentions[4](last(x), given),
-        "downsample": net.halve[1](last(x)),
+        "downsample": net.downsample[1](last(x)),
         "middle": net.mid(1, net.mid(0, last(wide), given), given),
-        "upsample": net.double[0](twice(last(wide), 6, 9)),
+        "upsample": net.upsample[0](doubled(last(wide), 6, 9)),
     }
     for name, array in ours.items():
         parity(f"UNet {name}", DIFFUSERS, array, np.asarray(theirs[name]), 1e-4)
@@ -169,16 +169,16 @@ def test_golden_pipeline(parity, reference):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 6), (7, 9), (125, 3)])
-def test_twice_is_nearest_interpolation(size):
+def test_doubling_is_nearest_interpolation(size):
     x = np.random.default_rng(0).normal(size=(1, 2, (size[0] + 1) // 2, (size[1] + 1) // 2))
     theirs = torch.nn.functional.interpolate(torch.from_numpy(x), size=size, mode="nearest")
-    np.testing.assert_array_equal(twice(last(x), *size), last(theirs))
+    np.testing.assert_array_equal(doubled(last(x), *size), last(theirs))
 
 
 @pytest.fixture(scope="module")
-def clocked():
-    """A UNet with a clock and random weights, those of the norms too."""
-    net, rng = abstract(lambda rngs: UNet(CLOCKED, rngs=rngs)), np.random.default_rng(0)
+def timed():
+    """A UNet that reads times, with random weights, those of the norms too."""
+    net, rng = abstract(lambda rngs: UNet(TIMED, rngs=rngs)), np.random.default_rng(0)
     weights = {
         name: rng.normal(name.endswith("scale"), np.prod(w.shape[:-1]) ** -0.5, w.shape)
         for name, w in named_weights(net).items()
@@ -195,46 +195,45 @@ def inputs():
     return x, jnp.array([5, 700]), context, 0.08 * jnp.arange(5, dtype=jnp.float32)
 
 
-def test_a_token_is_told_from_another_by_its_time(clocked, inputs):
+def test_a_token_is_told_from_another_by_its_time(timed, inputs):
     x, t, context, seconds = inputs
     order = np.array([3, 0, 4, 2, 1])
-    y = forward(clocked, x, t, (context,), context_seconds=seconds)
-    both = forward(clocked, x, t, (context[:, order],), context_seconds=seconds[order])
-    only_tokens = forward(clocked, x, t, (context[:, order],), context_seconds=seconds)
+    y = forward(timed, x, t, (context,), context_seconds=seconds)
+    both = forward(timed, x, t, (context[:, order],), context_seconds=seconds[order])
+    only_tokens = forward(timed, x, t, (context[:, order],), context_seconds=seconds)
     np.testing.assert_allclose(both, y, atol=1e-5)
     assert np.abs(only_tokens - y).max() > 1e-4
 
 
-def test_a_clip_can_have_times_of_its_own(clocked, inputs):
+def test_a_clip_can_have_times_of_its_own(timed, inputs):
     x, t, context, seconds = inputs
     other = jnp.stack([seconds, seconds + 0.3])
-    y = forward(clocked, x, t, (context,), context_seconds=seconds)
-    shifted = forward(clocked, x, t, (context,), context_seconds=other)
+    y = forward(timed, x, t, (context,), context_seconds=seconds)
+    shifted = forward(timed, x, t, (context,), context_seconds=other)
     np.testing.assert_allclose(shifted[0], y[0], atol=1e-5)
     assert np.abs(shifted[1] - y[1]).max() > 1e-4
 
 
-def test_the_clock_does_not_touch_the_values(clocked, inputs):
+def test_times_do_not_touch_the_values(timed, inputs):
     x, t, context, _ = inputs
     # A single token is read in full whatever its score: only a time in its value could show.
     y, later = (
-        forward(clocked, x, t, (context[:, :1],), context_seconds=jnp.array([s]))
-        for s in (0.0, 1.7)
+        forward(timed, x, t, (context[:, :1],), context_seconds=jnp.array([s])) for s in (0.0, 1.7)
     )
     np.testing.assert_allclose(later, y, atol=1e-6)
 
 
-def test_a_clock_of_zeros_is_no_clock(clocked, inputs):
+def test_a_time_projection_of_zeros_is_none(timed, inputs):
     x, t, context, seconds = inputs
-    weights = named_weights(clocked)
-    clocks = [name for name in weights if name.endswith("clock.kernel")]
-    stopped = with_weights(clocked, weights | {n: jnp.zeros_like(weights[n]) for n in clocks})
-    plain_config = dataclasses.replace(CLOCKED, clock=False)
+    weights = named_weights(timed)
+    projections = [name for name in weights if name.endswith("time_proj.kernel")]
+    stopped = with_weights(timed, weights | {n: jnp.zeros_like(weights[n]) for n in projections})
+    plain_config = dataclasses.replace(TIMED, timed=False)
     plain = with_weights(
         abstract(lambda rngs: UNet(plain_config, rngs=rngs)),
-        {name: w for name, w in weights.items() if name not in clocks},
+        {name: w for name, w in weights.items() if name not in projections},
     )
-    assert len(clocks) == 4  # one per cross-attention: down, middle, and two up
+    assert len(projections) == 4  # one per cross-attention: down, middle, and two up
     np.testing.assert_allclose(
         forward(stopped, x, t, (context,), context_seconds=seconds),
         forward(plain, x, t, (context,)),
@@ -242,41 +241,41 @@ def test_a_clock_of_zeros_is_no_clock(clocked, inputs):
     )
 
 
-def test_rows_of_a_halved_level_cover_twice_the_time(clocked):
-    transformer = clocked.down[1].attentions[0]
+def test_rows_of_a_halved_level_cover_twice_the_time(timed):
+    transformer = timed.down[1].attentions[0]
     rows, tokens = transformer._times(jnp.zeros((2, 3, 2, 12)), jnp.array([[0.04, 0.2]]))
     seconds = jnp.array([0.04, 0.04, 0.12, 0.12, 0.20, 0.20])
-    np.testing.assert_allclose(rows[0], clock(seconds, 12), atol=1e-5)
+    np.testing.assert_allclose(rows[0], time_embedding(seconds, 12), atol=1e-5)
     np.testing.assert_allclose(tokens[0], rows[0, np.array([0, 4])], atol=1e-5)
 
 
-def test_a_masked_token_is_not_read(clocked, inputs):
+def test_a_masked_token_is_not_read(timed, inputs):
     x, t, context, seconds = inputs
     mask = jnp.broadcast_to(jnp.arange(5) < 3, (2, 5))
-    masked = forward(clocked, x, t, (context,), (mask,), context_seconds=seconds)
-    short = forward(clocked, x, t, (context[:, :3],), context_seconds=seconds[:3])
+    masked = forward(timed, x, t, (context,), (mask,), context_seconds=seconds)
+    short = forward(timed, x, t, (context[:, :3],), context_seconds=seconds[:3])
     np.testing.assert_allclose(masked, short, atol=1e-5)
-    nothing = forward(clocked, x, t, (context,), (~mask & mask,), context_seconds=seconds)
-    everything = forward(clocked, x, t, (context,), (mask | ~mask,), context_seconds=seconds)
+    nothing = forward(timed, x, t, (context,), (~mask & mask,), context_seconds=seconds)
+    everything = forward(timed, x, t, (context,), (mask | ~mask,), context_seconds=seconds)
     # Float32 has steps of 0.001 at the masked scores, hence the tolerance.
     np.testing.assert_allclose(nothing, everything, atol=1e-2)
 
 
-def test_every_weight_is_used(clocked, inputs):
+def test_every_weight_is_used(timed, inputs):
     x, t, context, seconds = inputs
 
     def loss(net):
         return jnp.mean(jnp.sin(3.0 * net(x, t, (context,), context_seconds=seconds)))
 
-    grads = named_weights(jax.jit(jax.grad(loss))(clocked))
+    grads = named_weights(jax.jit(jax.grad(loss))(timed))
     assert not [name for name, g in grads.items() if not np.abs(g).max() > 0]
 
 
-def test_bfloat16_weights_compute_in_bfloat16(clocked, inputs):
+def test_bfloat16_weights_compute_in_bfloat16(timed, inputs):
     x, t, context, seconds = inputs
-    y = forward(clocked, x, t, (context,), context_seconds=seconds)
+    y = forward(timed, x, t, (context,), context_seconds=seconds)
     with jax.numpy_dtype_promotion("standard"):  # flax's GroupNorm promotes bfloat16 by itself
-        half = forward(cast(clocked, jnp.bfloat16), x, t, (context,), context_seconds=seconds)
+        half = forward(cast(timed, jnp.bfloat16), x, t, (context,), context_seconds=seconds)
     assert half.dtype == jnp.bfloat16
     assert np.abs(half.astype(np.float32) - y).mean() < 0.03 * y.std()
 
@@ -300,14 +299,14 @@ def test_tiny_fits_the_miniature():
     )
 
 
-def test_says_what_is_missing(clocked, inputs):
+def test_says_what_is_missing(timed, inputs):
     x, t, context, seconds = inputs
-    with pytest.raises(ValueError, match="has a clock: give context_seconds"):
-        clocked(x, t, (context,))
+    with pytest.raises(ValueError, match="is timed: give context_seconds"):
+        timed(x, t, (context,))
     with pytest.raises(ValueError, match="reads 1 contexts, got 2 and 2 masks"):
-        clocked(x, t, (context, context), context_seconds=seconds)
+        timed(x, t, (context, context), context_seconds=seconds)
     with pytest.raises(ValueError, match="reads 1 contexts, got 1 and 2 masks"):
-        clocked(x, t, (context,), (None, None), context_seconds=seconds)
+        timed(x, t, (context,), (None, None), context_seconds=seconds)
 
 
 @pytest.mark.parametrize(
@@ -320,4 +319,4 @@ def test_says_what_is_missing(clocked, inputs):
 )
 def test_config_refuses_what_does_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CLOCKED, **change)
+        dataclasses.replace(TIMED, **change)

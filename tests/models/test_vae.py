@@ -88,11 +88,11 @@ def test_modules_as_diffusers(parity, their_vae, our_vae):
         doubled = last(their_vae.decoder.up_blocks[1].upsamplers[0](torch.from_numpy(x)))
     level_of_resnets = ours.down[2].resnets[0](last(x))
     parity("VAE resnet with shortcut", against, level_of_resnets, level, 1e-4)
-    halve = ours.down[1].halve(jnp.pad(last(x), ((0, 0), (0, 1), (0, 1), (0, 0))))
-    parity("VAE downsample", against, halve, halved, 1e-4)
+    down = ours.down[1].downsample(jnp.pad(last(x), ((0, 0), (0, 1), (0, 1), (0, 0))))
+    parity("VAE downsample", against, down, halved, 1e-4)
     parity("VAE middle", against, ours.middle(last(wide)), middle, 1e-4)
-    double = our_vae.decoder.up[1].double(last(x).repeat(2, axis=1).repeat(2, axis=2))
-    parity("VAE upsample", against, double, doubled, 1e-4)
+    up = our_vae.decoder.up[1].upsample(last(x).repeat(2, axis=1).repeat(2, axis=2))
+    parity("VAE upsample", against, up, doubled, 1e-4)
 
 
 @pytest.mark.parity

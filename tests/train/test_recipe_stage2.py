@@ -48,6 +48,14 @@ UNET = UNetConfig(
 )
 TEXT = EmptyTextConfig(width=9, tokens=2)
 READS_TEXT = replace(UNET, attentions=((), (0, 1)), contexts=(7, 9))
+SHAPES = {
+    "cavp": (4, 6),
+    "cavp_seconds": (4,),
+    "timechat": (3, 5),
+    "timechat_seconds": (3,),
+    "audiomae": (9, 7),
+    "latents": (8, 4, 3),
+}
 CLIPS = 6
 ONE = Layout(make_mesh(MeshConfig()))
 
@@ -332,10 +340,13 @@ def test_features_without_latents_are_refused(recipe, elements):
 @pytest.mark.slow
 @pytest.mark.usefixtures("handlers")
 def test_the_command_leaves_a_bundle_with_another_mapper(tmp_path, capsys):
-    """At the sizes of the tiny bundle."""
-    base = untrained_bundle(tmp_path / "bundle")
+    untrained_bundle(tmp_path / "bundle")
+    made_bundle(tmp_path / "small", mapper=MAPPER, unet=UNET)
+    small = Bundle.open(tmp_path / "small")
+    parts = {n: (e.config, small.load(n), e.source) for n, e in small.entries.items()}
+    base = write_bundle(tmp_path / "bundle", parts)
     for part, clips in (("train", 3), ("heldout", 2)):
-        write_features(base, tmp_path / "features" / part, clips)
+        write_features(base, tmp_path / "features" / part, clips, SHAPES)
     changes = {"recipe.bundle": tmp_path / "bundle", "recipe.source": tmp_path / "features"}
     changes |= {"steps": 2, "batch": 2, "log_every": 1}
     overrides = [f"--config.{name}={value}" for name, value in changes.items()]

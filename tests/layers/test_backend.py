@@ -1,4 +1,4 @@
-"""Another way to say the same products, which cuBLAS is there for."""
+"""What one kind of device computes in another way is the same on all."""
 
 from functools import partial
 
@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 
 from mfm_jax.layers import MLP, layer_norm, linear
+from mfm_jax.layers.backend import as_rows, gradient_once, prenorm, project
 from mfm_jax.layers.mlp import gelu_tanh
-from mfm_jax.layers.products import as_rows, project
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract, initialise, named_weights, with_weights
 from mfm_jax.train.step import cast
 
+X = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4), np.float32))
 SIZES = GPT2Config(width=64, depth=2, heads=2, positions=48)
 
 
@@ -58,6 +59,19 @@ def test_products_take_up_scale_and_bias_of_a_norm(biased):
     np.testing.assert_allclose(project(product, norm.standardise(x), norm), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_the_mesh_in_use_says_what_is_compiled_for(platform, monkeypatch):
+    """Also where its devices are not there, and on a machine with others: as `mfm plan` does."""
+    mesh = jax.sharding.AbstractMesh(
+        (1,), ("data",), abstract_device=jax.sharding.AbstractDevice("any", 1, platform)
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu" if platform == "gpu" else "gpu")
+    norm, x = layer_norm(4, epsilon=1e-5, rngs=nnx.Rngs(0)), jnp.ones((2, 3, 4))
+    with jax.sharding.use_abstract_mesh(mesh):
+        shape, rest = as_rows(x).shape, prenorm(norm, x)[1]
+    assert (shape, rest) == (((6, 4), norm) if platform == "gpu" else ((2, 3, 4), None))
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuBLAS needs an NVIDIA GPU")
 def test_cublas_computes_the_gelu_with_the_product():
     keys = jax.random.split(jax.random.key(0), 2)
@@ -81,3 +95,30 @@ def test_cublas_computes_the_gelu_with_the_product():
         expected, _ = gradients("float32")
     for one, two in zip(made, expected, strict=True):
         assert jnp.linalg.norm(one.astype(jnp.float32) - two) < 0.02 * jnp.linalg.norm(two)
+
+
+def error(x, through):
+    return (jnp.sin(through(x)) ** 2).sum()
+
+
+@pytest.mark.parametrize("value", [0.3, np.nan, np.inf], ids=str)
+def test_neither_value_nor_gradient_changes(value):
+    x = X.at[0, 0].set(value)
+    for function in (error, jax.grad(error)):
+        np.testing.assert_array_equal(function(x, gradient_once), function(x, lambda y: y))
+
+
+def test_under_transformations():
+    for change in (jax.jit, jax.vmap, jax.checkpoint):
+        found = jax.grad(
+            lambda x, change=change: change(lambda y: error(y, gradient_once))(x).sum()
+        )(X)
+        expected = jax.grad(error)(X, lambda y: y)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("platform", "branches"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_only_a_cpu_gets_a_branch(platform, branches):
+    exported = jax.export.export(jax.jit(jax.grad(error), static_argnums=1), platforms=[platform])
+    text = exported(X, gradient_once).mlir_module()
+    assert ("stablehlo.compare" in text) == branches
