@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 JOBS ?= 2
 
-.PHONY: demo test parity lint format bench bundle wheel clean
+.PHONY: demo picture test parity lint format bench bundle wheel clean
 
 demo: $(VENV)/run.done
 	$(BIN)/mfm demo
+
+# The picture at the top of the README.
+picture: demo
+	cp demo/spectrogram.png docs/demo.png
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -27,7 +27,7 @@ from mfm_jax.storage.files import report_full_disk, write_text
 from mfm_jax.storage.weights import initialise, with_weights
 from mfm_jax.train.log import Metrics
 from mfm_jax.train.recipe import TrainConfig, TrainSetup
-from mfm_jax.train.speed import Profile, Speed
+from mfm_jax.train.speed import Profile, StepTimer
 from mfm_jax.train.step import TrainState
 
 
@@ -71,13 +71,13 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         return [dataset.id_of(number) for number in numbers]
 
     stop = Stop()
-    speed = Speed.of(config.batch, jax.devices())
+    timer = StepTimer.of(config.batch, jax.devices())
     with (
         report_full_disk(workdir),
         jax.set_mesh(layout.mesh),
         closing(
             Metrics(
-                workdir, speed, start=start, steps=config.steps, every=config.log_every, clips=clips
+                workdir, timer, start=start, steps=config.steps, every=config.log_every, clips=clips
             )
         ) as metrics,
         closing(Profile(workdir / "profile", start=start, count=profile)) as trace,
@@ -85,28 +85,28 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         for done in range(start, max(start, config.steps) + 1):
             last, score = done >= config.steps, None
             if last or done % config.eval_every == 0:
-                metrics.settle()
+                metrics.flush()
                 module = with_weights(setup.abstract_module, state.weights(averaged=True))
                 scores = recipe.evaluate(module, heldout, config.batch)
                 metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
                 score = score_of(scores, config.best)
             if config.sample_every and (last or done % config.sample_every == 0):
-                metrics.settle()
+                metrics.flush()
                 module = with_weights(setup.abstract_module, state.weights(averaged=True))
                 metrics.sounds(done, recipe.sounds(module, heldout))
             stopped = stop.at(done)
             due = done % config.save_every == 0 or checkpoints.would_be_best(score)
             if last or stopped or (due and done > start):
-                metrics.settle()
+                metrics.flush()
                 checkpoints.save(done, state.items(), score=score)
             if last or stopped:
                 break
             if trace.due(done):
-                metrics.settle()
-                trace.turn()
-            speed.go()
+                metrics.flush()
+                trace.toggle()
+            timer.start()
             batch = layout.put_batch(next(data), config.batch)
-            speed.count(counted, state, batch)
+            timer.count_flops(counted, state, batch)
             with (
                 jax.profiler.StepTraceAnnotation("train", step_num=done + 1),
                 jax.transfer_guard_host_to_device("disallow"),

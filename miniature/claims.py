@@ -1,7 +1,7 @@
-"""The paper's three claims as one experiment: who is compared, and what is run.
+"""The paper's three claims as one experiment: the systems that are compared, and their runs.
 
-(a) Two encoders beat one. (b) GPT-2 beats a linear mapper. (c) With both it needs a small part of
-the training that the earlier kind of mapper, linear and of CAVP alone, was given.
+(a) Two encoders beat one. (b) GPT-2 beats a linear mapper. (c) GPT-2 with two encoders needs a
+small share of the training that the earlier mapper, a linear one of CAVP alone, was given.
 """
 
 import argparse
@@ -15,30 +15,32 @@ import numpy as np
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip, DataError
-from mfm_jax.data.features import DESCRIPTION, extract
+from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import read_about
-from mfm_jax.foley.clips import only_one
+from mfm_jax.data.sources import ClipFiles
+from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.foley.world import SPLITS, World, write_world
+from mfm_jax.inference.extract import extract
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.storage.files import write_text
+from mfm_jax.storage.files import one_at_a_time, write_text
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
-from mfm_jax.train.recipes.mapper import MapperRecipe, tiny_mapper
+from mfm_jax.train.recipes.mapper import MapperRecipe
 from miniature.curves import draw, write_csv
-from miniature.measures import Asked, Line
+from miniature.measures import EvalSet, Line
 from miniature.report import OURS, claims_report, print_tables
-from miniature.runs import Place, Run, Stage1, by_place, perform_all, remember_programs
+from miniature.runs import Run, Stage1, Workspace, enable_compilation_cache, group_lines, run_all
 
 SHARES = (0.04, 0.08, 0.16, 0.32, 1.0)
-"""Of the training clips, and of the steps, in the curves of claim (c)."""
-RATES = {"gpt2": (7e-4, 1.5e-3, 3e-3), "linear": (1e-3, 3e-3, 1e-2)}
-"""Learning rates that are tried."""
-LONGER = 3
-"""Linear mappers are cheap: they are also tried with this many times the steps."""
+"""Shares of the training clips, and of the steps, in the curves of claim (c)."""
+LEARNING_RATES = {"gpt2": (7e-4, 1.5e-3, 3e-3), "linear": (1e-3, 3e-3, 1e-2)}
+"""Learning rates that are tried, by the kind of mapper."""
+LINEAR_STEPS_FACTOR = 3
+"""Linear mappers are cheap, so they are also tried with this many times the steps."""
 TUNING_SEED = 100
-"""No seed of the runs that are reported."""
+"""Seed of the tuning runs; no reported run has it."""
 ENCODERS = {
     "dual": ("cavp", "timechat"),
     "cavp": ("cavp",),
@@ -46,45 +48,48 @@ ENCODERS = {
     "cavp twice": ("cavp", "cavp:2"),
     "timechat twice": ("timechat", "timechat:2"),
 }
-"""An encoder twice has as many tokens as two have, or about: the fair comparison of length."""
+"""Encoders by the name that tables show.
+
+One encoder given twice has about as many tokens as two encoders, so the prefixes are as long.
+"""
 
 
 @dataclass(frozen=True)
 class System:
-    """A kind of mapper of some encoders."""
+    """A kind of mapper and the encoders that it reads."""
 
     name: str
     network: MapperConfig
 
     @property
-    def rates(self) -> tuple[float, ...]:
-        """The learning rates that are tried."""
-        return RATES[self.network.kind.partition("_")[0]]
+    def learning_rates(self) -> tuple[float, ...]:
+        """Learning rates that are tried."""
+        return LEARNING_RATES[self.network.kind.partition("_")[0]]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is run."""
+    """The size of an experiment."""
 
     steps: int = 500  # of a full training
     seeds: int = 5
     batch: int = 32  # clips in a step
-    count: int = 96  # clips whose sound is made
-    sampler_steps: int = 10  # of it: half of the time of the bundle's 20
+    sounds: int = 96  # clips whose sound is generated and scored
+    sampler_steps: int = 10  # half of the bundle's 20, in half of the time
 
 
 def sizes(features: Path) -> MapperConfig:
-    """The default mapper between the encoders whose tokens are in a folder of features.
+    """Return the default mapper, with its sizes taken from a folder of features.
 
     Raises:
-        DataError: there are none, or some encoder's are missing.
+        DataError: there are no features, or those of an encoder are missing.
     """
     about = read_about(features / DESCRIPTION)
     if missing := [n for n in ("cavp", "timechat", "audiomae") if n not in about["fields"]]:
         raise DataError(f"{features} has no {', '.join(missing)}: extract it with all encoders")
     shapes = {name: tuple(shape) for name, (shape, _) in about["fields"].items()}
     return replace(
-        tiny_mapper(),
+        MapperConfig.tiny(),
         encoders=tuple((name, *shapes[name]) for name in ("cavp", "timechat")),
         loa_width=shapes["audiomae"][1],
         loa=LOA(grid=tuple(about["grid"]), pool=(1, about["grid"][1])),
@@ -93,7 +98,7 @@ def sizes(features: Path) -> MapperConfig:
 
 
 def systems(network: MapperConfig) -> tuple[System, ...]:
-    """All that are compared, of the sizes of `network`."""
+    """Return the systems that are compared, with the sizes of `network`."""
     shapes = {name: (tokens, width) for name, tokens, width in network.encoders}
 
     def system(encoders: str, kind: str) -> System:
@@ -115,49 +120,55 @@ def systems(network: MapperConfig) -> tuple[System, ...]:
 class Plan:
     """Turns systems into runs that differ in nothing else."""
 
-    place: Place
+    workspace: Workspace
     budget: Budget
-    clips: int  # there are for training
+    clips: int  # all training clips
 
     def config(
-        self, network: MapperConfig, asked: Asked, rate: float, steps: int, seed: int, clips: int
+        self,
+        network: MapperConfig,
+        eval_set: EvalSet,
+        rate: float,
+        steps: int,
+        seed: int,
+        clips: int,
     ) -> TrainConfig:
-        """A training; the loss, the optimiser and the data are those of every other."""
+        """Return the config of a training; loss, optimizer and data are the same for all."""
         recipe = Stage1(
-            bundle=str(self.place.bundle),
-            clips=str(self.place.workdir / "clips"),
-            features=str(self.place.features),
-            train=clips,
+            bundle=str(self.workspace.bundle),
+            source=features_of(self.workspace, clips),
             network=network,
-            asked=str(asked.features),
+            eval_features=str(eval_set.features),
         )
         return TrainConfig(
             recipe=recipe,
-            optimizer=OptimizerConfig(rate=rate, warmup=30),
+            optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=30),
             steps=steps,
             batch=self.budget.batch,
             seed=seed,
-            log=50,
-            evaluate=max(steps, 1),
+            log_every=50,
+            eval_every=max(steps, 1),
             keep=1,
         )
 
-    def tuning(self, system: System, asked: Asked) -> list[Run]:
-        """One seed of each rate and, for linear mappers, of each number of steps."""
+    def tuning(self, system: System, eval_set: EvalSet) -> list[Run]:
+        """Return a run for each learning rate and, for linear mappers, each number of steps."""
         steps = self.budget.steps
-        budgets = (steps,) if system.network.kind == "gpt2" else (steps, LONGER * steps)
+        budgets = (
+            (steps,) if system.network.kind == "gpt2" else (steps, LINEAR_STEPS_FACTOR * steps)
+        )
         return [
             Run("tuning", system.name, self.config(
-                system.network, asked, rate, number, TUNING_SEED, self.clips
-            ), asked)
+                system.network, eval_set, rate, number, TUNING_SEED, self.clips
+            ), eval_set)
             for number in budgets
-            for rate in system.rates
+            for rate in system.learning_rates
         ]  # fmt: skip
 
     def seeds(
-        self, part: str, system: System, tuned: "Tuned", asked: Asked, share: float = 1.0
+        self, part: str, system: System, tuned: "Tuned", eval_set: EvalSet, share: float = 1.0
     ) -> list[Run]:
-        """All seeds of a system; `part` says what there is a `share` of."""
+        """Return a run for each seed of a system, with a `share` of what `part` names."""
         steps, clips = tuned.steps, self.clips
         if part == "steps":
             steps = max(1, round(share * steps))
@@ -166,37 +177,37 @@ class Plan:
         floor = system.name == OURS and share == 1
         return [
             Run(part, system.name, self.config(
-                system.network, asked, tuned.rate, steps, seed, clips
-            ), asked, share, floor=floor)
+                system.network, eval_set, tuned.learning_rate, steps, seed, clips
+            ), eval_set, share, floor=floor)
             for seed in range(self.budget.seeds)
         ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the validation clips chose for a system."""
+    """The settings of a system that were best on the held-out clips."""
 
-    rate: float
+    learning_rate: float
     steps: int
 
 
 def tuned(lines: Sequence[Line]) -> Tuned:
-    """The numbers of the line with the least mean LOA error."""
+    """Return the settings of the line with the lowest mean LOA error."""
     best = min(lines, key=lambda line: float(np.mean(line["counts"]["loa_error"])))
-    return Tuned(best["rate"], best["steps"])
+    return Tuned(best["learning_rate"], best["steps"])
 
 
 def run_experiment(
-    place: Place, budget: Budget, test: Asked, *, jobs: int
+    workspace: Workspace, budget: Budget, test: EvalSet, *, jobs: int
 ) -> tuple[list[Run], list[Line]]:
-    """Tune on the held-out clips, then run everything that is reported on `test`."""
-    network = sizes(place.features / "train")
-    plan = Plan(place, budget, read_about(place.features / "train" / DESCRIPTION)["clips"])
-    heldout = Asked(place.features / "heldout", place.workdir / "clips", 0)
+    """Tune on the held-out clips, then run everything that is reported, on `test`."""
+    network = sizes(workspace.features / "train")
+    plan = Plan(workspace, budget, read_about(workspace.features / "train" / DESCRIPTION)["clips"])
+    heldout = EvalSet(workspace.features / "heldout", workspace.workdir / "clips", 0)
     compared = systems(network)
     trials = {system.name: plan.tuning(system, heldout) for system in compared}
-    lines = perform_all([run for runs in trials.values() for run in runs], place, jobs=jobs)
-    tried = by_place([run for runs in trials.values() for run in runs], lines)
+    lines = run_all([run for runs in trials.values() for run in runs], workspace, jobs=jobs)
+    tried = group_lines([run for runs in trials.values() for run in runs], lines)
     chosen = {name: tuned(tried["tuning", name, 1.0]) for name in trials}
 
     runs: list[Run] = []
@@ -208,70 +219,80 @@ def run_experiment(
             runs += plan.seeds(part, ours, chosen[OURS], test, share)
     config = plan.config(network, test, 0.0, 0, 0, plan.clips)
     runs.append(Run("ceiling", "true LOA", config, test, true=True))
-    return runs, perform_all(runs, place, jobs=jobs)
+    return runs, run_all(runs, workspace, jobs=jobs)
 
 
-def prepare_features(place: Place) -> None:
-    """The features of training and held-out clips, all at the world's own frame rate.
+def features_of(workspace: Workspace, clips: int) -> ClipFiles:
+    """Return the features of the first `clips` training clips, and of all held-out clips."""
+    return ClipFiles(str(workspace.features), limit=clips, licence="Apache-2.0")
 
-    The bundle's mapper is trained on videos of several rates. A linear mapper does not read when
-    a token was, so the comparison would be about that.
+
+def prepare_features(workspace: Workspace) -> None:
+    """Extract the features of training and held-out clips that are missing.
+
+    All clips have the world's own frame rate. The bundle's mapper is trained on several frame
+    rates, but a linear mapper does not see the times of its tokens, so with several rates the
+    comparison would be about the times.
 
     Raises:
         DataError: a folder holds the features of other clips or encoders.
     """
-    clips, features = place.workdir / "clips", place.features
-    recipe = MapperRecipe(bundle=str(place.bundle), clips=str(clips), features=str(features))
-    recipe.prepare(place.workdir)
+    source = FoleyClips(str(workspace.workdir))
+    MapperRecipe(bundle=str(workspace.bundle), source=source).prepare(workspace.workdir)
 
 
-def prepare_test(place: Place, clips: int) -> Path:
-    """The features of the first `clips` test clips; both are made where they are missing.
+def prepare_test(workspace: Workspace, clips: int) -> Path:
+    """Make the first `clips` test clips and extract their features; return the features' folder.
 
     Raises:
         DataError: the folder holds the features of other clips or encoders.
     """
-    videos, folder = place.workdir / "test_clips", place.workdir / "claims" / "test"
+    videos, folder = workspace.workdir / "test_clips", workspace.workdir / "claims" / "test"
     start = SPLITS["test"].start
     seeds = range(start, start + clips)
-    with only_one(folder):
+    with one_at_a_time(folder):
         write_world(World(), seeds, videos, processes=2)
         named = [Clip(str(seed), videos / f"{seed}.mp4") for seed in seeds]
-        extract(Bundle.open(place.bundle), named, folder, batch=16)
+        extract(Bundle.open(workspace.bundle), named, folder, batch=16)
     return folder
 
 
-def add_claims(commands) -> None:
-    """`claims`: the paper's three claims."""
-    parser = commands.add_parser("claims", help="the paper's three claims, as one experiment")
+def add_claims(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `claims`."""
     add_common(parser)
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each system")
+    parser.add_argument("--seeds", type=int, default=5, help="training runs of each system")
     parser.add_argument("--test", type=int, default=512, help="test clips that LOA is scored on")
     parser.set_defaults(run=run_claims)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """What both experiments are told."""
-    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE, help="of all other networks")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/tiny"), help="of what is made")
-    parser.add_argument("--steps", type=int, default=500, help="of a full training")
+    """Add the options that both experiments have."""
+    parser.add_argument(
+        "--bundle", type=Path, default=TINY_BUNDLE, help="bundle of all networks but the mappers"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/tiny"), help="folder of clips, features and runs"
+    )
+    parser.add_argument("--steps", type=int, default=500, help="steps of a full training")
     parser.add_argument("--batch", type=int, default=32, help="clips in a step")
     parser.add_argument("--count", type=int, default=96, help="clips whose sound is scored")
-    parser.add_argument("--sampler-steps", type=int, default=10, help="of that sound")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a process each")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/miniature"), help="folder")
+    parser.add_argument("--sampler-steps", type=int, default=10, help="sampler steps of that sound")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("docs/miniature"), help="folder of results"
+    )
 
 
 def run_claims(args: argparse.Namespace) -> None:
-    """Run what is missing, and write the report and the curves."""
-    place = Place(args.workdir, args.output / "claims.jsonl", "claims", args.bundle)
-    remember_programs(str(args.workdir.absolute() / "cache"))
+    """Run what is missing, then write the report and the curves."""
+    workspace = Workspace(args.workdir, args.output / "claims.jsonl", "claims", args.bundle)
+    enable_compilation_cache(str(args.workdir.absolute() / "cache"))
     budget = Budget(args.steps, args.seeds, args.batch, args.count, args.sampler_steps)
-    prepare_features(place)
+    prepare_features(workspace)
     videos = args.workdir / "test_clips"
-    test = Asked(prepare_test(place, args.test), videos, args.count, args.sampler_steps)
-    runs, lines = run_experiment(place, budget, test, jobs=args.jobs)
-    about: dict[str, Any] = {"command": args.command, "clips": args.test, "heard": args.count}
+    test = EvalSet(prepare_test(workspace, args.test), videos, args.count, args.sampler_steps)
+    runs, lines = run_experiment(workspace, budget, test, jobs=args.jobs)
+    about: dict[str, Any] = {"command": args.command_line, "clips": args.test, "sounds": args.count}
     report = {**about, **claims_report(runs, lines)}
     write_text(args.output / "claims.json", json.dumps(report, indent=1) + "\n")
     write_csv(args.output / "curves.csv", runs, lines)

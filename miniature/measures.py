@@ -1,6 +1,6 @@
-"""What predicted LOA is worth: how near it comes to true LOA, and what is heard of its sound.
+"""Scores predicted LOA: how close it is to true LOA, and what is heard in the sound made of it.
 
-All is kept clip by clip, as numbers that add up (`miniature.statistics`).
+Everything is counted clip by clip, in numbers that can be added up (`miniature.statistics`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,22 +24,22 @@ from mfm_jax.models.audiomae import LOA, pool_loa
 from mfm_jax.models.listener import Listener
 from mfm_jax.typing import Float
 from miniature.scores import hear
-from miniature.sounds import BATCH, Clip, Studio, read_clip
-from miniature.statistics import Ratio, found_among
+from miniature.sounds import BATCH, KnownClip, Synthesiser, read_clip
+from miniature.statistics import Ratio, recall_at_1
 
 Line = Mapping[str, Any]
-"""What is kept of a run: a line of JSON."""
+"""The record of a run, a line of JSON."""
 Waves = list[Float[np.ndarray, " A"]]
 
 
 class Score(NamedTuple):
-    """A score in tables, and the counts of a clip that it adds up and divides."""
+    """A score: a ratio of counts that are summed over clips."""
 
-    label: str
-    top: str
-    bottom: tuple[str, ...] = ()  # the number of clips if empty
-    factor: float = 1.0  # on the top
-    higher: bool = True  # is better
+    label: str  # in tables
+    numerator: str  # name of a count
+    denominator: tuple[str, ...] = ()  # names of counts; the number of clips if empty
+    multiplier: float = 1.0  # of the numerator
+    higher: bool = True  # higher is better
 
 
 SCORES = {
@@ -51,54 +51,57 @@ SCORES = {
     "event_f1": Score("event F1", "event_hits", ("found", "true"), 2.0),
     "log_mel": Score("log-mel distance", "log_mel", higher=False),
 }
-"""The first two of all clips, the others of those whose sound is made."""
+"""Scores by name: the first two over all clips, the others over clips whose sound is generated."""
 
 
 def ratio(lines: Sequence[Line], name: str) -> Ratio:
-    """A score of the same clips in several runs, a row each."""
+    """Return a score as a ratio of counts, by run and by clip; all runs have the same clips."""
     score = SCORES[name]
     counts = [line["counts"] for line in lines]
-    top = score.factor * np.array([c[score.top] for c in counts], float)
-    parts = [np.array([c[part] for c in counts], float) for part in score.bottom]
-    return Ratio(top, np.sum(parts, axis=0) if parts else np.ones_like(top))
+    numerator = score.multiplier * np.array([c[score.numerator] for c in counts], float)
+    parts = [np.array([c[part] for c in counts], float) for part in score.denominator]
+    return Ratio(numerator, np.sum(parts, axis=0) if parts else np.ones_like(numerator))
 
 
-def scored(line: Line) -> list[str]:
-    """The scores that a line has the counts for."""
-    return [name for name, score in SCORES.items() if score.top in line["counts"]]
+def available_scores(line: Line) -> list[str]:
+    """Return the names of the scores that a line has the counts for."""
+    return [name for name, score in SCORES.items() if score.numerator in line["counts"]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The clips that mappers predict LOA for."""
+class EvalSet:
+    """The clips that mappers are scored on."""
 
-    features: Path  # a folder of features
-    videos: Path  # the folder of their files, `ID.mp4`
-    count: int  # of them, the first by id, whose sound is made and heard; 0: none
-    steps: int = 20  # of the sampler
+    features: Path  # folder of features
+    videos: Path  # folder of the files, `ID.mp4`
+    sounds: int  # clips whose sound is generated and scored, the first by id; 0: none
+    sampler_steps: int = 20
 
 
 @lru_cache(maxsize=1)
-def _studio(bundle: Path) -> Studio:
-    return Studio.open(bundle)
+def _synthesiser(bundle: Path) -> Synthesiser:
+    return Synthesiser.open(bundle)
 
 
-def studio_of(bundle: Path, loa: LOA) -> Studio:
-    """The networks that make sound of LOA with this grid, whatever grid the bundle's mapper has."""
-    studio = _studio(bundle)
-    networks = studio.model.networks
+def synthesiser_for(bundle: Path, loa: LOA) -> Synthesiser:
+    """Return the networks that turn LOA of this grid into sound.
+
+    The bundle's mapper may have another grid.
+    """
+    synthesiser = _synthesiser(bundle)
+    networks = synthesiser.model.networks
     config = networks.mapper.config
     if loa == config.loa:
-        return studio
-    # The UNet is told when each token lies, which is read from the mapper's config. Its weights
-    # are not used.
+        return synthesiser
+    # The UNet reads the times of LOA tokens from the mapper's config. The mapper's weights are not
+    # used.
     mapper = build_mapper(replace(config, loa=loa), rngs=nnx.Rngs(0))
-    model = replace(studio.model, networks=networks._replace(mapper=mapper))
-    return replace(studio, model=model)
+    model = replace(synthesiser.model, networks=networks._replace(mapper=mapper))
+    return replace(synthesiser, model=model)
 
 
 def true_loa(folder: Path, loa: LOA) -> Float[np.ndarray, "N K D"]:
-    """LOA of every clip in a folder of features, in LOA's own units.
+    """Return the LOA of every clip in a folder of features, in LOA's own units.
 
     Raises:
         DataError: there are no finished features, or they lack AudioMAE's.
@@ -112,76 +115,85 @@ def true_loa(folder: Path, loa: LOA) -> Float[np.ndarray, "N K D"]:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Compares predicted LOA with the truth about the clips that it was predicted for."""
+class Scorer:
+    """Scores the LOA that is predicted for an evaluation set."""
 
-    studio: Studio
+    synthesiser: Synthesiser
     listener: Listener
-    clips: list[Clip]  # those whose sound is heard
-    true: Float[np.ndarray, "N K D"]  # of all clips, in LOA's own units
-    mean: Float[np.ndarray, " D"]  # of LOA of all training clips, for one unit in all runs
+    clips: list[KnownClip]  # clips whose sound is generated
+    true: Float[np.ndarray, "N K D"]  # LOA of all clips, in its own units
+    # Mean and standard deviation of LOA over all training clips. LOA errors are in these units, so
+    # that all runs are comparable.
+    mean: Float[np.ndarray, " D"]
     std: Float[np.ndarray, " D"]
 
     @classmethod
-    def open(cls, bundle: Path, train: Path, asked: Asked, loa: LOA) -> "Judge":
-        """For LOA of this grid; `train` has the features that tell the units of the LOA error.
+    def open(cls, bundle: Path, train: Path, eval_set: EvalSet, loa: LOA) -> "Scorer":
+        """Open what is needed to score LOA of this grid.
+
+        Args:
+            train: folder of the features of the training clips, which give the LOA error its units.
 
         Raises:
             BundleError, DataError, MediaError, WorldError: something is missing or broken.
         """
-        source = FeatureSource(asked.features)
-        names = [source.id_of(i) for i in range(min(asked.count, len(source)))]
-        clips = [read_clip(asked.videos / f"{name}.mp4") for name in names]
-        known, studio = true_loa(train, loa), studio_of(bundle, loa)
+        source = FeatureSource(eval_set.features)
+        names = [source.id_of(i) for i in range(min(eval_set.sounds, len(source)))]
+        clips = [read_clip(eval_set.videos / f"{name}.mp4") for name in names]
+        known, synthesiser = true_loa(train, loa), synthesiser_for(bundle, loa)
+        sampling = synthesiser.sampling._replace(steps=eval_set.sampler_steps)
         return cls(
-            replace(studio, sampling=studio.sampling._replace(steps=asked.steps)),
+            replace(synthesiser, sampling=sampling),
             Bundle.open(bundle).load("listener", jnp.float32),
             clips,
-            true_loa(asked.features, loa),
+            true_loa(eval_set.features, loa),
             known.mean(axis=(0, 1)),
             np.maximum(known.std(axis=(0, 1)), 1e-6),
         )
 
     def measure(
-        self, made: Float[np.ndarray, "N K D"], waves: Waves | None = None
+        self, predicted: Float[np.ndarray, "N K D"], waves: Waves | None = None
     ) -> tuple[dict[str, list], Waves]:
-        """The counts of each clip for LOA in its own units, and the sound that was made of it.
+        """Return counts by clip for LOA in its own units, and the sound that was scored.
 
-        Where `waves` are given these are heard instead.
+        The sound is generated from the LOA unless `waves` are given.
         """
-        standard = [(loa - self.mean) / self.std for loa in (made, self.true)]
+        standard = [(loa - self.mean) / self.std for loa in (predicted, self.true)]
         errors = ((standard[0] - standard[1]) ** 2).mean(axis=(1, 2))
         counts: dict[str, list] = {
             "loa_error": [round(float(error), 4) for error in errors],
-            "found_loa": found_among(*standard).tolist(),
+            "found_loa": recall_at_1(*standard).tolist(),
         }
         if not self.clips:
             return counts, []
-        waves = self.sounds(made) if waves is None else waves
-        return counts | count_heard(hear(self.listener, self.clips, waves)), waves
+        waves = self.sounds(predicted) if waves is None else waves
+        return counts | counts_by_clip(hear(self.listener, self.clips, waves)), waves
 
-    def shuffled(self, made: Float[np.ndarray, "N K D"], waves: Waves) -> dict[str, list]:
-        """The counts where each clip is given the LOA and the sound of the one before: a floor."""
-        return self.measure(np.roll(made, 1, axis=0), waves[-1:] + waves[:-1])[0]
+    def shuffled(self, predicted: Float[np.ndarray, "N K D"], waves: Waves) -> dict[str, list]:
+        """Return the counts where each clip has the LOA and the sound of the clip before it.
 
-    def sounds(self, made: Float[np.ndarray, "N K D"]) -> Waves:
-        """The sound of the clips that are heard; the noise of each is the same in every run."""
+        This is the floor of all scores.
+        """
+        return self.measure(np.roll(predicted, 1, axis=0), waves[-1:] + waves[:-1])[0]
+
+    def sounds(self, loa: Float[np.ndarray, "N K D"]) -> Waves:
+        """Generate the sound of `clips` from their LOA, with the same noise in every run."""
         waves: Waves = []
         for start in range(0, len(self.clips), BATCH):
             numbers = np.arange(start, min(start + BATCH, len(self.clips)))
-            # A last batch that is not full gets copies: another shape would be compiled anew.
+            # The last batch is padded with copies: another shape would be compiled again.
             full = np.pad(numbers, (0, BATCH - len(numbers)), mode="edge")
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.asarray(full))
-            made_now = self.studio.sound(jnp.asarray(made[full], jnp.float32), keys)
-            waves += list(np.asarray(made_now)[: len(numbers)])
+            batch = self.synthesiser.sound(jnp.asarray(loa[full], jnp.float32), keys)
+            waves += list(np.asarray(batch)[: len(numbers)])
         return [
-            stitch([wave], self.studio.spec, len(clip.wave))
+            stitch([wave], self.synthesiser.spec, len(clip.wave))
             for wave, clip in zip(waves, self.clips, strict=True)
         ]
 
 
-def count_heard(heard: Sequence[Heard]) -> dict[str, list]:
-    """What was heard of each clip as lists of numbers that add up."""
+def counts_by_clip(heard: Sequence[Heard]) -> dict[str, list]:
+    """Return what was heard as lists of counts, one number for each clip."""
     return {
         "found": [h.wide.found for h in heard],
         "true": [h.wide.true for h in heard],

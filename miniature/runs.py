@@ -1,7 +1,7 @@
-"""Runs of an experiment: a mapper is trained, predicts LOA, and what it is worth goes into a line.
+"""Runs of an experiment: train a mapper, let it predict LOA, and record the scores as one line.
 
-A line is written once for a run of the same numbers on the same clips and networks, so that an
-experiment goes on where it stopped, and with more seeds runs only those.
+A line is keyed by everything its scores depend on. An experiment that was interrupted therefore
+continues where it stopped, and one that is repeated with more seeds trains only the new ones.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -25,63 +25,60 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.features import DESCRIPTION, FeatureSource
-from mfm_jax.data.loader import batches
+from mfm_jax.data.loader import CachedDataset, batches
 from mfm_jax.data.records import digest, read_about
-from mfm_jax.foley.clips import Remembered
 from mfm_jax.mapper import Mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.files import locked, atomic_write
+from mfm_jax.storage.files import atomic_write, locked
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import parameter_count
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import LOARecipe, MapperRecipe, predictions
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.typing import Float
-from miniature.measures import Asked, Judge, Line
+from miniature.measures import EvalSet, Line, Scorer
 from train import train
 
 PREDICTIONS = "predictions.npz"
-FOLDERS = ("bundle", "clips", "features", "asked")
-"""Fields of a recipe that say where things lie and not what they are."""
-
-HOW = ("mesh", "compute", "best", "samples")
-"""Fields of a training that say how it is computed and shown, which no experiment sets."""
+NOT_IN_KEY = ("mesh", "compute", "best", "sample_every")
+"""Fields of `TrainConfig` that do not belong to the key of a run: no experiment sets them, and they
+say how a training is computed and shown."""
 
 
 @dataclass(frozen=True)
 class Stage1(MapperRecipe):
-    """A mapper that leaves the LOA it predicts instead of a bundle."""
+    """Stage 1 that leaves the LOA it predicts for an evaluation set, instead of a bundle."""
 
-    asked: str = ""  # folder of the features of the clips that it predicts LOA for
+    eval_features: str = ""  # folder of the features that LOA is predicted from
 
-    def evaluate(self, module: Any, source: Any, batch: int) -> dict[str, float]:
-        """Nothing: it is asked when it is done."""
+    def evaluate(self, module: Any, dataset: Any, batch: int) -> dict[str, float]:
+        """Return no metrics: the mapper is scored once, when it is trained."""
         return {}
 
     def finish(self, module: Any, workdir: Path, command: str) -> None:
-        predict(self, module, Path(self.asked), workdir / PREDICTIONS)
+        predict(self, module, Path(self.eval_features), workdir / PREDICTIONS)
 
 
 @dataclass(frozen=True)
 class Stage2(Stage2Recipe):
-    """The same for the second stage; after 0 steps it is the mapper that the bundle has."""
+    """The same for stage 2. After 0 steps its mapper is the bundle's."""
 
-    asked: str = ""
+    eval_features: str = ""
 
-    def evaluate(self, module: Any, source: Any, batch: int) -> dict[str, float]:
-        """Nothing: it is asked when it is done."""
+    def evaluate(self, module: Any, dataset: Any, batch: int) -> dict[str, float]:
+        """Return no metrics: the mapper is scored once, when it is trained."""
         return {}
 
     def finish(self, module: Any, workdir: Path, command: str) -> None:
-        predict(self, module.mapper, Path(self.asked), workdir / PREDICTIONS)
+        predict(self, module.mapper, Path(self.eval_features), workdir / PREDICTIONS)
 
 
 def predict(recipe: LOARecipe, mapper: Mapper, features: Path, target: Path) -> None:
-    """Write the LOA of the clips in `features`, `[N, K, D]` in its own units, to an npz."""
+    """Predict the LOA of the clips in `features` and write it to an npz, in LOA's own units."""
     source = FeatureSource(features)
-    read = Remembered(source, recipe.read)
-    loader = batches(read, batch=64, seed=0, train=False)
+    dataset = CachedDataset(source, recipe.read)
+    loader = batches(dataset, batch=64, seed=0, train=False)
     standard, _ = predictions(recipe, mapper, loader)
     loa = np.asarray(mapper.restore(jnp.asarray(standard)))
     with atomic_write(target) as part:
@@ -90,74 +87,95 @@ def predict(recipe: LOARecipe, mapper: Mapper, features: Path, target: Path) -> 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, or the true LOA in place of one, and the clips that it is asked for."""
+    """One training, or true LOA in place of one, and the clips that it is scored on."""
 
     part: str  # of the experiment
-    name: str  # of what is trained
+    name: str  # of the system or change
     config: TrainConfig  # its recipe is a `Stage1` or a `Stage2`
-    asked: Asked
+    eval_set: EvalSet
     share: float = 1.0  # of the clips or of the steps
-    true: bool = False  # nothing is trained: the ceiling
-    floor: bool = False  # what is heard of it where a clip gets another one's sound is kept too
+    true: bool = False  # score true LOA and train nothing: the ceiling
+    floor: bool = False  # score each clip with another clip's sound as well
+    init_from: "Run | None" = None  # the run of stage 1 that a `Stage2` starts from
 
     @property
     def loa(self) -> LOA:
         """The grid that is predicted."""
-        return self.config.recipe.mapper.loa  # type: ignore[attr-defined]
+        return (self.init_from or self).config.recipe.mapper.loa  # type: ignore[attr-defined]
 
     def training(self) -> str:
-        """Digest of the numbers and of the features that the prediction depends on."""
+        """Return a digest of the settings and features that the prediction depends on."""
         recipe: Any = self.config.recipe
-        asked = read_about(self.asked.features / DESCRIPTION)
+        eval_set = feature_description(self.eval_set.features)
         if self.true:
-            return digest(["true", to_json(self.loa), asked])
-        placeless = replace(recipe, **dict.fromkeys(FOLDERS, ""))
-        numbers = to_json(replace(self.config, recipe=placeless))
-        for name in HOW:
-            del numbers[name]
-        train = read_about(Path(recipe.features) / "train" / DESCRIPTION)
-        said = [type(recipe).__name__, numbers, train, asked]
-        if isinstance(recipe, Stage2):
-            said.append(checksums(Path(recipe.bundle), ("mapper", "unet")))
-        return digest(said)
+            return digest(["true", to_json(self.loa), eval_set])
+        # Paths do not belong to the key, and the features are described separately.
+        portable = replace(recipe, bundle="", eval_features="")
+        config = to_json(replace(self.config, recipe=portable))
+        config["recipe"]["source"] = {"limit": recipe.source.limit}
+        del config["recipe"]["settings"]  # a new bundle would get these
+        for name in NOT_IN_KEY:
+            del config[name]
+        train = feature_description(Path(recipe.source.path) / "train")
+        parts = [type(recipe).__name__, config, train, eval_set]
+        if self.init_from is not None:
+            base = Path(self.init_from.config.recipe.bundle)  # type: ignore[attr-defined]
+            parts += [self.init_from.training(), weight_digests(base, ("unet",))]
+        return digest(parts)
 
-    def key(self, place: "Place") -> str:
-        """Digest of all that the line depends on; the same key is the same line."""
-        heard = {**place.heard_by(), "steps": self.asked.steps} if self.asked.count else {}
-        return digest([self.training(), self.asked.count, self.floor, heard])[:16]
+    def key(self, workspace: "Workspace") -> str:
+        """Return the key of this run's line: a digest of everything the line depends on."""
+        sound: dict[str, Any] = {}
+        if self.eval_set.sounds:
+            sound = workspace.sound_digests() | {"sampler_steps": self.eval_set.sampler_steps}
+        return digest([self.training(), self.eval_set.sounds, self.floor, sound])[:16]
 
 
-def checksums(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Of those of these components that a bundle has."""
-    entries = Bundle.open(path).entries
-    return {name: entries[name].checksum for name in names if name in entries}
+def feature_description(features: Path) -> dict[str, Any]:
+    """Return the description of a folder of features, without the licence of its clips."""
+    about = read_about(features / DESCRIPTION)
+    return {name: value for name, value in about.items() if name != "licence"}
+
+
+def weight_digests(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return a digest of the weights of each of these components that a bundle has.
+
+    It does not depend on the names of weights or of config fields, nor on where the weights come
+    from, so that a bundle written by a later version has the same one.
+    """
+    bundle = Bundle.open(path)
+    return {
+        name: digest(sorted(array.sha256 for array in bundle.store(name).arrays.values()))
+        for name in names
+        if name in bundle.entries
+    }
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an experiment finds what it needs and leaves what it found."""
+class Workspace:
+    """The folders and the bundle that an experiment works with."""
 
-    workdir: Path  # of clips, features and runs, which are made where they are missing
-    results: Path  # the lines, in JSON
+    workdir: Path  # clips, features and runs, which are made where they are missing
+    results: Path  # JSON lines, one for each run
     name: str  # of the experiment: its folder in `workdir`
     bundle: Path = TINY_BUNDLE  # all networks but the mappers that are trained
 
     @property
     def features(self) -> Path:
-        """Of the training and the held-out clips, in two folders."""
+        """Folder of the features of training and held-out clips."""
         return self.workdir / "features"
 
     @property
     def runs(self) -> Path:
-        """A folder for each run."""
+        """Folder of the runs, one folder each."""
         return self.workdir / self.name / "runs"
 
-    def heard_by(self) -> dict[str, str]:
-        """Checksums of the networks between LOA and a score."""
-        return checksums(self.bundle, ("unet", "vae", "vocoder", "listener"))
+    def sound_digests(self) -> dict[str, str]:
+        """Return digests of the networks that turn LOA into sound and score it."""
+        return weight_digests(self.bundle, ("unet", "vae", "vocoder", "listener"))
 
     def lines(self) -> dict[str, Line]:
-        """What is known of each run, by its key.
+        """Return the recorded lines by key.
 
         Raises:
             DataError: a line cannot be read.
@@ -174,7 +192,7 @@ class Place:
         return known
 
     def append(self, line: Line) -> None:
-        """Add a line; other processes may do so at the same time."""
+        """Add a line; other processes may append at the same time."""
         self.results.parent.mkdir(parents=True, exist_ok=True)
         self.results.touch()
         with locked(self.results), self.results.open("a") as file:
@@ -182,67 +200,89 @@ class Place:
 
 
 class Stopped(DataError):
-    """A run was told to stop before its end."""
+    """A run that a signal stopped before its end."""
 
 
 @lru_cache(maxsize=4)
-def _judge(place: Place, train: Path, asked: Asked, loa: LOA) -> Judge:
-    return Judge.open(place.bundle, train, asked, loa)
+def _scorer(workspace: Workspace, train: Path, eval_set: EvalSet, loa: LOA) -> Scorer:
+    return Scorer.open(workspace.bundle, train, eval_set, loa)
 
 
-def perform(run: Run, place: Place) -> Line:
-    """Train what is not trained yet, measure it and add the line.
+def run_one(run: Run, workspace: Workspace) -> Line:
+    """Train the mapper of a run unless it is trained already, score it and record the line.
 
     Raises:
-        Stopped: a signal came; the same call goes on from there.
-        BundleError, DataError, MediaError, SettingError, WorldError: as training and scoring do.
+        Stopped: a signal came; the same call continues from there.
+        BundleError, DataError, MediaError, SettingError, WorldError: training or scoring failed.
     """
-    began, config = time.monotonic(), run.config
+    start, config = time.monotonic(), run.config
     recipe: Any = config.recipe
-    train_features = Path(recipe.features) / "train"
-    judge = _judge(place, train_features, run.asked, run.loa)
-    made, parameters = (judge.true, 0) if run.true else _predicted(run, place)
-    counts, waves = judge.measure(made)
+    train_features = Path(recipe.source.path) / "train"
+    scorer = _scorer(workspace, train_features, run.eval_set, run.loa)
+    loa, parameters = (scorer.true, 0) if run.true else _predict_loa(run, workspace)
+    counts, waves = scorer.measure(loa)
     line = {
-        "key": run.key(place), "part": run.part, "name": run.name, "seed": config.seed,
-        "rate": config.optimizer.rate, "steps": config.steps,
-        "clips": min(recipe.train, read_about(train_features / DESCRIPTION)["clips"]),
+        "key": run.key(workspace), "part": run.part, "name": run.name, "seed": config.seed,
+        "learning_rate": config.optimizer.learning_rate, "steps": config.steps,
+        "clips": min(recipe.source.limit, read_about(train_features / DESCRIPTION)["clips"]),
         "parameters": parameters, "counts": counts,
     }  # fmt: skip
     if run.floor:
-        line["shuffled"] = judge.shuffled(made, waves)
-    line["seconds"] = round(time.monotonic() - began, 1)
-    place.append(line)
+        line["shuffled"] = scorer.shuffled(loa, waves)
+    line["seconds"] = round(time.monotonic() - start, 1)
+    workspace.append(line)
     return line
 
 
-def _predicted(run: Run, place: Place) -> tuple[Float[np.ndarray, "N K D"], int]:
-    """What the mapper of a run predicts, trained unless it has been, and its parameters."""
-    folder = place.runs / run.training()[:16]
-    train_once(run.config, folder, PREDICTIONS)
+def _predict_loa(run: Run, workspace: Workspace) -> tuple[Float[np.ndarray, "N K D"], int]:
+    """Return the LOA that the mapper of a run predicts, and the mapper's number of parameters."""
+    config = run.config
+    if run.init_from is not None:
+        bundle = train_stage1(run.init_from, workspace)
+        recipe: Any = config.recipe
+        config = replace(config, recipe=replace(recipe, bundle=str(bundle)))
+    folder = workspace.runs / run.training()[:16]
+    train_once(config, folder, PREDICTIONS)
     with np.load(folder / PREDICTIONS) as file:
         return file["loa"], int(file["parameters"])
 
 
-def train_once(config: TrainConfig, folder: Path, left: str) -> None:
-    """Train in `folder` unless the file `left`, which a finished training leaves, is there.
+def train_stage1(run: Run, workspace: Workspace) -> Path:
+    """Return a bundle with the mapper that a run of stage 1 trains, trained if it is missing.
 
     Raises:
-        Stopped: a signal came; the same call goes on from there.
+        Stopped: a signal came; the same call continues from there.
     """
-    if (folder / left).exists():
+    recipe: Any = run.config.recipe
+    settings = {field.name: getattr(recipe, field.name) for field in fields(MapperRecipe)}
+    folder = workspace.workdir / workspace.name / "stage1" / run.training()[:16]
+    train_once(replace(run.config, recipe=MapperRecipe(**settings)), folder, "bundle.json")
+    return folder
+
+
+def train_once(config: TrainConfig, folder: Path, product: str) -> None:
+    """Train in `folder` unless the file `product` of a finished training is there.
+
+    Raises:
+        Stopped: a signal came; the same call continues from there.
+    """
+    if (folder / product).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log, redirect_stdout(log), same_handlers():
+    with (
+        (folder / "log.txt").open("a") as log,
+        redirect_stdout(log),
+        restored_signal_handlers(),
+    ):
         train(config, folder, "python -m miniature")
-    if not (folder / left).exists():
-        raise Stopped(f"{folder} was stopped: the same command goes on from there")
-    shutil.rmtree(folder / "checkpoints")  # they are many, and no more of use
+    if not (folder / product).exists():
+        raise Stopped(f"{folder} was stopped: run the same command again to continue")
+    shutil.rmtree(folder / "checkpoints")  # there are many runs, and checkpoints are large
 
 
 @contextmanager
-def same_handlers() -> Iterator[None]:
-    """Afterwards signals do again what they did before; training has handlers of its own."""
+def restored_signal_handlers() -> Iterator[None]:
+    """Restore the handlers of SIGTERM and SIGINT on leaving; training installs its own."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -251,17 +291,17 @@ def same_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def perform_all(runs: Sequence[Run], place: Place, *, jobs: int) -> list[Line]:
-    """The line of each run; those that are not there yet are run, `jobs` processes at a time.
+def run_all(runs: Sequence[Run], workspace: Workspace, *, jobs: int) -> list[Line]:
+    """Return the line of each run, after running those that have none, `jobs` at a time.
 
-    With one job they run in this process. Otherwise each process has one thread for its arithmetic.
+    With one job they run in this process. Otherwise each run has a process with one compute thread.
     """
-    keys = [run.key(place) for run in runs]
-    known = place.lines()
+    keys = [run.key(workspace) for run in runs]
+    known = workspace.lines()
     todo = {key: run for key, run in zip(keys, runs, strict=True) if key not in known}
     print(f"{len(set(keys))} runs, {len(todo)} to do", flush=True)
     done = 0
-    for run, line in _performed(list(todo.values()), place, jobs):
+    for run, line in _execute(list(todo.values()), workspace, jobs):
         known, done = {**known, line["key"]: line}, done + 1
         error = np.mean(line["counts"]["loa_error"])
         print(
@@ -272,38 +312,38 @@ def perform_all(runs: Sequence[Run], place: Place, *, jobs: int) -> list[Line]:
     return [known[key] for key in keys]
 
 
-def _performed(runs: Sequence[Run], place: Place, jobs: int) -> Iterator[tuple[Run, Line]]:
+def _execute(runs: Sequence[Run], workspace: Workspace, jobs: int) -> Iterator[tuple[Run, Line]]:
     if jobs == 1 or len(runs) < 2:
-        yield from ((run, perform(run, place)) for run in runs)
+        yield from ((run, run_one(run, workspace)) for run in runs)
         return
-    cache = str(place.workdir.absolute() / "cache")
+    cache = str(workspace.workdir.absolute() / "cache")
     spawn = get_context("spawn")
     with (
-        _one_thread_each(),
-        same_handlers(),
-        ProcessPoolExecutor(jobs, spawn, remember_programs, (cache,)) as pool,
+        _single_threaded_children(),
+        restored_signal_handlers(),
+        ProcessPoolExecutor(jobs, spawn, enable_compilation_cache, (cache,)) as pool,
     ):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        futures = {pool.submit(perform, run, place): run for run in runs}
+        futures = {pool.submit(run_one, run, workspace): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
-            for process in active_children():  # they save a checkpoint and end
+            for process in active_children():  # they save a checkpoint and exit
                 process.terminate()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def remember_programs(folder: str) -> None:
-    """Keep compiled programs: many short runs share a few of them."""
+def enable_compilation_cache(folder: str) -> None:
+    """Cache compiled programs in `folder`: many short runs share a few of them."""
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """What processes begun meanwhile inherit."""
+def _single_threaded_children() -> Iterator[None]:
+    """Let processes that are started inside this context compute with one thread."""
     flags = os.environ.get("XLA_FLAGS", "")
     changes = {
         "OMP_NUM_THREADS": "1",
@@ -321,8 +361,8 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def by_place(runs: Sequence[Run], lines: Sequence[Line]) -> Mapping[tuple, list[Line]]:
-    """The lines of each part, name and share, in the order of the runs."""
+def group_lines(runs: Sequence[Run], lines: Sequence[Line]) -> Mapping[tuple, list[Line]]:
+    """Group lines by part, name and share, in the order of the runs."""
     found: dict[tuple[str, str, float], list[Line]] = {}
     for run, line in zip(runs, lines, strict=True):
         found.setdefault((run.part, run.name, run.share), []).append(line)

@@ -8,7 +8,7 @@ import numpy as np
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.features import DESCRIPTION, describe
-from mfm_jax.data.records import Field, Writing
+from mfm_jax.data.records import DatasetWriter, Field
 
 TINY = {
     "cavp": (32, 64),
@@ -29,7 +29,7 @@ def write_features(
     kinds = {n: np.float32 if n.endswith("seconds") else np.float16 for n in shapes}
     fields = {name: Field(shape, np.dtype(kinds[name]).name) for name, shape in shapes.items()}
     named = [Clip(f"clip{i:02d}", Path(f"{i}.mp4")) for i in range(clips)]
-    writing = Writing.begin(folder, DESCRIPTION, describe(bundle, "video"), fields, named)
+    writing = DatasetWriter.open(folder, DESCRIPTION, describe(bundle, "video"), fields, named)
     for shard in writing.missing():
         elements = (
             {name: rng.standard_normal(s).astype(kinds[name]) for name, s in shapes.items()}

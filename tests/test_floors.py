@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,11 @@ FLOORS = {
     "benchmarks": 7,
     "miniature": 7,
     "configs": 6,
-    "mfm_jax.foley": 5.2,
-    "mfm_jax.foley.clips": 5.4,
-    "mfm_jax.foley.recipes": 5.4,
-    "mfm_jax.plan": 5.5,
-    "mfm_jax.train": 5.4,
+    "mfm_jax.plan": 5.8,
+    "mfm_jax.foley": 5.8,
+    "mfm_jax.train": 5.6,
+    "mfm_jax.inference": 5.4,
     "mfm_jax.data": 5.2,
-    "mfm_jax.inference": 5,
-    "mfm_jax.inference.jobs": 5.3,
     "mfm_jax.bundle": 4,
     "mfm_jax.metrics": 4,
     "mfm_jax.mapper": 3,
@@ -65,6 +63,11 @@ OTHERS = (
     "jaxtyping",
     "beartype",
 )
+PRODUCT = ("convert", "mfm_jax", "train")
+"""The product does not know the Foley world, the data of its miniature and of its tests."""
+KNOW_FOLEY = ("mfm_jax.foley", "mfm_jax.cli.demo")
+LOOSE_FILES = 4
+"""Most files at the root of the package; everything else lies in a folder."""
 SURFACE = "mfm_jax"
 """The package itself hands on names from all floors, on first use (`tests/cli/test_imports.py`)."""
 
@@ -112,6 +115,28 @@ def test_imports_go_down(path):
             assert below <= floor(name), f"{name} must not import {imported}"
         if imported.split(".")[0] in TORCH_SIDE:
             assert name.startswith("benchmarks"), f"{name} must not import {imported}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_demo_and_the_miniature_know_the_foley_world(path):
+    name = module_name(path)
+    if name.split(".")[0] in PRODUCT and not name.startswith(KNOW_FOLEY):
+        assert not [i for i in imports(path) if i.startswith("mfm_jax.foley")], name
+
+
+def test_rooms_import_each_other_in_one_direction():
+    """Between the folders of the package there is no circle, even where files make none."""
+    below: dict[str, set[str]] = {}
+    for path in SOURCES:
+        parts = module_name(path).split(".")
+        if parts[0] == "mfm_jax" and len(parts) > 1:
+            found = {i.split(".")[1] for i in imports(path) if i.startswith("mfm_jax.")}
+            below.setdefault(parts[1], set()).update(found - {parts[1]})
+    TopologicalSorter(below).prepare()  # raises CycleError, which names the circle
+
+
+def test_few_files_lie_at_the_root_of_the_package():
+    assert len(list((ROOT / "mfm_jax").glob("*.py"))) <= LOOSE_FILES
 
 
 @pytest.mark.parametrize(

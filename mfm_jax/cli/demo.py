@@ -83,20 +83,33 @@ def scores(listener: Any, wave: "np.ndarray", clip: "RenderedClip") -> str:
     )
 
 
+FRAMES = 8
+"""Frames of the clip in the picture."""
+
+
 def draw(path: Path, wave: "np.ndarray", clip: "RenderedClip") -> None:
-    """Draw the generated and the true log-mel, with the true contacts as dashed lines."""
+    """Draw frames of the clip above the generated and the true log-mel; contacts are dashed."""
     from matplotlib.figure import Figure
 
+    from mfm_jax.media.audio import RATE
     from mfm_jax.media.spectrogram import show
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    top, *axes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1.4, 1.4))
+    seconds = len(clip.audio) / RATE
+    width = seconds / FRAMES
+    for i in range(FRAMES):
+        frame = clip.frames[round((i + 0.5) / FRAMES * (len(clip.frames) - 1))]
+        # A frame lies where it is shown.
+        top.imshow(frame, extent=(i * width, (i + 1) * width, 0, 1), aspect="auto")
+    top.set(xlim=(0, seconds), ylim=(0, 1), yticks=[], title="the silent clip")
     for axis, sound, title in zip(
-        axes, (wave, clip.audio), ("generated from the silent clip", "true sound"), strict=True
+        axes, (wave, clip.audio), ("sound made for it", "its true sound"), strict=True
     ):
         show(axis, sound)
+        axis.set(title=title, ylabel="mel bin", xlim=(0, seconds))
+    for axis in (top, *axes):
         for event in clip.events:
             axis.axvline(event.time, color="white", linestyle="--", linewidth=0.8)
-        axis.set(title=title, ylabel="mel bin")
     axes[-1].set_xlabel("seconds; dashed: visible contacts")
     figure.savefig(path, dpi=100)

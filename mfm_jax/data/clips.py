@@ -9,7 +9,7 @@ from pathlib import Path
 from mfm_jax.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
-"""Files that a folder is searched for."""
+"""Suffixes of the files that a folder is searched for."""
 SPLITS = ("train", "test")
 """The splits of VGGSound."""
 
@@ -29,22 +29,22 @@ class Clip:
 
 
 def list_clips(source: Path, *, videos: Path | None = None, split: str | None = None) -> list[Clip]:
-    """The clips of a folder of videos, or of a CSV, in the order of their ids.
+    """List the clips of a folder of videos, or of a CSV, in the order of their ids.
 
     A CSV with a header has a column `file` and may have `start` in seconds, `id` and `split`.
-    Without `id` a clip is named by its file without the suffix, and by its start where that is not
-    0. VGGSound's own CSV has no header: YouTube id, start in seconds, label, `train` or `test`; its
-    videos are those of ten seconds that its downloaders cut, named `ID_000030.mp4`, `ID_30.mp4` or
-    `ID_30000_40000.mp4`, with any suffix of a video. Many of them are no longer to be had, so a
-    clip without its video is listed as well. Files are not opened.
+    Without `id` a clip is named after its file without the suffix, and its start if that is not 0.
+    VGGSound's own CSV has no header: YouTube id, start in seconds, label, `train` or `test`. Its
+    videos are the ten-second files that downloaders cut, named `ID_000030.mp4`, `ID_30.mp4` or
+    `ID_30000_40000.mp4`, with any video suffix. Many are no longer available, so a clip without its
+    video is listed as well. Files are not opened.
 
     Args:
         videos: the folder that a CSV's videos lie in; its own if not given.
         split: only the clips of this split of a CSV.
 
     Raises:
-        DataError: there is nothing there, the CSV cannot be understood or has no such split, or two
-            clips have one id.
+        DataError: there is nothing there, the CSV cannot be read or has no such split, or two clips
+            have the same id.
     """
     source = Path(source)
     if source.is_dir():
@@ -59,7 +59,7 @@ def list_clips(source: Path, *, videos: Path | None = None, split: str | None = 
 
 
 def videos_in(folder: Path) -> list[Path]:
-    """The videos that lie in a folder itself, by name.
+    """List the videos directly in a folder, by name.
 
     Raises:
         DataError: there is none.

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mfm_jax.data.clips import Clip
-from mfm_jax.data.records import Failure, Field, RecordSource, Writing
+from mfm_jax.data.records import DatasetWriter, Failure, Field, RecordSource
 from mfm_jax.data.sources import Labels
 from mfm_jax.errors import MediaError
 from mfm_jax.media.audio import RATE, prepare_for_audiomae
@@ -116,9 +116,9 @@ def write_decoded(
         DataError: `folder` holds something else, or no clip can be read.
     """
     arrays = {**fields(spec), **(labels.fields() if labels is not None else {})}
-    writing = Writing.begin(folder, DESCRIPTION, {"spec": asdict(spec)}, arrays, clips)
-    write = partial(_write_shard, writing, spec, labels)
-    missing = writing.missing()
+    writer = DatasetWriter.open(folder, DESCRIPTION, {"spec": asdict(spec)}, arrays, clips)
+    write = partial(_write_shard, writer, spec, labels)
+    missing = writer.missing()
     with tqdm(total=len(missing), unit="shard", disable=None) as bar:
         if processes == 1 or len(missing) < 2:
             for shard in missing:
@@ -130,19 +130,21 @@ def write_decoded(
             with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
                 for _ in pool.map(write, missing):
                     bar.update()
-    return writing.finish()
+    return writer.finish()
 
 
-def _write_shard(writing: Writing, spec: WindowSpec, labels: Labels | None, shard: int) -> None:
+def _write_shard(
+    writer: DatasetWriter, spec: WindowSpec, labels: Labels | None, shard: int
+) -> None:
     def examples() -> Iterator[dict[str, np.ndarray] | Failure]:
-        for clip in writing.shards[shard]:
+        for clip in writer.shards[shard]:
             try:
                 known = {} if labels is None else labels.of(clip, spec.seconds)
                 yield {**decode_clip(clip, spec), **known}
             except MediaError as error:
                 yield Failure(clip.id, str(error))
 
-    writing.write(shard, examples())
+    writer.write(shard, examples())
 
 
 class DecodedSource(RecordSource):

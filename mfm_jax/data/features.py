@@ -1,202 +1,24 @@
-"""The features that training reads, computed once: video tokens, AudioMAE tokens, latents.
+"""Cached features: video tokens, AudioMAE tokens and latents of each clip.
 
-The encoders are those of `mfm_jax.inference.encoders`, which generation runs: a mapper is trained
-on the features that it will be given.
+`mfm_jax.inference.extract` writes them; training reads them.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import islice
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
-from flax import nnx
-from jax import numpy as jnp
-from jax.sharding import NamedSharding
-
-from mfm_jax.bundle import COMPONENTS, Bundle
-from mfm_jax.data.clips import Clip, DataError
-from mfm_jax.data.decoded import first_window, samples_of
-from mfm_jax.data.records import (
-    Failure,
-    Field,
-    RecordSource,
-    Writing,
-    check_same,
-    digest,
-    read_about,
-)
-from mfm_jax.errors import MediaError
-from mfm_jax.inference.encoders import (
-    encode_cavp,
-    encode_timechat,
-    sentence_length,
-    stack_cavp,
-    stack_timechat,
-    window_spec,
-)
-from mfm_jax.media.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
-from mfm_jax.media.windows import Window, WindowSpec
-from mfm_jax.models.audiomae import AudioMAE
-from mfm_jax.models.vae import VAE
+from mfm_jax.bundle import Bundle, format2
+from mfm_jax.bundle.windows import window_spec
+from mfm_jax.data.clips import DataError
+from mfm_jax.data.records import RecordSource, check_same, digest, read_about
 from mfm_jax.runtime.config import to_json
-from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
-from mfm_jax.storage.weights import abstract
-from mfm_jax.typing import Array, Float, Shaped
 
 ENCODERS = ("cavp", "timechat", "audiomae", "vae")
 """Components whose outputs are stored, where the bundle has them."""
 
 DESCRIPTION = "features.json"
 """Written last: a folder of features with it is complete."""
-
-SILENT = -60.0
-"""dBFS RMS below which a clip counts as silent."""
-
-STATIC = 2.0
-"""Grey levels of 255: a clip no frame of which differs more from the first counts as static.
-
-Coding alone makes up to 1.5 of a picture that stands still.
-"""
-
-DROPS = ("silent", "static")
-"""Kinds of clips that can be left out: they teach that sound does not follow the picture."""
-
-THREADS = 4
-"""Threads that decode ahead of the device; PyAV, Pillow and numpy release Python's lock."""
-
-Networks = Mapping[str, nnx.Module]
-
-
-class Prepared(NamedTuple):
-    """A clip as the encoders read it, on the host."""
-
-    window: Window
-    fbank: Float[np.ndarray, "T M"] | None  # None without an AudioMAE
-    mel: Float[np.ndarray, "T2 M2"]
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Turns clips into batches for the encoders of a bundle."""
-
-    bundle: Bundle
-    drop: tuple[str, ...] = ()  # of `DROPS`
-
-    @cached_property
-    def spec(self) -> WindowSpec:
-        """The frames and the seconds that are decoded of a clip."""
-        return window_spec(self.bundle)
-
-    @cached_property
-    def sentence(self) -> int:
-        """Tokens of a timestamp sentence, padding included."""
-        return sentence_length(self.bundle)
-
-    def clip(self, clip: Clip) -> Prepared | Failure:
-        """Decode a clip's first window, unless it is to be dropped."""
-        try:
-            window, wave = first_window(clip, self.spec)
-        except MediaError as error:
-            return Failure(clip.id, str(error))
-        if "silent" in self.drop and (loud := level(wave)) < SILENT:
-            return Failure(clip.id, f"dropped: silent, {loud:.0f} dBFS")
-        if "static" in self.drop and (change := _change(window.timechat_THWC)) < STATIC:
-            return Failure(clip.id, f"dropped: static, its frames differ by {change:.2f} of 255")
-        return self.spectrograms(window, wave)
-
-    def spectrograms(self, window: Window, wave: Float[np.ndarray, " A"]) -> Prepared:
-        """Compute AudioMAE's filter bank and the VAE's mel of one normalised waveform.
-
-        As AudioLDM2 was trained: cut to the window, mean removed, peak 0.5, then padded
-        (utilities/data/dataset.py:321, 395 of AudioLDM-training-finetuning).
-        """
-        wave = prepare_for_audiomae(wave, samples_of(self.spec))
-        fbank = None
-        if "audiomae" in self.bundle.entries:
-            fbank = kaldi_fbank(wave, self.bundle.config("audiomae").frames)
-        return Prepared(window, fbank, np.asarray(log_mel(wave)))
-
-    def blank(self) -> Prepared:
-        """Return a black and silent clip, for its shapes."""
-        spec = self.spec
-        cavp, timechat = (
-            np.zeros((frames, size, size, 3), np.uint8)
-            for frames, size in (
-                (spec.cavp_frames, spec.cavp_size),
-                (spec.timechat_frames, spec.timechat_size),
-            )
-        )
-        window = Window(
-            index=0,
-            start=0.0,
-            seconds=float(spec.seconds),
-            cavp_THWC=cavp,
-            cavp_seconds=np.zeros(len(cavp)),
-            timechat_THWC=timechat,
-            timechat_seconds=np.zeros(len(timechat)),
-        )
-        return self.spectrograms(window, np.zeros(samples_of(spec), np.float32))
-
-    def batch(self, clips: Sequence[Prepared]) -> dict[str, Any]:
-        """Return the input of each encoder of the bundle."""
-        inputs: dict[str, Any] = {}
-        windows = [clip.window for clip in clips]
-        if "cavp" in self.bundle.entries:
-            inputs["cavp"] = stack_cavp(windows)
-        if "timechat" in self.bundle.entries:
-            vocabulary = self.bundle.config("timechat").vocabulary
-            inputs["timechat"] = stack_timechat(windows, vocabulary, self.sentence)
-        if "audiomae" in self.bundle.entries:
-            inputs["audiomae"] = np.stack([c.fbank for c in clips if c.fbank is not None])
-        if "vae" in self.bundle.entries:
-            inputs["vae"] = np.stack([c.mel for c in clips])[..., None]
-        return inputs
-
-
-def _change(frames: Shaped[np.ndarray, "T H W 3"]) -> float:
-    """Return the largest mean difference of a frame from the first."""
-    return float(np.abs(frames.astype(np.float32) - frames[0]).mean(axis=(1, 2, 3)).max())
-
-
-def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> dict[str, Array]:
-    """Compute the features of a batch: float16, and times in float32 seconds.
-
-    Args:
-        timechat: name of the TimeChat tokens, as in `MapperConfig`.
-    """
-    streams = {}
-    if "cavp" in inputs:
-        streams["cavp"] = encode_cavp(networks["cavp"], inputs["cavp"])
-    if "timechat" in inputs:
-        streams["timechat"] = encode_timechat(
-            networks["timechat"], inputs["timechat"], tensor=timechat
-        )
-    features = {name: stream.tokens for name, stream in streams.items()}
-    if "audiomae" in inputs:
-        features["audiomae"] = _tokens(networks["audiomae"], inputs["audiomae"])
-    if "vae" in inputs:
-        features["latents"] = _latents(networks["vae"], inputs["vae"])
-    features = {name: value.astype(jnp.float16) for name, value in features.items()}
-    times = {f"{name}_seconds": stream.seconds for name, stream in streams.items()}
-    return {**features, **times}
-
-
-@jax.jit
-def _tokens(audiomae: AudioMAE, fbank: Float[Array, "B T M"]) -> Float[Array, "B L D"]:
-    """Return the tokens unpooled, the class token first: the LOA grid is a choice of training."""
-    return audiomae(fbank)
-
-
-@jax.jit
-def _latents(vae: VAE, mel: Float[Array, "B T M 1"]) -> Float[Array, "B H W C"]:
-    """Return the mean of the posterior, scaled as diffusion reads it."""
-    return vae.encode(mel)[0]
 
 
 def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) -> dict[str, Any]:
@@ -214,129 +36,14 @@ def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) 
 
 
 def _identity(bundle: Bundle, name: str) -> str:
-    """Return a digest of a component's config and weights, whenever they were written."""
-    weights = {n: [its.dtype, its.sha256] for n, its in bundle.store(name).arrays.items()}
-    return digest([to_json(bundle.config(name)), weights])
+    """Return a digest of a component's config and weights, whenever they were written.
 
-
-def extract(
-    bundle: Bundle,
-    clips: Iterable[Clip],
-    folder: Path,
-    *,
-    batch: int = 8,
-    timechat: str = "video",
-    drop: Sequence[str] = (),
-    licence: str = "",
-    share: tuple[int, int] = (0, 1),
-    shard: int | None = None,
-    progress: Callable[[int], None] = lambda clips: None,
-) -> list[Failure]:
-    """Store the features of the first window of each clip, where `folder` lacks them.
-
-    An element holds, as the bundle has the encoder: `cavp` and `timechat` `[T, D]` with
-    `cavp_seconds` and `timechat_seconds` `[T]`, `audiomae` `[1 + patches, D]`, and `latents`
-    `[H, W, C]`. Clips are in the order of their ids. An interrupted run goes on where it stopped.
-    Clips that cannot be read or have no sound are left out, listed in `failed.csv` and returned.
-    `progress` is called with the number of clips just done. A batch is divided over this process's
-    devices.
-
-    Args:
-        batch: clips computed at once, a multiple of the devices.
-        timechat: which of TimeChat's tokens, as in `MapperConfig`.
-        drop: kinds of clips to leave out as well: `silent`, `static`.
-        licence: SPDX expression of the terms of the clips, kept with the features; empty if
-            unknown.
-        share: (i, n): do part `i` of `n` of the work. Other processes, on any machine that sees
-            `folder`, do the others. The last one finishes the folder; the result does not depend
-            on `n`.
-        shard: clips in one file, which is written whole or not at all; 256 if not given.
-
-    Raises:
-        DataError: the bundle has no encoder or no such TimeChat tokens, `folder` holds something
-            else, or no clip can be read.
-        BundleError: a component's weights cannot be read.
+    Fields and weights have their names of bundle format 2, so that features stay valid when a later
+    format renames them.
     """
-    names = [name for name in ENCODERS if name in bundle.entries]
-    if not names:
-        raise DataError(f"bundle {bundle.path} has none of {', '.join(ENCODERS)}: add one")
-    llama = timechat == "llama" and "timechat" in names
-    if llama and bundle.config("timechat").llama_width is None:
-        raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
-    preparation = Preparation(bundle, tuple(drop))
-    layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))
-    place = layout.batch(batch)
-    about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
-    about |= {"licence": licence} if licence else {}
-    fields = _fields(preparation, names, timechat)
-    writing = Writing.begin(folder, DESCRIPTION, about, fields, clips, shard=shard)
-    index, parts = share
-    missing = [shard for shard in writing.missing() if shard % parts == index]
-    progress(sum(len(clips) for i, clips in enumerate(writing.shards) if i not in missing))
-    if missing:
-        networks = {
-            name: bundle.load(name, jnp.float32, sharding=lambda *_: layout.replicated)
-            for name in names
-        }
-        with ThreadPoolExecutor(THREADS) as pool:
-            for shard in missing:
-                prepared = _ahead(pool, preparation.clip, writing.shards[shard], 2 * batch)
-                examples = _examples(
-                    preparation, networks, prepared, batch, place, timechat, progress
-                )
-                writing.write(shard, examples)
-    return writing.finish() if not writing.missing() else writing.failed()
-
-
-def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> dict[str, Field]:
-    """Return the arrays of an element, from shapes alone."""
-    bundle = preparation.bundle
-    networks = {
-        n: abstract(lambda rngs, n=n: COMPONENTS[n].build(bundle.config(n), rngs=rngs))
-        for n in names
-    }
-    inputs = preparation.batch([preparation.blank()])
-    features = jax.eval_shape(lambda n, x: encode(n, x, timechat=timechat), networks, inputs)
-    return {name: Field(tuple(f.shape[1:]), str(f.dtype)) for name, f in features.items()}
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Clip], Any], clips: Iterable[Clip], depth: int
-) -> Iterator[Any]:
-    """Yield the results of `work` in order, with `depth` clips under way."""
-    waiting: deque[Future] = deque()
-    for clip in clips:
-        waiting.append(pool.submit(work, clip))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _examples(
-    preparation: Preparation,
-    networks: Networks,
-    prepared: Iterator[Prepared | Failure],
-    batch: int,
-    place: NamedSharding,
-    timechat: str,
-    progress: Callable[[int], None],
-) -> Iterator[dict[str, np.ndarray] | Failure]:
-    """Yield the features of each clip, in order, computed `batch` at a time to keep one shape."""
-    while group := list(islice(prepared, batch)):
-        good = [clip for clip in group if isinstance(clip, Prepared)]
-        rows = iter(range(len(good)))
-        if good:
-            full = good + [good[-1]] * (batch - len(good))
-            inputs = jax.device_put(preparation.batch(full), place)
-            features = jax.device_get(encode(networks, inputs, timechat=timechat))
-        for clip in group:
-            if isinstance(clip, Failure):
-                yield clip
-            else:
-                row = next(rows)
-                yield {name: value[row] for name, value in features.items()}
-        progress(len(group))
+    arrays = bundle.store(name).arrays.items()
+    weights = {format2.old_name(name, n): [its.dtype, its.sha256] for n, its in arrays}
+    return digest([format2.old_config(name, to_json(bundle.config(name))), weights])
 
 
 class FeatureSource(RecordSource):

@@ -12,7 +12,7 @@ Element = dict[str, Any]
 Transform = Callable[[Element, np.random.Generator], Element]
 
 THREADS = 4
-"""That read and transform ahead; more only help where reading is slow."""
+"""Threads that read and transform ahead; more only help where reading is slow."""
 
 
 ROOM = 4 << 30
@@ -59,7 +59,7 @@ class CachedDataset:
 
 
 class _Random(grain.transforms.RandomMap):
-    """A function of an element and a generator as a step of Grain."""
+    """A function of an element and a generator, as a Grain transformation."""
 
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
@@ -78,16 +78,16 @@ def batches(
     first: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator:
-    """Batches of `source`, stacked.
+    """Return an iterator over stacked batches of `source`.
 
-    In training they never end: each epoch has an order of its own, drawn from `seed`. Otherwise
-    they are one pass in the order of `source`, and the last batch may be shorter.
-    `transform` is given each element with a generator that depends on `seed` and on how many
-    elements came before. So batch `n` is always the same, and a run that starts at `first` goes on
-    as if it had never been stopped.
+    In training it never ends, and each epoch has an order of its own, drawn from `seed`. Otherwise
+    it is one pass in the order of `source`, and the last batch may be shorter. `transform` gets
+    each element with a generator that depends on `seed` and the number of elements before it. So
+    batch `n` is always the same, and a run that starts at `first` continues as if it had never been
+    stopped.
 
     Args:
-        share: (i, n): only the part `i` of each training batch cut into `n` equal ones. With any
+        share: (i, n): return part `i` of each training batch, cut into `n` equal parts. For any
             number of processes the parts make up the same batches.
 
     Raises:
@@ -106,7 +106,7 @@ def batches(
 
 
 def clips_of(length: int, *, batch: int, seed: int, number: int) -> list[int]:
-    """The indices in a source of `length` elements of those in training batch `number`."""
+    """Return the indices, in a source of `length` elements, of training batch `number`."""
     dataset = _ordered(grain.MapDataset.range(length), batch, seed, train=True)
     return [int(dataset[i]) for i in range(number * batch, (number + 1) * batch)]
 

@@ -1,8 +1,8 @@
 """A dataset of clips on disk: ArrayRecord shards that TFDS describes and Grain reads.
 
-The shards are written here one at a time, each whole or not at all, so that a dataset of any size
-needs little memory and an interrupted one goes on where it stopped. A builder of TFDS's own holds
-all examples until the end, and beyond 1 GB it needs TensorFlow (core/shuffle.py, TFDS 4.9.10).
+Shards are written one at a time, each whole or not at all, so that a dataset of any size needs
+little memory and an interrupted one continues where it stopped. TFDS's own builder holds all
+examples until the end, and needs TensorFlow beyond 1 GB (core/shuffle.py, TFDS 4.9.10).
 """
 
 import csv
@@ -23,17 +23,17 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.errors import system_reason
-from mfm_jax.storage.files import flush, remove_parts, write_text, atomic_write
+from mfm_jax.storage.files import atomic_write, flush, remove_parts, write_text
 
 SHARD = 256
-"""Clips in one file if not told otherwise: as much work as an interruption can cost."""
+"""Clips in one file by default: an interruption loses at most so much work."""
 
 RECORDS, SHARDS, UNFINISHED, FAILED = "records", "shards", "unfinished.json", "failed.csv"
-"""The parts of a dataset folder; the file that describes it appears last and means complete."""
+"""The parts of a dataset folder. The file that describes it appears last: then it is complete."""
 
 
 class Field(NamedTuple):
-    """One array of every example."""
+    """Shape and type of one array of every example."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -47,13 +47,13 @@ class Failure(NamedTuple):
 
 
 def digest(data: Any) -> str:
-    """SHA-256 of anything that JSON can hold."""
+    """Return the SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Writing:
-    """A dataset folder being written. Several processes may write shards of it."""
+class DatasetWriter:
+    """Writes a dataset folder. Several processes may write shards of it."""
 
     folder: Path
     name: str  # of the file that describes the finished dataset
@@ -61,7 +61,7 @@ class Writing:
     shards: tuple[tuple[Clip, ...], ...]  # the clips of each file
 
     @classmethod
-    def begin(
+    def open(
         cls,
         folder: Path,
         name: str,
@@ -70,8 +70,8 @@ class Writing:
         clips: Iterable[Clip],
         *,
         shard: int | None = None,
-    ) -> "Writing":
-        """Start in an empty or new folder, or go on in one begun with the same `about` and clips.
+    ) -> "DatasetWriter":
+        """Open a new or empty folder, or continue one begun with the same `about` and clips.
 
         Args:
             shard: clips in one file; `SHARD` if not given.
@@ -109,11 +109,15 @@ class Writing:
         return cls(folder, name, fields, shards)
 
     def missing(self) -> list[int]:
-        """The shards still to be written."""
+        """Return the numbers of the shards that are not written yet."""
         return [i for i in range(len(self.shards)) if not self._note(i).exists()]
 
     def write(self, shard: int, examples: Iterable[dict[str, np.ndarray] | Failure]) -> None:
-        """Write one shard: for each of its clips, in order, the arrays or why there are none."""
+        """Write one shard.
+
+        Args:
+            examples: for each clip of the shard, in order, its arrays or why it has none.
+        """
         serialise, failed, size, count = _serialiser(self.fields), [], 0, 0
         with atomic_write(self._shard(shard)) as part:
             with closing(_writer(part)) as out:
@@ -129,7 +133,7 @@ class Writing:
         write_text(self._note(shard), json.dumps(note) + "\n")
 
     def finish(self) -> list[Failure]:
-        """Describe the dataset once all shards are there; returns the clips that are not in it.
+        """Describe the dataset once all shards are there, and return the clips that are not in it.
 
         Raises:
             DataError: no clip at all is in it; the folder is removed.
@@ -148,11 +152,11 @@ class Writing:
         return failed
 
     def failed(self) -> list[Failure]:
-        """The clips that are not in the shards that are there."""
+        """Return the clips that failed in the shards written so far."""
         return _failures(self._notes())
 
     def _notes(self) -> list[dict[str, Any]]:
-        """What is known of each shard that is there."""
+        """Read the notes of the shards written so far."""
         files = [self._note(i) for i in range(len(self.shards))]
         return [json.loads(file.read_text()) for file in files if file.exists()]
 
@@ -164,7 +168,7 @@ class Writing:
         return self.folder / SHARDS / f"{shard:05d}.json"
 
     def _describe(self, lengths: Sequence[int], size: int) -> None:
-        """What `tfds.builder_from_directory` reads."""
+        """Write the metadata that `tfds.builder_from_directory` reads."""
         folder = (self.folder / RECORDS).resolve()
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name="clips", split="train", filetype_suffix="array_record"
@@ -186,7 +190,7 @@ def _failures(notes: Iterable[Mapping[str, Any]]) -> list[Failure]:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What describes a dataset.
+    """Read the description of a dataset.
 
     Raises:
         DataError: there is nothing, or it is not finished, or damaged.
@@ -202,7 +206,7 @@ def read_about(file: Path) -> dict[str, Any]:
 
 
 def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare what describes two datasets.
+    """Check that a dataset has the wanted description.
 
     Raises:
         DataError: names what differs.
@@ -221,7 +225,7 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of dictionaries opened, so that what differs can be named."""
+    """Flatten one level of dictionaries, so that a difference can be named."""
     pairs: dict[str, Any] = {}
     for key, value in about.items():
         inner = value if isinstance(value, Mapping) else {}
@@ -243,7 +247,10 @@ def _features(fields: Mapping[str, Field]) -> tfds.features.FeaturesDict:
 
 
 def _serialiser(fields: Mapping[str, Field]) -> Callable[[dict[str, Any]], bytes]:
-    """As TFDS does it, but the same bytes in every process: protobuf's maps have no order."""
+    """Return a serialiser like TFDS's, but with the same bytes in every process.
+
+    The maps of protobuf have no order by themselves.
+    """
     features = _features(fields)
     serialiser = ExampleSerializer(features.get_serialized_info())
 
@@ -255,12 +262,12 @@ def _serialiser(fields: Mapping[str, Field]) -> Callable[[dict[str, Any]], bytes
 
 
 def _writer(path: Path) -> array_record_module.ArrayRecordWriter:
-    """One record in each group: reading one does not unpack its neighbours."""
+    """Open a writer with one record in each group, so that reading one unpacks no others."""
     return array_record_module.ArrayRecordWriter(str(path), "group_size:1")
 
 
 class RecordSource:
-    """Random access to a finished dataset, for Grain: `len`, and `[i]` is a dict of arrays."""
+    """Random access to a finished dataset, for Grain: `len`, and a dict of arrays at `[i]`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = Path(folder)
@@ -272,12 +279,12 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The arrays of one clip by name: nothing but what a device can hold."""
+        """Return the arrays of one clip by name."""
         example = self._records[int(index)]
         return {name: np.asarray(value) for name, value in example.items() if name != "id"}
 
     def id_of(self, index: int) -> str:
-        """The name of one clip."""
+        """Return the id of one clip."""
         return self._records[int(index)]["id"].decode()
 
     def __repr__(self) -> str:

@@ -5,7 +5,6 @@ read in generation.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -14,9 +13,8 @@ import numpy as np
 from einops import rearrange, repeat
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle
 from mfm_jax.mapper import Stream, Streams
-from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.windows import Window
 from mfm_jax.models.cavp import CAVPVideo
 from mfm_jax.models.timechat import TimeChat, normalise
 from mfm_jax.runtime.sharding import constrain
@@ -83,25 +81,6 @@ def encode_timechat(timechat: TimeChat, frames: TimeChatFrames, *, tensor: str) 
 def _sharded(tokens: Float[Array, "B T D"], seconds: Float[Array, "B T"]) -> Stream:
     """Shard the tokens over the devices by window, as the mapper expects them."""
     return Stream(constrain(tokens, "batch"), constrain(seconds, "batch"))
-
-
-def window_spec(bundle: Bundle) -> WindowSpec:
-    """Return the window that the bundle's encoders see, with defaults for encoders it lacks."""
-    spec = WindowSpec(bundle.settings.seconds, bundle.settings.overlap)
-    if "cavp" in bundle.entries:
-        cavp = bundle.config("cavp")
-        spec = replace(spec, cavp_fps=cavp.fps, cavp_size=cavp.size)
-    if "timechat" in bundle.entries:
-        timechat = bundle.config("timechat")
-        spec = replace(spec, timechat_frames=timechat.frames, timechat_size=timechat.vit.image)
-    return spec
-
-
-def sentence_length(bundle: Bundle) -> int:
-    """Return the tokens of a window's longest timestamp sentence, which all are padded to."""
-    tenths = np.arange(0, bundle.settings.seconds + 0.1, 0.1)
-    ids, _ = encode_sentences(timestamp_sentences(tenths), bundle.config("timechat").vocabulary)
-    return ids.shape[1]
 
 
 def stack_cavp(windows: Sequence[Window]) -> CAVPFrames:

@@ -17,14 +17,13 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle, Settings
+from mfm_jax.bundle.windows import sentence_length, window_spec
 from mfm_jax.diffusion import guide, sample
 from mfm_jax.inference.encoders import (
     Frames,
     encode_video,
-    sentence_length,
     stack_cavp,
     stack_timechat,
-    window_spec,
 )
 from mfm_jax.mapper import Mapper, Streams
 from mfm_jax.media.audio import RATE

@@ -15,14 +15,13 @@ from jax.experimental import topologies
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import COMPONENTS, Bundle
+from mfm_jax.bundle.windows import sentence_length, window_spec
 from mfm_jax.errors import SettingError
 from mfm_jax.inference.encoders import (
     CAVPFrames,
     TimeChatFrames,
     encode_cavp,
     encode_timechat,
-    sentence_length,
-    window_spec,
 )
 from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.mapper import Stream

@@ -13,7 +13,7 @@ from mfm_jax.typing import Float, Shaped
 
 
 class Board:
-    """One more event file in `folder`, of a run that goes on after step `start`."""
+    """A new TensorBoard event file in `folder`, for a run that resumes after step `start`."""
 
     def __init__(self, folder: Path, *, start: int) -> None:
         self._x = _tensorboardx()
@@ -39,7 +39,7 @@ class Board:
         wave: Float[np.ndarray, " A"],
         picture: Shaped[np.ndarray, "H W 3"],
     ) -> None:
-        """Add a sound and how it looks."""
+        """Add a sound and its spectrogram."""
         summary = self._x.summary
         self._add(step, summary=summary.audio(name, np.clip(wave, -1, 1), sample_rate=RATE))
         self._add(step, summary=summary.image(name, picture, dataformats="HWC"))
@@ -55,7 +55,7 @@ class Board:
 
 
 def _tensorboardx() -> Any:
-    """The library, without the torch that it would import where that is installed: seconds."""
+    """Import tensorboardX without torch, which it would import if installed; that takes seconds."""
     if "torch" in sys.modules:
         import tensorboardX
 

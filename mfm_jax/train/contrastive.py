@@ -19,7 +19,7 @@ MAX_LOG_SCALE = float(np.log(100))
 
 
 class ContrastiveLoss(NamedTuple):
-    """`total` is `across` plus the weighted `within`."""
+    """The parts of a contrastive loss; `total` is `across` plus the weighted `within`."""
 
     total: Float[Array, ""]
     across: Float[Array, ""]  # among all clips of the batch ("extra" or "semantic" there)
@@ -27,33 +27,33 @@ class ContrastiveLoss(NamedTuple):
 
 
 def clamp_logit_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """`logit_scale` kept in [0, ln 100], as after every step of the original."""
+    """Clamp `logit_scale` to [0, ln 100], as the original does after every step."""
     return jnp.clip(logit_scale, 0.0, MAX_LOG_SCALE)
 
 
 def _logits(
     scale: Float[Array, ""], video: Float[Array, "*G N D"], audio: Float[Array, "*G N D"]
 ) -> Float[Array, "*G N N"]:
-    """Scaled products in float32; rows are video, columns audio."""
+    """Return scaled products in float32; rows are video, columns audio."""
     products = jnp.einsum("...vd,...ad->...va", video, audio, preferred_element_type=jnp.float32)
     return scale.astype(jnp.float32) * products
 
 
 def _pick_diagonal(logits: Float[Array, "*G N N"]) -> Float[Array, ""]:
-    """Cross entropy of choosing the column that belongs to the row, mean over rows."""
+    """Return the mean cross entropy of choosing the column that belongs to each row."""
     chosen = jnp.diagonal(jax.nn.log_softmax(logits), axis1=-2, axis2=-1)
     return -chosen.mean()
 
 
 def _both_ways(logits: Float[Array, "*G N N"]) -> Float[Array, ""]:
-    """Video choosing audio and audio choosing video, averaged."""
+    """Average video choosing audio and audio choosing video."""
     return 0.5 * (_pick_diagonal(logits) + _pick_diagonal(jnp.swapaxes(logits, -1, -2)))
 
 
 def clip_loss(
     video: Float[Array, "N D"], audio: Float[Array, "N D"], scale: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """`ClipLoss`: every pair against the whole batch. `scale` is `exp(logit_scale)`.
+    """Compute `ClipLoss`: every pair against the whole batch. `scale` is `exp(logit_scale)`.
 
     With the time steps of all clips in one axis it contrasts moments instead of clips.
     """
@@ -68,7 +68,7 @@ def clip_intra_contrast(
     clips: int = 3,
     weight: float = 1.0,
 ) -> ContrastiveLoss:
-    """The released objective (`loss.py:451-538`): the batch, and the clips of each video again.
+    """Compute the released objective (`loss.py:451-538`): the batch, and the clips of each video.
 
     Rows are video-major: `clips` of the first video, then those of the second.
     """
@@ -87,7 +87,7 @@ def temporal_semantic(
     *,
     weight: float = 0.5,
 ) -> ContrastiveLoss:
-    """`ClipLoss_Temporal_Semantic`: clips against the batch, time steps against their own clip."""
+    """Compute `ClipLoss_Temporal_Semantic`: clips in the batch, and time steps in their clip."""
     across = clip_loss(video, audio, scale)
     within = _both_ways(_logits(scale, video_steps, audio_steps))
     return ContrastiveLoss(across + weight * within, across, within)
@@ -103,7 +103,7 @@ def temporal_mean(
     clips: int = 3,
     weight: float = 1.0,
 ) -> ContrastiveLoss:
-    """`..._Temporal_Mean`: features pooled by maximum across the batch, by mean within a video.
+    """Compute `..._Temporal_Mean`: max-pooled features across the batch, means within a video.
 
     As in the original, `within` takes the video to audio direction only (it averages it with
     itself, `loss.py:644`).

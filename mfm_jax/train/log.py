@@ -1,4 +1,4 @@
-"""What a run reports: lines or a bar on the terminal, and files in its folder.
+"""The reports of a run: lines or a progress bar on the terminal, and files in its folder.
 
 `metrics.jsonl` has a line of JSON for each report, and `tensorboard` the same numbers. Sounds go to
 `samples`, and the end of the run to `summary.json`.
@@ -20,13 +20,13 @@ from mfm_jax.errors import UserError
 from mfm_jax.media.audio import write_wav
 from mfm_jax.media.spectrogram import picture
 from mfm_jax.runtime.progress import Progress
-from mfm_jax.storage.files import write_text, atomic_write
+from mfm_jax.storage.files import atomic_write, write_text
 from mfm_jax.train.board import Board
-from mfm_jax.train.speed import Speed, peak_memory
+from mfm_jax.train.speed import StepTimer, peak_memory
 from mfm_jax.typing import Array, Float
 
 HELDOUT = "heldout_"
-"""What the names of metrics of held-out clips begin with."""
+"""Prefix of the names of held-out metrics."""
 
 
 class NonFinite(UserError):
@@ -36,7 +36,7 @@ class NonFinite(UserError):
 
 
 class Metrics:
-    """Reads the metrics of a step when the next one is under way, and reports their means.
+    """Reads the metrics of a step while the next one runs, and reports their means.
 
     Of several processes only the first reports. A run that goes on after step `start` drops what
     was reported of later steps.
@@ -51,14 +51,14 @@ class Metrics:
     def __init__(
         self,
         workdir: Path,
-        speed: Speed,
+        timer: StepTimer,
         *,
         start: int = 0,
         steps: int = 0,
         every: int,
         clips: Callable[[int], Sequence[str]] = lambda step: (),
     ) -> None:
-        self.workdir, self.speed, self.start, self.every = workdir, speed, start, every
+        self.workdir, self.timer, self.start, self.every = workdir, timer, start, every
         self.steps, self.clips, self._began = steps, clips, time.monotonic()
         self._pending: tuple[int, Mapping[str, Array]] | None = None
         self._sums: dict[str, float] = {}
@@ -74,11 +74,11 @@ class Metrics:
 
     @property
     def file(self) -> Path:
-        """Where the lines are."""
+        """The file that the lines are written to."""
         return self.workdir / "metrics.jsonl"
 
     def add(self, step: int, metrics: Mapping[str, Array]) -> None:
-        """Take the metrics of a step that may still be running.
+        """Add the metrics of a step that may still be running.
 
         Raises:
             NonFinite: the loss of the step before is not finite.
@@ -86,15 +86,15 @@ class Metrics:
         before, self._pending = self._pending, (step, metrics)
         self._read(before)
 
-    def settle(self) -> None:
-        """Wait for the last step; the clock of the steps stands until `speed.go`.
+    def flush(self) -> None:
+        """Wait for the last step and pause the timer until `StepTimer.start`.
 
         Raises:
             NonFinite: its loss is not finite.
         """
         before, self._pending = self._pending, None
         self._read(before)
-        self.speed.halt()
+        self.timer.pause()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Report `values` of `step`."""
@@ -103,7 +103,7 @@ class Metrics:
             self._keep(step, values)
 
     def sounds(self, step: int, waves: Mapping[str, Float[np.ndarray, " A"]]) -> None:
-        """Write the sound of each clip and how it looks."""
+        """Write the sound and the spectrogram of each clip."""
         folder = self.workdir / "samples" / f"step-{step}"
         if self._board is None or (step == self.start > 0 and folder.exists()):
             return
@@ -116,13 +116,17 @@ class Metrics:
             self._board.sound(step, f"samples/{name}", wave, image)
 
     def summarise(self, bundle: Path | None, best: str) -> None:
-        """Write what came of the run, which has ended; `best` is the metric that tells, if set."""
+        """Write the summary of a finished run.
+
+        Args:
+            best: the metric that chose the best checkpoint; empty for the first one.
+        """
         devices = jax.devices()
         found = {
             "steps": self.steps,
             "start": self.start,  # what follows is since then
             "wall_seconds": time.monotonic() - self._began,
-            **self.speed.whole(),
+            **self.timer.total(),
             "devices": len(devices),
             "device": devices[0].device_kind,
             "peak_memory": peak_memory(),
@@ -133,14 +137,14 @@ class Metrics:
         print("\n".join(_told(found)), flush=True)
 
     def close(self) -> None:
-        """End the files and the bar."""
+        """Close the files and the bar."""
         for part in (self._bar, self._board):  # a full disk raises in the second
             if part is not None:
                 part.close()
         self._bar = None
 
     def _heldout(self, best: str) -> dict[str, Any] | None:
-        """The least and the last value of the metric that tells, by default the first one."""
+        """Return the least and the last value of the metric `best`, by default the first one."""
         if not self._scores:
             return None
         last = self._scores[-1]
@@ -174,7 +178,7 @@ class Metrics:
             return
         step, metrics = entry
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.speed.stepped()
+        self.timer.step_done()
         if not math.isfinite(values["loss"]):
             raise NonFinite(
                 f"the loss of step {step} is {values['loss']}: lower optimizer.rate, or look at "
@@ -187,12 +191,12 @@ class Metrics:
         self._count += 1
         if step % self.every == 0:
             means = {name: total / self._count for name, total in self._sums.items()}
-            self.write(step, {**means, **self.speed.lap()})
+            self.write(step, {**means, **self.timer.lap()})
             self._sums, self._count = {}, 0
 
 
 def _kept(file: Path, start: int) -> list[dict[str, Any]]:
-    """The lines up to step `start` of a run that goes on from there; the file keeps no others.
+    """Return the lines up to step `start`, where the run resumes; the file loses later ones.
 
     A kill leaves lines of steps that are done again, and maybe a half line.
     """
@@ -213,7 +217,7 @@ def _is_score(line: Mapping[str, Any]) -> bool:
 
 
 def _brief(values: Mapping[str, float]) -> str:
-    """A report as it goes beside a bar."""
+    """Format a report for the progress bar."""
     parts = [f"loss {values['loss']:.4g}"]
     if "seconds" in values:
         parts += [f"{values['seconds']:.3g} s/step", f"{values['clips_per_second']:.4g} clips/s"]
@@ -223,16 +227,16 @@ def _brief(values: Mapping[str, float]) -> str:
 
 
 def _told(found: Mapping[str, Any]) -> list[str]:
-    """A summary as lines."""
+    """Format a summary as lines."""
     what = f"{found['steps']} steps on {found['devices']} x {found['device']}"
     if found["start"]:
         what += f", of which {found['steps'] - found['start']} since it went on"
-    speed = [f"{found['wall_seconds']:.0f} s"]
+    timer = [f"{found['wall_seconds']:.0f} s"]
     if "clips_per_second" in found:
-        speed.append(f"{found['clips_per_second']:.4g} clips/s")
+        timer.append(f"{found['clips_per_second']:.4g} clips/s")
     if "mfu" in found:
-        speed.append(f"MFU {found['mfu']:.0%}")
-    lines = [f"{what}: {', '.join(speed)}"]
+        timer.append(f"MFU {found['mfu']:.0%}")
+    lines = [f"{what}: {', '.join(timer)}"]
     if found["peak_memory"] is not None:
         lines.append(f"at most {found['peak_memory'] / 2**30:.2f} GiB on a device")
     if heldout := found["heldout"]:

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): a few numbers that change the matrices of a network."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): low-rank changes of the matrices of a network."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 class Factors(nnx.Module):
-    """The change of one matrix as a product of two narrow ones; it begins as zeros."""
+    """A low-rank change of one matrix, the product of two factors; zero at the start."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Factors(nnx.Module):
 
 
 class LoRA(nnx.Module):
-    """Factors for those matrices of `network` whose names match one of `patterns`.
+    """LoRA factors for the matrices of `network` whose names match one of `patterns`.
 
     Args:
         network: may hold shapes instead of weights; it is not kept.
@@ -68,7 +68,7 @@ class LoRA(nnx.Module):
         )
 
     def __call__(self, network: M) -> M:
-        """`network` with the changes added to its matrices, in their precision."""
+        """Return `network` with the changes added to its matrices, in their precision."""
         weights: dict[str, jax.Array] = dict(named_weights(network))  # type: ignore[arg-type]
         for name, factors in zip(self.names, self.factors, strict=True):
             weights[name] = weights[name] + (self.scale * factors()).astype(weights[name].dtype)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError
-from mfm_jax.data.records import Failure, Field, RecordSource, Writing
+from mfm_jax.data.records import DatasetWriter, Failure, Field, RecordSource
 from mfm_jax.storage.files import MACHINE
 
 FIELDS = {"x": Field((2, 3), "float16"), "n": Field((), "int32")}
@@ -25,7 +25,7 @@ def small_shards(monkeypatch):
 
 
 def begin(folder, clips=CLIPS, about=ABOUT):
-    return Writing.begin(folder, "about.json", about, FIELDS, clips)
+    return DatasetWriter.open(folder, "about.json", about, FIELDS, clips)
 
 
 def example(clip, bad=BAD):
@@ -164,17 +164,17 @@ def test_a_damaged_description(tmp_path):
 
 
 def test_shards_of_another_size(tmp_path, monkeypatch):
-    writing = Writing.begin(tmp_path / "three", "about.json", ABOUT, FIELDS, CLIPS, shard=3)
+    writing = DatasetWriter.open(tmp_path / "three", "about.json", ABOUT, FIELDS, CLIPS, shard=3)
     assert [len(shard) for shard in writing.shards] == [3, 3, 3, 2]
     for size, message in ((None, "shard is 3, not 4"), (5, "shard is 3, not 5")):
         with pytest.raises(DataError, match=message):
-            Writing.begin(tmp_path / "three", "about.json", ABOUT, FIELDS, CLIPS, shard=size)
+            DatasetWriter.open(tmp_path / "three", "about.json", ABOUT, FIELDS, CLIPS, shard=size)
     write(writing)
     source = RecordSource(tmp_path / "three", "about.json")
     assert [source.id_of(i) for i in (0, 5)] == ["clip00", "clip10"]
     begin(tmp_path / "four")
     with pytest.raises(DataError, match="shard is 4, not 3"):
-        Writing.begin(tmp_path / "four", "about.json", ABOUT, FIELDS, CLIPS, shard=3)
+        DatasetWriter.open(tmp_path / "four", "about.json", ABOUT, FIELDS, CLIPS, shard=3)
 
 
 def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):

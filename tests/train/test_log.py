@@ -24,7 +24,7 @@ from mfm_jax.train.board import _tensorboardx
 from mfm_jax.train.log import Metrics
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
-from mfm_jax.train.speed import WARM, Speed
+from mfm_jax.train.speed import WARM, StepTimer
 from mfm_jax.train.step import ComputeConfig
 from tests.bundles import SETTINGS, filled, untrained_bundle
 from tests.feature_folder import TINY, write_features
@@ -165,21 +165,21 @@ class Clock:
 def test_the_clock_runs_during_steps_but_the_first(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("mfm_jax.train.speed.time", clock)
-    speed = Speed(6, devices=2, peak=1e3)
-    speed.count(lambda x: x @ x, jnp.ones((10, 10)))
-    assert speed.operations == 2000
+    timer = StepTimer(6, devices=2, peak=1e3)
+    timer.count_flops(lambda x: x @ x, jnp.ones((10, 10)))
+    assert timer.flops == 2000
     for passed, evaluated in ((50.0, 0.0), (2.0, 100.0), (4.0, 0.0)):
-        speed.go()
+        timer.start()
         clock.now += passed
-        speed.stepped()
+        timer.step_done()
         if evaluated:
-            speed.halt()
+            timer.pause()
             clock.now += evaluated
     expected = {"seconds": 3.0, "clips_per_second": 2.0, "mfu": pytest.approx(2000 / 3 / 2 / 1e3)}
-    assert speed.whole() == expected
-    assert speed.lap() == expected
-    assert speed.lap() == {}
-    assert speed.whole() == expected
+    assert timer.total() == expected
+    assert timer.lap() == expected
+    assert timer.lap() == {}
+    assert timer.total() == expected
 
 
 @pytest.mark.parametrize(("remat", "traced"), [("none", 1), ("blocks", 2)])
@@ -282,9 +282,9 @@ def test_samples_are_sounds_of_heldout_clips_and_change_nothing(made, tmp_path):
 
 
 def test_a_run_that_goes_on_does_not_write_its_samples_again(tmp_path):
-    speed = Speed(1, devices=1, peak=None)
+    timer = StepTimer(1, devices=1, peak=None)
     for _ in range(2):
-        metrics = Metrics(tmp_path, speed, start=2, every=1)
+        metrics = Metrics(tmp_path, timer, start=2, every=1)
         metrics.sounds(2, {"a/b": np.zeros(1600, np.float32)})
         metrics.close()
     assert [step for step, _ in shown(tmp_path)["samples/a/b"]] == [2, 2]  # sound and picture
@@ -334,9 +334,9 @@ def test_a_profile_of_no_steps_is_refused(capsys):
 
 def test_processes_other_than_the_first_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    metrics = Metrics(tmp_path, Speed(1, devices=1, peak=None), every=1)
+    metrics = Metrics(tmp_path, StepTimer(1, devices=1, peak=None), every=1)
     metrics.add(1, {"loss": jnp.array(1.0)})
-    metrics.settle()
+    metrics.flush()
     metrics.sounds(1, {"a": np.zeros(1600, np.float32)})
     metrics.close()
     assert not list(tmp_path.iterdir())

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.data.features import DESCRIPTION, FeatureSource, check, extract
+from mfm_jax.data.features import DESCRIPTION, FeatureSource, check
 from mfm_jax.data.records import FAILED, check_same
 from mfm_jax.data.sources import SPLITS, Split
+from mfm_jax.inference.extract import extract
 from mfm_jax.runtime.distributed import say
 from mfm_jax.storage.files import one_at_a_time
 from mfm_jax.train.recipes.decoded import BundleRecipe

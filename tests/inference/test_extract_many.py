@@ -17,8 +17,8 @@ from mfm_jax.data.features import FeatureSource
 from mfm_jax.foley.world import World, generate_clip, write_world
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.write import write_frames
-from tests.silent import write_silent
 from mfm_jax.storage.files import MACHINE
+from tests.silent import write_silent
 
 ROOT = Path(__file__).parents[2]
 CLIPS, SHARD = 200, 8

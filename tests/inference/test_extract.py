@@ -7,18 +7,21 @@ import tensorflow_datasets as tfds
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, write_bundle
-from mfm_jax.data import features, records
+from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError, list_clips
-from mfm_jax.data.features import FeatureSource, check, extract
+from mfm_jax.data.features import FeatureSource, check, describe
 from mfm_jax.foley.world import World, generate_clip, write_world
+from mfm_jax.inference import extract as extraction
 from mfm_jax.inference.encoders import encode_video as encode_streams
+from mfm_jax.inference.extract import extract
 from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.write import write_frames
-from tests.silent import write_silent
+from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.bundles import SETTINGS, untrained, untrained_bundle
+from tests.silent import write_silent
 
 SHAPES = {
     "cavp": (32, 64),
@@ -152,17 +155,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return original(*args, **how)
 
-    original = features.encode
+    original = extraction.encode
     folder = tmp_path / "stopped"
-    monkeypatch.setattr(features, "_fields", lambda *args: FIELDS)
-    monkeypatch.setattr(features, "encode", interrupted)
+    monkeypatch.setattr(extraction, "_fields", lambda *args: FIELDS)
+    monkeypatch.setattr(extraction, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(bundle, clips, folder, batch=2)
     assert not (folder / "features.json").exists()
     with pytest.raises(DataError, match="no finished dataset"):
         check(folder, bundle)
 
-    monkeypatch.setattr(features, "encode", original)
+    monkeypatch.setattr(extraction, "encode", original)
     steps = []
     failed = extract(bundle, clips, folder, batch=2, progress=steps.append)
     assert steps[0] == 4, "the first shard was there"
@@ -177,7 +180,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 def test_processes_share_the_work_and_leave_the_same_bytes(
     order, extracted, bundle, clips, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(features, "_fields", lambda *args: FIELDS)
+    monkeypatch.setattr(extraction, "_fields", lambda *args: FIELDS)
     folder = tmp_path / "shared"
     first, second = (extract(bundle, clips, folder, batch=2, share=(index, 2)) for index in order)
     assert len(first) < len(second) or order == (0, 1)
@@ -195,7 +198,7 @@ def test_silent_and_static_clips_can_be_dropped(clips, tmp_path):
     made = generate_clip(World(), 0)
     write_frames(made.frames, dumb.path, fps=25, wave=0 * made.audio)
     write_frames([made.frames[0]] * 64, stuck.path, fps=25, wave=made.audio)
-    failed = extract(bundle, [clips[0], dumb, stuck], tmp_path / "f", batch=2, drop=features.DROPS)
+    failed = extract(bundle, [clips[0], dumb, stuck], tmp_path / "f", batch=2, drop=extraction.DROPS)
     assert [(f.id, f.reason.split(",")[0]) for f in failed] == [
         ("dumb", "dropped: silent"),
         ("stuck", "dropped: static"),
@@ -211,7 +214,7 @@ FIELDS = {
 
 def test_a_finished_folder_loads_no_network(extracted, bundle, clips, monkeypatch):
     monkeypatch.setattr(Bundle, "load", lambda *args: pytest.fail("loaded"))
-    monkeypatch.setattr(features, "_fields", lambda *args: FIELDS)
+    monkeypatch.setattr(extraction, "_fields", lambda *args: FIELDS)
     assert extract(bundle, clips, extracted[0]) == extracted[1]
 
 
@@ -272,3 +275,11 @@ def test_bundles_that_cannot_extract(bundle, clips, tmp_path):
     none = write_bundle(tmp_path / "b", {"vocoder": untrained()["vocoder"]}, settings=SETTINGS)
     with pytest.raises(DataError, match="has none of cavp, timechat, audiomae, vae"):
         extract(none, clips, tmp_path / "f")
+
+
+def test_features_stay_valid_when_their_encoders_are_written_in_a_later_format(tmp_path):
+    old = Bundle.open(TINY_BUNDLE)
+    copies = {n: (e.config, old.load(n), e.source) for n, e in old.entries.items()}
+    new = write_bundle(tmp_path / "bundle", copies, settings=old.settings)
+    assert {e.format for e in old.entries.values()} != {e.format for e in new.entries.values()}
+    assert describe(new, "video") == describe(old, "video")
