@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -44,14 +43,11 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
     layout = Layout(make_mesh(config.mesh))
     share = layout.share(config.batch)
     setup = TrainSetup.of(config, layout)
+    step, counted = setup.step(), setup.counted_step()
     if first:
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 
     dataset, heldout = recipe.prepare(workdir)
-    step = setup.step()
-    # An MFU does not count what is computed again to save memory.
-    once = replace(config.compute, remat="none")
-    counted = step if config.compute == once else setup.step(once)
     module = recipe.warm_start(initialise(recipe.build, config.seed), dataset)
     state = setup.init_state(module)
 
@@ -86,14 +82,12 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
             last, score = done >= config.steps, None
             if last or done % config.eval_every == 0:
                 metrics.flush()
-                module = with_weights(setup.abstract_module, state.weights(averaged=True))
-                scores = recipe.evaluate(module, heldout, config.batch)
+                scores = recipe.evaluate(setup.averaged_module(state), heldout, config.batch)
                 metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
                 score = score_of(scores, config.best)
             if config.sample_every and (last or done % config.sample_every == 0):
                 metrics.flush()
-                module = with_weights(setup.abstract_module, state.weights(averaged=True))
-                metrics.sounds(done, recipe.sounds(module, heldout))
+                metrics.sounds(done, recipe.sounds(setup.averaged_module(state), heldout))
             stopped = stop.at(done)
             due = done % config.save_every == 0 or checkpoints.would_be_best(score)
             if last or stopped or (due and done > start):
@@ -122,7 +116,7 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         checkpoints.close()
 
     if stopped:
-        distributed.say(f"stopped at step {done}: the same command goes on from there")
+        distributed.say(f"stopped at step {done}: the same command continues from there")
         return 130 if stop.signal == signal.SIGINT else 0
     weights = fetch(state.weights(averaged=True))
     if first:
@@ -134,7 +128,7 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
 
 
 def score_of(scores: Mapping[str, float], name: str) -> float | None:
-    """The metric that the best checkpoint is chosen by, if one is.
+    """Return the metric that chooses the best checkpoint, if `name` is set.
 
     Raises:
         SettingError: the evaluation has no such metric.
@@ -145,9 +139,9 @@ def score_of(scores: Mapping[str, float], name: str) -> float | None:
 
 
 class Stop:
-    """Turns the first SIGTERM or SIGINT into a wish to stop after the current step.
+    """Turns the first SIGTERM or SIGINT into a request to stop after the current step.
 
-    Of several processes SIGTERM to any one stops all, at the same step.
+    SIGTERM to any one of several processes stops all of them, at the same step.
     """
 
     def __init__(self) -> None:
@@ -157,7 +151,7 @@ class Stop:
             signal.signal(number, self._remember)
 
     def at(self, step: int) -> bool:
-        """Whether to stop before the next step, of which `step` are done."""
+        """Return True if the run should stop now that `step` steps are done."""
         if self._together:
             return multihost_utils.reached_preemption_sync_point(step)
         return bool(self.signal)

@@ -1,7 +1,7 @@
 """What a training run consists of: its recipe and its numbers."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mfm_jax.data.loader import Element, batches
 from mfm_jax.data.sources import ClipFiles, ClipSource, Split
 from mfm_jax.errors import SettingError
 from mfm_jax.runtime.sharding import Layout, MeshConfig, fetch
-from mfm_jax.storage.weights import abstract
+from mfm_jax.storage.weights import abstract, with_weights
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
 from mfm_jax.train.step import (
     Batch,
@@ -194,6 +194,14 @@ class TrainSetup:
             layout=self.layout,
             compute=compute or self.config.compute,
         )
+
+    def counted_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+        """Return the step whose FLOPs an MFU counts: without what is computed again."""
+        return self.step(replace(self.config.compute, remat="none"))
+
+    def averaged_module(self, state: TrainState) -> Any:
+        """Return the network with the averaged weights of `state`, if a mean is kept."""
+        return with_weights(self.abstract_module, state.weights(averaged=True))
 
     def init_state(self, module: nnx.Module) -> TrainState:
         """Return the state before the first step, on the devices."""
