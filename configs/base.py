@@ -1,11 +1,11 @@
-"""The mapper at the size of the released networks, on features of your own clips.
+"""Stage 1 of the mapper at the size of the released networks, on features of your own clips.
 
-mfm extract train.csv -o features/train --bundle runs/base/bundle
-mfm extract heldout.csv -o features/heldout --bundle runs/base/bundle
-python train.py --config configs/base.py --workdir runs/base/mapper
+    mfm extract train.csv -o features/train --bundle runs/base/bundle
+    mfm extract heldout.csv -o features/heldout --bundle runs/base/bundle
+    python train.py --config configs/base.py --workdir runs/base/mapper
 
-The bundle is what `python -m convert` makes of cavp, timechat, audiomae, gpt2 and audioldm2. The
-numbers are a beginning: they have not been tried on released weights.
+`mfm convert` makes runs/base/bundle from cavp, timechat, audiomae, gpt2 and audioldm2. The numbers
+below are a starting point: they have not been tried on released weights.
 """
 
 from mfm_jax.data.sources import ClipFiles

@@ -1,8 +1,8 @@
-"""The second stage of `configs/base.py`: the diffusion loss, with a little LoRA on the UNet.
+"""Stage 2 after `configs/base.py`: the diffusion loss, with LoRA of rank 8 on the UNet.
 
-python train.py --config configs/base_stage2.py --workdir runs/base/stage2
+    python train.py --config configs/base_stage2.py --workdir runs/base/stage2
 
-The numbers are a beginning: they have not been tried on released weights.
+The numbers below are a starting point: they have not been tried on released weights.
 """
 
 from mfm_jax.data.sources import ClipFiles

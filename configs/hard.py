@@ -1,4 +1,4 @@
-"""The mapper between the encoders of the hard grade and the base grade's sound.
+"""Stage 1 of the mapper on the hard grade: its own video encoders, the base grade's audio networks.
 
 python train.py --config configs/hard.py --workdir runs/hard/mapper
 """

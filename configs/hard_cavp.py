@@ -1,4 +1,4 @@
-"""CAVP at the release's 4 frames a second, on the hard grade of the Foley world.
+"""CAVP at 4 frames a second, as in the release, on the hard grade of the Foley world.
 
 python train.py --config configs/hard_cavp.py --workdir runs/hard/cavp
 """

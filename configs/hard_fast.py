@@ -1,8 +1,8 @@
-"""The mapper of the hard grade where CAVP sees 12.5 frames a second.
+"""Stage 1 of the mapper on the hard grade, with a CAVP that sees 12.5 frames a second.
 
-python train.py --config configs/hard_fast.py --workdir runs/hard_fast/mapper
+    python train.py --config configs/hard_fast.py --workdir runs/hard_fast/mapper
 
-But for CAVP's tokens it is that of `configs/hard.py`.
+It differs from `configs/hard.py` only in CAVP's tokens.
 """
 
 from mfm_jax.foley.clips import FoleyClips

@@ -1,8 +1,8 @@
-"""CAVP at the base grade's 12.5 frames a second, on the hard grade of the Foley world.
+"""CAVP at 12.5 frames a second, as in the base grade, on the hard grade of the Foley world.
 
-python train.py --config configs/hard_fast_cavp.py --workdir runs/hard_fast/cavp
+    python train.py --config configs/hard_fast_cavp.py --workdir runs/hard_fast/cavp
 
-Against `configs/hard_cavp.py` it tells what 4 frames a second cost.
+The comparison with `configs/hard_cavp.py` shows what is lost at 4 frames a second.
 """
 
 from mfm_jax.foley.clips import FoleyClips

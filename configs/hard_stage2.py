@@ -1,4 +1,4 @@
-"""The second stage of the hard grade's mapper: the diffusion loss through the frozen UNet.
+"""Stage 2 of the hard grade's mapper: the diffusion loss through the frozen UNet.
 
 python train.py --config configs/hard_stage2.py --workdir runs/hard/stage2
 """

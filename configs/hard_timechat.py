@@ -1,4 +1,4 @@
-"""TimeChat's visual branch, on the hard grade of the Foley world.
+"""TimeChat's visual branch on the hard grade of the Foley world and its labels.
 
 python train.py --config configs/hard_timechat.py --workdir runs/hard/timechat
 """

@@ -1,10 +1,10 @@
-"""The mapper of the tiny bundle, on Foley clips made and encoded on first use.
+"""Stage 1 of the tiny bundle's mapper, on Foley clips that are made and encoded on first use.
 
     python train.py --config configs/tiny.py --workdir runs/tiny/mapper
 
-DIR then is a bundle: `mfm generate VIDEO --bundle runs/tiny/mapper -o OUT`. On 2 cores about 8
-minutes for the clips, 13 for their features and 14 for the training; `heldout_loa_error` ends near
-0.107. `configs/tiny_stage2.py` goes on from there.
+The workdir becomes a bundle: `mfm generate VIDEO --bundle runs/tiny/mapper -o OUT`. On 2 cores the
+clips take about 8 minutes, their features 13 and the training 14. `heldout_loa_error` ends near
+0.107. `configs/tiny_stage2.py` continues from there.
 """
 
 from mfm_jax.foley.clips import FoleyClips

@@ -1,4 +1,4 @@
-"""The listener, which names the material of contacts, on Foley clips.
+"""The listener, which recognises the material of each contact, on Foley clips and their labels.
 
 python train.py --config configs/tiny_listener.py --workdir runs/tiny/listener
 """

@@ -1,10 +1,10 @@
-"""The second stage of the tiny bundle's mapper: the diffusion loss through its frozen UNet.
+"""Stage 2 of the tiny bundle's mapper: the diffusion loss through the frozen UNet.
 
     python train.py --config configs/tiny_stage2.py --workdir runs/tiny/stage2
 
-It starts from the bundle that stage 1 left in runs/tiny/mapper; DIR then is that bundle with the
-mapper of this stage. The features are those of stage 1. About 13 minutes on one core;
-`heldout_loa_error` ends near 0.072.
+It starts from the bundle and the features that stage 1 left in runs/tiny/mapper. The workdir
+becomes that bundle with the mapper of this stage. About 13 minutes on one core; `heldout_loa_error`
+ends near 0.072.
 """
 
 from mfm_jax.data.sources import ClipFiles
@@ -19,7 +19,7 @@ def get_config() -> TrainConfig:
             bundle="runs/tiny/mapper",
             source=ClipFiles("runs/tiny/mapper/features", licence="Apache-2.0"),
         ),
-        # The mapper is trained already: a third of the learning rate of stage 1.
+        # A third of the learning rate of stage 1, because the mapper is trained already.
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=30, lr_multipliers=ONLY_MAPPER),
         steps=1200,
         batch=16,

@@ -11,7 +11,7 @@ from mfm_jax.train.recipes.unet import UNetRecipe
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        # The finest grid is the miniature's own; the others are there to be compared.
+        # The miniature uses the first grid. The others are there for comparisons.
         recipe=UNetRecipe(
             bundle="runs/tiny/bundle",
             source=FoleyClips("runs/tiny"),

@@ -1,6 +1,6 @@
 """The VAE of the tiny bundle, on Foley clips.
 
-python train.py --config configs/tiny_vae.py --workdir runs/tiny/vae
+    python train.py --config configs/tiny_vae.py --workdir runs/tiny/vae
 
 About 12 minutes on one core; `heldout_l1` ends near 0.19 (nats of magnitude).
 """

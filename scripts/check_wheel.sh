@@ -1,11 +1,12 @@
 #!/bin/sh
-# Builds the wheel, installs it in a new environment, and runs its commands in an empty folder.
+# Build the wheel, install it in a new environment, and run its commands in an empty folder.
 #
 #     scripts/check_wheel.sh [FOLDER]
 #
-# FOLDER, by default a temporary one that is removed, holds dist/ (the wheel), venv/ and empty/ (what
-# the commands made). A venv/ that is there is used again. PYTHON is a development environment, whose
-# transformers makes the small GPT-2 that is converted. Takes minutes, most of them for pip.
+# FOLDER gets dist/ (the wheel), venv/ and empty/ (the output of the commands). By default it is a
+# temporary folder that is removed at the end. An existing venv/ is used again. PYTHON is the python
+# of a development environment, whose transformers makes a small GPT-2 to convert. This takes minutes,
+# most of them for pip.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,7 +23,7 @@ echo "== build"
 rm -rf "$folder/dist" "$folder/empty"
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps "$root" -w "$folder/dist"
 test -x "$folder/venv/bin/python" || "$python" -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes mfm-jax
+"$folder/venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes mfm-jax 2> /dev/null
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$folder"/dist/*.whl
 
 # Nothing of the checkout can be imported from here.

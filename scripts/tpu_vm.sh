@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Train on every host of a TPU slice made with `gcloud compute tpus tpu-vm create`.
 #
-#   scripts/tpu_vm.sh NAME ZONE --config configs/base.py --workdir gs://BUCKET/runs/base
+#   scripts/tpu_vm.sh NAME ZONE --config configs/base.py --workdir /mnt/BUCKET/runs/base
 #
-# The checkout lies in ~/mfm-mapper on each host, with its environment in .venv and `jax[tpu]` in it.
-# All hosts see --workdir and the features: a bucket mounted with gcsfuse, or NFS.
-# SIGTERM, which a host gets before it is taken away, saves on all hosts at the same step; the same
-# command goes on from there, also on a slice of another size.
+# Every host needs a checkout in ~/mfm-mapper, with an environment in .venv that has `jax[tpu]`.
+# All hosts must see --workdir and the features, on a bucket mounted with gcsfuse or on NFS.
+# A host gets SIGTERM before it is preempted. All hosts then save at the same step, and the same
+# command resumes, also on a slice of another size.
 set -euo pipefail
 if (($# < 2)); then
     echo "usage: $0 NAME ZONE ARGUMENTS-OF-train.py" >&2

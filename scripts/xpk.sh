@@ -3,8 +3,8 @@
 #
 #   scripts/xpk.sh CLUSTER TYPE IMAGE --config configs/base.py --workdir /data/runs/base
 #
-# TYPE is a slice such as v5litepod-256; several of them with SLICES=2. IMAGE has the checkout in its
-# working directory. --workdir and the features lie on storage that all pods see.
+# TYPE is a slice such as v5litepod-256; set SLICES=2 for two of them. The working directory of IMAGE
+# must be a checkout. All pods must see the storage with --workdir and the features.
 set -euo pipefail
 if (($# < 3)); then
     echo "usage: $0 CLUSTER TYPE IMAGE ARGUMENTS-OF-train.py" >&2
