@@ -43,7 +43,8 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
     layout = Layout(make_mesh(config.mesh))
     share = layout.share(config.batch)
     setup = TrainSetup.of(config, layout)
-    step, counted = setup.step(), setup.counted_step()
+    step = setup.step()
+    counted = setup.counted_step(step)
     if first:
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 

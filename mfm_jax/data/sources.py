@@ -39,6 +39,8 @@ class Labels:
 class ClipSource:
     """The clips that a recipe learns from. In a config a plain string stands for `ClipFiles`."""
 
+    licence = ""  # that features extracted from the clips record; empty: none
+
     @classmethod
     def from_text(cls, text: str) -> "ClipSource":
         """Read what a command line gives in place of a source: a path."""

@@ -181,8 +181,9 @@ class Metrics:
         self.timer.step_done()
         if not math.isfinite(values["loss"]):
             raise NonFinite(
-                f"the loss of step {step} is {values['loss']}: lower optimizer.rate, or look at "
-                f"its clips ({', '.join(self.clips(step))}); the checkpoints before it are good"
+                f"the loss of step {step} is {values['loss']}: lower "
+                f"optimizer.learning_rate, or look at its clips ({', '.join(self.clips(step))}); "
+                "the checkpoints before it are good"
             )
         if self._bar is not None:
             self._bar.advance()

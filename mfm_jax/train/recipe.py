@@ -152,6 +152,9 @@ class TrainConfig:
             )
 
 
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
 @dataclass(frozen=True)
 class TrainSetup:
     """What a run steps with on some devices; training and planning use the same."""
@@ -182,9 +185,7 @@ class TrainSetup:
         tx = build_optimizer(config.optimizer, config.steps, multiplier)
         return cls(config, layout, module, multiplier, tx)
 
-    def step(
-        self, compute: ComputeConfig | None = None
-    ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    def step(self, compute: ComputeConfig | None = None) -> Step:
         """Return the jitted step, computed as the config says unless `compute` says otherwise."""
         return make_step(
             self.abstract_module,
@@ -195,9 +196,10 @@ class TrainSetup:
             compute=compute or self.config.compute,
         )
 
-    def counted_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-        """Return the step whose FLOPs an MFU counts: without what is computed again."""
-        return self.step(replace(self.config.compute, remat="none"))
+    def counted_step(self, step: Step) -> Step:
+        """Return the step whose FLOPs an MFU counts: `step` without what it computes again."""
+        once = replace(self.config.compute, remat="none")
+        return step if self.config.compute == once else self.step(once)
 
     def averaged_module(self, state: TrainState) -> Any:
         """Return the network with the averaged weights of `state`, if a mean is kept."""

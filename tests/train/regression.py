@@ -10,6 +10,7 @@ from jax import numpy as jnp
 
 from mfm_jax.data.sources import Split
 from mfm_jax.layers import batch_norm, linear
+from mfm_jax.layers.remat import run
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import Recipe, TrainConfig
 
@@ -24,7 +25,7 @@ class Net(nnx.Module):
 
     def __call__(self, x):
         x = self.first(x.astype(self.first.kernel.dtype))
-        return self.last(self.norm(x))
+        return run(self.last, self.norm(x))
 
 
 class Rows(list):

@@ -17,6 +17,7 @@ from jax import numpy as jnp
 from PIL import Image
 
 from mfm_jax.bundle import Bundle, Source, write_bundle
+from mfm_jax.data.sources import ClipFiles
 from mfm_jax.errors import SettingError
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.storage.weights import abstract, named_weights
@@ -237,7 +238,7 @@ def made(folder) -> TrainConfig:
     )
     recipe = replace(
         small.recipe, network=network, bundle=str(folder / "bundle"),
-        features=str(folder / "features"),
+        source=ClipFiles(str(folder / "features")),
     )  # fmt: skip
     return replace(small, recipe=recipe, steps=2, save_every=2, log_every=2)
 
@@ -306,7 +307,9 @@ def test_stage_2_sounds_through_its_own_unet(folder):
 
 
 def test_samples_that_cannot_be_made_are_one_line(made, folder, tmp_path):
-    with pytest.raises(SettingError, match="samples: what a Regression trains makes no sound"):
+    with pytest.raises(
+        SettingError, match="sample_every: a Regression trains a network that makes no sound"
+    ):
         config(Regression(), sample_every=3)
     with_unet(Bundle.open(folder / "bundle"), tmp_path / "other", width=64)
     recipe = replace(made.recipe, bundle=str(tmp_path / "other"))

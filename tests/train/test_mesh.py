@@ -323,7 +323,7 @@ class TestTable:
         assert spec(("embed", "mlp"), (6, 5), self.MESH) == PartitionSpec(("fsdp",), None)
 
     def test_two_axes_along_the_same_one_are_refused(self):
-        with pytest.raises(ValueError, match="cut along the same axis of the mesh"):
+        with pytest.raises(ValueError, match="sharded over the same axis of the mesh"):
             spec(("heads", "mlp"), (8, 8), self.MESH)
 
     def test_an_axis_without_a_rule_is_refused(self):

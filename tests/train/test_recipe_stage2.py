@@ -53,7 +53,7 @@ SHAPES = {
     "cavp_seconds": (4,),
     "timechat": (3, 5),
     "timechat_seconds": (3,),
-    "audiomae": (9, 7),
+    "audiomae": (129, 7),
     "latents": (8, 4, 3),
 }
 CLIPS = 6
@@ -341,7 +341,8 @@ def test_features_without_latents_are_refused(recipe, elements):
 @pytest.mark.usefixtures("handlers")
 def test_the_command_leaves_a_bundle_with_another_mapper(tmp_path, capsys):
     untrained_bundle(tmp_path / "bundle")
-    made_bundle(tmp_path / "small", mapper=MAPPER, unet=UNET)
+    network = replace(MAPPER, loa=LOA(grid=(16, 8), pool=(4, 8)))  # the grid of its AudioMAE
+    made_bundle(tmp_path / "small", mapper=network, unet=UNET)
     small = Bundle.open(tmp_path / "small")
     parts = {n: (e.config, small.load(n), e.source) for n, e in small.entries.items()}
     base = write_bundle(tmp_path / "bundle", parts)

@@ -49,6 +49,8 @@ class FeatureRecipe(BundleRecipe):
         tensor = self.expects.get("timechat", "video")
         with one_at_a_time(folders.train.parent):
             for its, folder in zip(clips, folders, strict=True):
-                failed = extract(bundle, its, folder, batch=BATCH, timechat=tensor)
+                failed = extract(
+                    bundle, its, folder, batch=BATCH, timechat=tensor, licence=self.source.licence
+                )
                 if failed:
                     say(f"{folder}: {len(failed)} of {len(its)} clips are left out, see {FAILED}")
