@@ -1,4 +1,4 @@
-"""The miniature of the whole system: trained on the Foley world, scored, and asked questions.
+"""Trains the whole system at small size on the Foley world, scores it and runs experiments.
 
-`python -m miniature -h` lists what it does; `docs/miniature.md` holds the results.
+`python -m miniature -h` lists the commands; `docs/miniature.md` has the results.
 """

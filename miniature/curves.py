@@ -1,4 +1,4 @@
-"""The learning curves of claim (c), as numbers and as a picture."""
+"""The learning curves of claim (c), as a table and as a figure."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ PARTS = {"clips": "training clips, %", "steps": "training steps, %"}
 
 
 def write_csv(target: Path, runs: Sequence[Run], lines: Sequence[Line]) -> None:
-    """A row for each score of each run on the curves."""
+    """Write a CSV with a row for each score of each run on the curves."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -33,10 +33,10 @@ def write_csv(target: Path, runs: Sequence[Run], lines: Sequence[Line]) -> None:
 
 
 def draw(target: Path, needed: Mapping[str, Any]) -> None:
-    """A row of axes for clips and one for steps, a column for each score.
+    """Draw the curves: a row of axes for clips and one for steps, a column for each score.
 
-    Bars are deviations over seeds; dashed lines are the linear mappers of CAVP alone, fully
-    trained.
+    Error bars are standard deviations over seeds. Dashed lines are the linear mappers of CAVP
+    alone, fully trained.
     """
     figure = Figure(figsize=(3 * len(CURVES), 5.6), layout="constrained")
     axes = figure.subplots(len(PARTS), len(CURVES), squeeze=False)

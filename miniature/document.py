@@ -1,4 +1,4 @@
-"""The document of the miniature: its tables are made from the results, by one command."""
+"""Writes the results into the tables of `docs/miniature.md`."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from mfm_jax.foley.world import KINDS
 from mfm_jax.storage.files import write_text
 
 RESULTS = Path("docs/miniature")
-"""Folder of the results; the document that shows them lies beside it."""
+"""Folder of the results; the document that shows them is beside it."""
 NOT_RUN = "not run yet"
 LABELS = {
     "onset_f1_50": "onset F1 50 ms",
@@ -24,9 +24,9 @@ LABELS = {
     "log_mel": "log-mel",
     "onsets_per_second": "onsets/s",
 }
-"""Columns, by the names that `Heard.scores` gives."""
+"""Titles of columns, by the names in `Heard.scores`."""
 POINTS = ("onset_f1_50", "onset_f1_100", "material", "event_f1")
-"""The scores that are shares; the best is 1."""
+"""Scores that are shares; the best value is 1."""
 WAYS = {
     "real": "real",
     "vocoder": "vocoder",
@@ -36,40 +36,42 @@ WAYS = {
     "shuffled": "shuffled",
     "normalised": "normalised",
 }
-"""Rows, from nothing lost to everything."""
+"""Titles of rows, from the best sound to the worst."""
 BY_KIND = ("event_f1", "onset_f1_100")
 
 Table = dict[str, Any]
-"""A title, names of columns, and rows of as many cells."""
+"""`title`, `columns` (their titles) and `rows` (lists of cells, one for each column)."""
 
 _MARK = re.compile(r"^<!-- (begin|end) (\w+) -->$", re.MULTILINE)
 
 
 def fill(text: str, results: Path) -> str:
-    """`text` with the inside of every block made anew from `results/NAME.json`.
+    """Return `text` with the contents of every block written anew from `results/NAME.json`.
 
-    A block lies between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`.
+    A block is what stands between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`.
 
     Raises:
-        DataError: a block has no end or a result cannot be read.
+        DataError: a block has no end, or a result cannot be read.
     """
     pieces, after = [], 0
     marks = list(_MARK.finditer(text))
     for begin, end in zip(marks[::2], marks[1::2], strict=False):
         if (begin[1], end[1], begin[2]) != ("begin", "end", end[2]):
-            raise DataError(f"block {begin[2]} meets {end[0]}: let each block end before the next")
+            raise DataError(
+                f"block {begin[2]} is followed by {end[0]}: end it before the next block"
+            )
         pieces += [text[after : begin.end()], "\n", block(results, begin[2])]
         after = end.start()
     if len(marks) % 2:
-        raise DataError(f"{marks[-1][0]} stands alone: give the block its other line")
+        raise DataError(f"{marks[-1][0]} has no counterpart: add the other line of the block")
     return "".join([*pieces, text[after:]])
 
 
 def block(results: Path, name: str) -> str:
-    """The inside of one block: Markdown that ends with a line break.
+    """Return the contents of one block as Markdown that ends with a line break.
 
     Raises:
-        DataError: the result is there and cannot be read.
+        DataError: the result exists but cannot be read.
     """
     path = results / f"{name}.json"
     if not path.exists():
@@ -83,18 +85,18 @@ def block(results: Path, name: str) -> str:
         if "command" in found:
             parts.append(made_by(found))
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(f"{path} is no result: remove it or run its command again") from None
+        raise DataError(f"{path} is not a result: remove it or run its command again") from None
     return "\n" + "\n".join(parts) + "\n"
 
 
 def made_by(found: Mapping[str, Any]) -> str:
-    """Which command a result comes from and, if that was measured, how long it took."""
+    """Return a line with the command that made a result and, if known, how long it took."""
     spent = f", {found['seconds']:.0f} s" if "seconds" in found else ""
     return f"Made by `{found['command']}`{spent}\n"
 
 
 def score_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """The scores of `scores.json` over all clips, and by what the first body does."""
+    """Return tables of scores over all clips, and by the kind of motion of the first body."""
     there = [(way, label) for way, label in WAYS.items() if way in scores]
     rows = [[label, *(number(scores[way].get(name)) for name in LABELS)] for way, label in there]
     kinds = [kind for kind in KINDS if any(kind in scores[way] for way, _ in there)]
@@ -107,20 +109,20 @@ def score_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     columns = ["sound", *(f"{kind}: {LABELS[name]}" for kind, name in parts)]
     return [
         {"title": "All clips", "columns": ["sound", *LABELS.values()], "rows": rows},
-        {"title": "By what the first body does", "columns": columns, "rows": by_kind},
+        {"title": "By the motion of the first body", "columns": columns, "rows": by_kind},
     ]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A cell; empty where there is no number."""
+    """Return a table cell with a number; empty if it is missing or not finite."""
     return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown, below its title.
+    """Return a table as Markdown below its title.
 
     Raises:
-        ValueError: a row has more or fewer cells than there are columns.
+        ValueError: a row does not have one cell for each column.
     """
     rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
     lines = [_line(row, len(table["columns"])) for row in rows]
@@ -129,29 +131,30 @@ def markdown(table: Table) -> str:
 
 def _line(cells: Sequence[Any], columns: int) -> str:
     if len(cells) != columns:
-        raise ValueError(f"{len(cells)} cells in a table of {columns} columns")
+        raise ValueError(f"a row has {len(cells)} cells, the table has {columns} columns")
     shown = ("" if cell is None else str(cell).replace("|", "\\|") for cell in cells)
     return f"| {' | '.join(shown)} |"
 
 
-def add_report(commands) -> None:
-    """`report`: results into the document."""
-    parser = commands.add_parser("report", help="put all results into docs/miniature.md")
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `report`."""
     parser.add_argument("--document", type=Path, default=RESULTS.with_suffix(".md"))
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files")
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 if something would change"
+        "--check",
+        action="store_true",
+        help="write nothing; exit code 1 if the document is out of date",
     )
     parser.set_defaults(run=run_report)
 
 
 def run_report(args: argparse.Namespace) -> None:
-    """Write the document, or say that it is out of date."""
+    """Update the document, or check that it is up to date."""
     if not args.document.is_file():
-        raise DataError(f"{args.document} does not exist: run this where the repository lies")
+        raise DataError(f"{args.document} does not exist: run this in the root of the repository")
     text = args.document.read_text()
     filled = fill(text, args.results)
     if not args.check:
         write_text(args.document, filled)
     elif filled != text:
-        sys.exit(f"{args.document} is not what its results say: run python -m miniature report")
+        sys.exit(f"{args.document} is out of date: run python -m miniature report")

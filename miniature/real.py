@@ -1,4 +1,4 @@
-"""Sound for real clips, which the miniature was not made for: how often something is heard."""
+"""Generates sound for real videos, which the miniature was not trained for."""
 
 import argparse
 import json
@@ -20,64 +20,64 @@ from mfm_jax.media.probe import VideoInfo, probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.spectrogram import show
 from mfm_jax.media.write import CONTAINERS
-from mfm_jax.storage.files import write_text, atomic_write
+from mfm_jax.storage.files import atomic_write, write_text
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import Float
 from miniature.document import RESULTS, Table, number
 from miniature.report import print_tables
-from miniature.sounds import Studio
-from miniature.still import Sounding, bare_clip, sounding
+from miniature.sounds import Synthesiser
+from miniature.still import Activity, measure_activity, unlabelled_clip
 
 FIGURE = "real.png"
-COLOURS = 48  # of the figure: a log-mel is noise to a PNG, and every bit of a colour costs
+COLOURS = 48  # in the figure; a log-mel compresses badly, so fewer colours make a smaller PNG
 
 
 @dataclass(frozen=True)
 class Result:
-    """A real clip, and what is heard of the sound that it was given and of its own."""
+    """A real clip with the activity of its generated and its true sound."""
 
     path: Path
     info: VideoInfo
     wave: Float[np.ndarray, " A"]
-    made: Sounding
-    true: Sounding | None  # None where the file has no sound
+    made: Activity
+    true: Activity | None  # None where the file has no sound
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """The videos that lie in a folder, by name.
+    """Return the videos in a folder, sorted by name.
 
     Raises:
-        MediaError: there is no such folder, or no video in it.
+        MediaError: the folder does not exist or has no video.
     """
     if not folder.is_dir():
-        raise MediaError(f"{folder} is no folder: give one that holds videos")
+        raise MediaError(f"{folder} is not a folder: give a folder of videos")
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in CONTAINERS)
     if not found:
-        raise MediaError(f"{folder} holds no video ({', '.join(CONTAINERS)}): put some there")
+        raise MediaError(f"{folder} has no videos ({', '.join(CONTAINERS)}): give another folder")
     return found
 
 
 def real(bundle: Path, videos: Sequence[Path]) -> list[Result]:
-    """Make sound for each video and listen.
+    """Generate sound for each video and measure its activity.
 
-    A true sound is listened to with its peak at 0.5, as the sounds of training had it.
+    True sounds are scaled to a peak of 0.5 before they are measured, as in training.
 
     Raises:
         BundleError, MediaError: the bundle or a video cannot be used.
     """
-    studio = Studio.open(bundle)
-    clips = [bare_clip(path) for path in videos]
-    made = studio.sounds(clips, "video")
+    synthesiser = Synthesiser.open(bundle)
+    clips = [unlabelled_clip(path) for path in videos]
+    made = synthesiser.sounds(clips, "video")
     found = []
     for path, wave in tqdm(zip(videos, made, strict=True), total=len(videos), disable=None):
         own = read_audio(path)
-        true = None if own is None else sounding(prepare_for_audiomae(own, len(own)))
-        found.append(Result(path, probe(path), wave, sounding(wave), true))
+        true = None if own is None else measure_activity(prepare_for_audiomae(own, len(own)))
+        found.append(Result(path, probe(path), wave, measure_activity(wave), true))
     return found
 
 
 def report(found: Sequence[Result]) -> dict[str, Any]:
-    """All of `real.json` but what it was made from; no folder is named in it."""
+    """Return the contents of `real.json`, without the command that made it and without folders."""
     rows = [
         {
             "video": r.path.name, "seconds": r.info.seconds, "fps": r.info.fps,
@@ -91,7 +91,7 @@ def report(found: Sequence[Result]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A row for each video."""
+    """Return a table with a row for each video."""
     columns = [
         "video", "seconds", "fps", "onsets/s", "true onsets/s", "dBFS RMS", "true dBFS RMS",
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def draw(target: Path, found: Sequence[Result]) -> None:
-    """The log-mel of each generated sound, with its onsets as lines and the true ones on top."""
+    """Draw the log-mel of each generated sound with its onsets, and the true onsets on top."""
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(10, 0.5 + 1.25 * rows), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -122,7 +122,7 @@ def draw(target: Path, found: Sequence[Result]) -> None:
         if result.true is not None:
             there = result.true.onsets
             (marks,) = axis.plot(there, np.full(len(there), top), "rv", ms=4, clip_on=False)
-            marks.set_in_layout(False)  # without a mark in it its place would be undefined
+            marks.set_in_layout(False)  # an empty plot has no position, which breaks the layout
         axis.set_xlim(0, result.made.seconds)
         axis.set_title(result.path.name, fontsize=8)
         axis.tick_params(labelsize=7)
@@ -135,20 +135,19 @@ def draw(target: Path, found: Sequence[Result]) -> None:
         picture.save(part, optimize=True)
 
 
-def add_real(commands) -> None:
-    """`real`: sound for real clips."""
-    parser = commands.add_parser("real", help="real clips, which it was not made for")
-    parser.add_argument("--videos", type=Path, required=True, help="folder")
+def add_real(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `real`."""
+    parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
     parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE)
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of results")
     parser.set_defaults(run=run_real)
 
 
 def run_real(args: argparse.Namespace) -> None:
-    """Write the table and the figure; the videos stay where they are."""
-    began = time.monotonic()
+    """Write the table and the figure; the videos are not changed."""
+    start_time = time.monotonic()
     results = real(args.bundle, find_videos(args.videos))
-    about = {"command": args.command, "seconds": time.monotonic() - began}
+    about = {"command": args.command_line, "seconds": time.monotonic() - start_time}
     found = {**about, **report(results)}
     draw(args.output / FIGURE, results)
     write_text(args.output / "real.json", json.dumps(found, indent=1) + "\n")

@@ -1,96 +1,99 @@
-"""From the lines of runs to what is said of them: means, differences, verdicts, tables."""
+"""Turns the lines of runs into a report: means, differences, verdicts and tables."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniature.measures import SCORES, Line, ratio, scored
-from miniature.runs import Run, by_place
+from miniature.measures import SCORES, Line, available_scores, ratio
+from miniature.runs import Run, group_lines
 from miniature.scores import normalised
 from miniature.statistics import difference, smallest_share
 
 OURS, SINGLE = "dual, gpt2", ("cavp", "timechat")
 LINEAR = ("linear_pooled", "linear_flat")
-HEADLINES = {
+PRIMARY = {
     "a": [(OURS, f"{one}{twice}, gpt2") for twice in ("", " twice") for one in SINGLE],
     "b": [(OURS, f"dual, {kind}") for kind in LINEAR],
 }
-"""Pairs (ours, theirs) that a claim is about."""
-BESIDES = {
+"""Comparisons (ours, theirs) that decide a claim."""
+SECONDARY = {
     "a": [(f"dual, {kind}", f"{one}, {kind}") for kind in LINEAR for one in SINGLE],
     "b": [(f"{one}, gpt2", f"{one}, {kind}") for one in SINGLE for kind in LINEAR],
 }
-"""The same asked of other mappers and encoders."""
+"""The same comparisons with other mappers and encoders."""
 CURVES = ("event_f1", "onset_f1_100", "material", "loa_error")
-"""The scores of claim (c)."""
+"""Scores that claim (c) is decided by."""
 
 Lines = Sequence[Line]
 Table = dict[str, Any]
 
 
-def tidy(value: float) -> float | None:
-    """Five digits; JSON has no number for what is none."""
+def rounded(value: float) -> float | None:
+    """Return `value` with five digits, or None for JSON if it is not finite."""
     return round(float(value), 5) if math.isfinite(value) else None
 
 
 def summary(lines: Lines, floor: Lines = (), ceiling: Lines = ()) -> dict[str, dict[str, Any]]:
-    """Of each score the mean over seeds, the deviation, and the share of floor to ceiling."""
+    """Return the mean and standard deviation of each score over seeds.
+
+    With a floor and a ceiling, also the score on a scale from 0 (floor) to 1 (ceiling).
+    """
     found = {}
-    for name in scored(lines[0]):
+    for name in available_scores(lines[0]):
         values = ratio(lines, name).values
         spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        found[name] = {"mean": tidy(values.mean()), "spread": tidy(spread)}
+        found[name] = {"mean": rounded(values.mean()), "spread": rounded(spread)}
         if floor and ceiling:
-            ends = [float(ratio(end, name).values.mean()) for end in (floor, ceiling)]
-            found[name]["normalised"] = tidy(normalised(float(values.mean()), *ends))
+            bounds = [float(ratio(bound, name).values.mean()) for bound in (floor, ceiling)]
+            found[name]["normalised"] = rounded(normalised(float(values.mean()), *bounds))
     return found
 
 
 def compare(ours: Lines, theirs: Lines) -> dict[str, dict[str, Any]]:
-    """Of each score ours less theirs, over the seeds that both have."""
+    """Return ours minus theirs for each score, over the seeds that both have."""
     seeds = sorted({x["seed"] for x in ours} & {x["seed"] for x in theirs})
     pairs = [[next(x for x in side if x["seed"] == s) for s in seeds] for side in (ours, theirs)]
     found = {}
-    for name in scored(ours[0]):
+    for name in available_scores(ours[0]):
         gap = difference(ratio(pairs[0], name), ratio(pairs[1], name))
         found[name] = {
-            "difference": tidy(gap.value),
-            "low": tidy(gap.low),
-            "high": tidy(gap.high),
+            "difference": rounded(gap.value),
+            "low": rounded(gap.low),
+            "high": rounded(gap.high),
             "verdict": gap.verdict(higher=SCORES[name].higher),
         }
     return found
 
 
-def together(verdicts: Sequence[str]) -> str:
-    """Of a claim that makes several comparisons: it holds if all do and fails if one does."""
+def combine_verdicts(verdicts: Sequence[str]) -> str:
+    """Return the verdict on a claim from its comparisons: all must hold, and one can fail it."""
     if "fails" in verdicts:
         return "fails"
     return "holds" if all(v == "holds" for v in verdicts) else "undecided"
 
 
 def claim(name: str, systems: Mapping[str, Lines]) -> dict[str, Any]:
-    """Claim "a" or "b": its comparisons, and the verdict of each score over the first of them."""
+    """Return the comparisons of claim "a" or "b", and its verdict for each score."""
 
     def compared(pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         return [
             {"ours": x, "theirs": y, "scores": compare(systems[x], systems[y])} for x, y in pairs
         ]
 
-    main = compared(HEADLINES[name])
+    main = compared(PRIMARY[name])
     verdicts = {
-        score: together([pair["scores"][score]["verdict"] for pair in main])
+        score: combine_verdicts([pair["scores"][score]["verdict"] for pair in main])
         for score in main[0]["scores"]
     }
-    return {"verdicts": verdicts, "comparisons": main, "besides": compared(BESIDES[name])}
+    return {"verdicts": verdicts, "comparisons": main, "secondary": compared(SECONDARY[name])}
 
 
 def training_needed(found: Mapping[tuple, Lines]) -> dict[str, Any]:
-    """Claim "c": curves of ours, and the smallest share that is as good as the earlier mapper.
+    """Return the result of claim "c": our curves, and the smallest share that reaches the target.
 
-    The target is the mean of the better of the two linear mappers of CAVP alone, at its full
-    budget. The claim holds for a score if ours is better with less than all of the training,
-    beyond doubt, and fails if it is worse even with all of it.
+    The target is the mean score of the better of the two linear mappers of CAVP alone, fully
+    trained. The claim holds for a score if ours is significantly better with less than all of the
+    training, and fails if ours is significantly worse with all of it.
     """
     earlier = {kind: found["systems", f"cavp, {kind}", 1.0] for kind in LINEAR}
     result: dict[str, Any] = {"targets": {}, "curves": {}, "smallest": {}, "verdicts": {}}
@@ -98,7 +101,7 @@ def training_needed(found: Mapping[tuple, Lines]) -> dict[str, Any]:
         higher = SCORES[name].higher
         means = {kind: float(ratio(lines, name).values.mean()) for kind, lines in earlier.items()}
         best = (max if higher else min)(means, key=lambda kind: means[kind])
-        result["targets"][name] = {**{k: tidy(v) for k, v in means.items()}, "best": best}
+        result["targets"][name] = {**{k: rounded(v) for k, v in means.items()}, "best": best}
         for part in ("clips", "steps"):
             curve = _curve(found, part, name, earlier[best])
             result["curves"].setdefault(part, {})[name] = curve
@@ -118,14 +121,14 @@ def training_needed(found: Mapping[tuple, Lines]) -> dict[str, Any]:
 def _curve(
     found: Mapping[tuple, Lines], part: str, name: str, earlier: Lines
 ) -> list[dict[str, Any]]:
-    """A point for each share: the score of ours, and how it differs from the earlier mapper."""
+    """Return a point for each share: our score, and its difference from the earlier mapper's."""
     points = []
     for share in sorted(share for its, _, share in found if its == part):
         lines = found[part, OURS, share]
         values = ratio(lines, name).values
         spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
         point = {"share": share, "number": lines[0][part], "mean": float(values.mean())}
-        points.append({**point, "spread": tidy(spread), **compare(lines, earlier)[name]})
+        points.append({**point, "spread": rounded(spread), **compare(lines, earlier)[name]})
     return points
 
 
@@ -136,37 +139,41 @@ def _less_is_enough(curve: Sequence[Mapping[str, Any]]) -> str:
 
 
 def claims_report(runs: Sequence[Run], lines: Lines) -> dict[str, Any]:
-    """All of `claims.json` but what it was made from."""
-    found = by_place(runs, lines)
+    """Return the contents of `claims.json`, without the command that made it."""
+    found = group_lines(runs, lines)
     systems = {name: its for (part, name, _), its in found.items() if part == "systems"}
     ceiling = found["ceiling", "true LOA", 1.0]
     floor = [{"seed": x["seed"], "counts": x["shuffled"]} for x in systems[OURS]]
     about = {
         name: {
-            **{field: its[0][field] for field in ("parameters", "rate", "steps")},
+            **{field: its[0][field] for field in ("parameters", "learning_rate", "steps")},
             "seeds": [x["seed"] for x in its],
             "scores": summary(its, floor, ceiling),
         }
         for name, its in systems.items()
     }
-    ends = {"shuffled": summary(floor), "true LOA": summary(ceiling)}
+    bounds = {"shuffled": summary(floor), "true LOA": summary(ceiling)}
     claims = {name: claim(name, systems) for name in ("a", "b")}
     claims["c"] = training_needed(found)
-    tables = [*_system_tables(about, ends), *_claim_tables(claims), *_training_tables(claims["c"])]
+    tables = [
+        *_system_tables(about, bounds),
+        *_claim_tables(claims),
+        *_training_tables(claims["c"]),
+    ]
     seconds = sum(x["seconds"] for x in {x["key"]: x for x in lines}.values())
     return {
-        "seconds": round(seconds, 1), "systems": about, "ends": ends,
+        "seconds": round(seconds, 1), "systems": about, "bounds": bounds,
         "claims": claims, "tables": tables,
     }  # fmt: skip
 
 
 def shown(score: Mapping[str, Any]) -> str:
-    """A mean with its deviation."""
+    """Return a table cell with a mean and its standard deviation."""
     return f"{score['mean']:.3f} ± {score['spread']:.3f}"
 
 
 def shown_gap(gap: Mapping[str, Any]) -> str:
-    """A difference with its interval and, if it is of a claim, the verdict."""
+    """Return a table cell with a difference, its interval and, if there is one, the verdict."""
     text = (
         f"{gap['difference']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}] {gap.get('verdict', '')}"
     )
@@ -174,24 +181,24 @@ def shown_gap(gap: Mapping[str, Any]) -> str:
 
 
 def share_shown(share: float | None) -> str:
-    """A normalised score; empty where floor and ceiling are the same."""
+    """Return a table cell with a normalised score; empty if floor and ceiling are equal."""
     return "" if share is None else f"{share:.3f}"
 
 
-def _system_tables(about: Mapping[str, Any], ends: Mapping[str, Any]) -> list[Table]:
+def _system_tables(about: Mapping[str, Any], bounds: Mapping[str, Any]) -> list[Table]:
     names = list(next(iter(about.values()))["scores"])
     labels = [SCORES[name].label for name in names]
     rows = [
-        [name, its["parameters"], its["rate"], its["steps"]]
+        [name, its["parameters"], its["learning_rate"], its["steps"]]
         + [shown(its["scores"][n]) for n in names]
         for name, its in about.items()
     ]
-    rows += [[name, "", "", "", *(shown(its[n]) for n in names)] for name, its in ends.items()]
+    rows += [[name, "", "", "", *(shown(its[n]) for n in names)] for name, its in bounds.items()]
     shares = [
         [name, *(share_shown(its["scores"][n]["normalised"]) for n in names)]
         for name, its in about.items()
     ]
-    head = ["encoders, mapper", "parameters", "rate", "steps"]
+    head = ["encoders, mapper", "parameters", "learning rate", "steps"]
     return [
         {"title": "Systems", "columns": [*head, *labels], "rows": rows},
         {"title": "From shuffled (0) to true LOA (1)", "columns": [head[0], *labels],
@@ -211,7 +218,7 @@ def _claim_tables(claims: Mapping[str, Any]) -> list[Table]:
         rows = [
             [f"{pair['ours']} against {pair['theirs']}"]
             + [shown_gap(pair["scores"][score]) for score in scores]
-            for pair in its["comparisons"] + its["besides"]
+            for pair in its["comparisons"] + its["secondary"]
         ]
         rows.insert(len(its["comparisons"]), ["all above", *its["verdicts"].values()])
         columns = ["difference [95 %]", *(SCORES[score].label for score in scores)]
@@ -246,7 +253,7 @@ def _training_tables(needed: Mapping[str, Any]) -> list[Table]:
 
 
 def print_tables(tables: Sequence[Table]) -> None:
-    """As plain text, a column each."""
+    """Print tables as plain text with aligned columns."""
     for table in tables:
         rows = [[str(cell) for cell in row] for row in (table["columns"], *table["rows"])]
         wide = [max(map(len, column)) for column in zip(*rows, strict=True)]

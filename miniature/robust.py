@@ -1,4 +1,4 @@
-"""The same clips as other files: frame rates, sizes and a rotation that a player undoes."""
+"""Scores the same clips re-encoded at other frame rates and sizes, and rotated."""
 
 import argparse
 import json
@@ -23,25 +23,25 @@ from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.media.probe import probe
 from mfm_jax.media.windows import cavp_frame_indices
 from mfm_jax.media.write import write_frames
-from mfm_jax.storage.files import write_text, atomic_write
+from mfm_jax.storage.files import atomic_write, write_text
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import UInt8
 from miniature.document import LABELS, POINTS, RESULTS, Table, number
 from miniature.report import print_tables
 from miniature.scores import hear, open_clips
-from miniature.sounds import Clip, Studio
+from miniature.sounds import KnownClip, Synthesiser
 
 ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is done to a clip; the default is that it is encoded again and nothing else."""
+    """A change of a clip's file; by default it is only encoded again."""
 
-    name: str  # also of its folder
+    name: str  # also the name of its folder
     fps: Fraction | None = None
-    side: int | None = None  # pixels; clips are square and stay so
-    degrees: int = 0  # clockwise, by which the metadata tell a player to turn the stored frames
+    side: int | None = None  # pixels; clips are square and stay square
+    degrees: int = 0  # clockwise rotation in the display matrix, which the stored frames undo
 
 
 VARIANTS = (
@@ -57,16 +57,16 @@ VARIANTS = (
 
 
 def read_frames(path: Path) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """All frames of a clip, as they are stored."""
+    """Return all frames of a clip as they are stored."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def write_variant(source: Path, target: Path, variant: Variant) -> None:
-    """Write `source` anew as silent H.264.
+    """Re-encode `source` as silent H.264.
 
-    At another rate a frame is shown where ffmpeg's `fps` filter would show it, and there are as
-    many frames as that gives: the length changes by up to half a frame.
+    At another frame rate, frames are chosen as ffmpeg's `fps` filter would choose them, so the
+    length changes by up to half a frame.
 
     Raises:
         MediaError: `source` cannot be read or `target` cannot be written.
@@ -92,7 +92,7 @@ def write_variant(source: Path, target: Path, variant: Variant) -> None:
 
 
 def _write_turned(frames: Iterable[np.ndarray], target: Path, fps: Fraction, degrees: int) -> None:
-    """Store upright frames turned against the clock, with a matrix that turns them back."""
+    """Store frames rotated anticlockwise, with a display matrix that rotates them back."""
     with TemporaryDirectory(dir=target.parent) as folder:
         stored = Path(folder) / "stored.mp4"
         write_frames((np.rot90(frame, degrees // 90) for frame in frames), stored, fps=fps)
@@ -109,8 +109,8 @@ def _write_turned(frames: Iterable[np.ndarray], target: Path, fps: Fraction, deg
                     out.mux(packet)
 
 
-def as_variant(clips: Sequence[Clip], variant: Variant, folder: Path) -> Iterator[Clip]:
-    """The clips with the same truth and another file each, written where it is missing."""
+def as_variant(clips: Sequence[KnownClip], variant: Variant, folder: Path) -> Iterator[KnownClip]:
+    """Yield the clips with their files replaced by variants, which are written if missing."""
     for clip in clips:
         target = folder / variant.name / clip.path.name
         if not target.exists():
@@ -119,24 +119,24 @@ def as_variant(clips: Sequence[Clip], variant: Variant, folder: Path) -> Iterato
 
 
 def robust(
-    bundle: Path, clips: Sequence[Clip], folder: Path, variants: Sequence[Variant] = VARIANTS
+    bundle: Path, clips: Sequence[KnownClip], folder: Path, variants: Sequence[Variant] = VARIANTS
 ) -> dict[str, Any]:
-    """Scores of the clips and of each variant of them, and how far they are apart.
+    """Score the clips and their variants, and compare the scores.
 
-    All are given the same noise. The files of the variants lie in `folder`.
+    All get the same noise. The files of the variants are in `folder`.
 
     Raises:
         BundleError, MediaError: the bundle or a file cannot be used.
     """
-    studio = Studio.open(bundle)
+    synthesiser = Synthesiser.open(bundle)
     listener = Bundle.open(bundle).load("listener", jnp.float32)
     scores: dict[str, dict[str, Any]] = {}
     files = {ORIGINAL: list(clips)}
     files |= {variant.name: list(as_variant(clips, variant, folder)) for variant in variants}
     for name, its in files.items():
-        made = studio.sounds(its, "video")
+        made = synthesiser.sounds(its, "video")
         waves = list(tqdm(made, desc=name, total=len(its), disable=None))
-        windows = [len(studio.spec.starts(probe(clip.path).seconds)) for clip in its]
+        windows = [len(synthesiser.spec.starts(probe(clip.path).seconds)) for clip in its]
         heard = sum(hear(listener, its, waves), Heard())
         scores[name] = {"windows": float(np.mean(windows)), **heard.scores()}
     gaps = {v.name: differences(scores[v.name], scores[ORIGINAL]) for v in variants}
@@ -153,7 +153,7 @@ def robust(
 
 
 def differences(scores: dict[str, float], original: dict[str, float]) -> dict[str, float]:
-    """Those of shares in points of a hundred, the others in their units."""
+    """Return scores minus the original's: shares in percentage points, others in their units."""
     return {
         name: (scores[name] - original[name]) * (100 if name in POINTS else 1) for name in LABELS
     }
@@ -164,7 +164,7 @@ def tables(
     gaps: dict[str, dict[str, float]],
     largest: dict[str, str],
 ) -> list[Table]:
-    """The scores, and what they differ by from the original's."""
+    """Return tables of the scores and of their differences from the original's."""
     rows = [
         [name, number(its["windows"], 2), *(number(its[score]) for score in LABELS)]
         for name, its in scores.items()
@@ -174,7 +174,7 @@ def tables(
     return [
         {"title": "Scores", "columns": ["file", "windows a clip", *LABELS.values()], "rows": rows},
         {
-            "title": "Less those of the original: shares in points, the last two in their units",
+            "title": "Difference from the original (shares in points, the last two in their units)",
             "columns": ["file", *LABELS.values()],
             "rows": [*apart, last],
         },
@@ -182,38 +182,43 @@ def tables(
 
 
 def signed(gap: float, score: str) -> str:
-    """A difference, with a digit of a point and three of anything else."""
+    """Return a table cell with a difference: one decimal for points, three for other units."""
     return f"{gap:+.1f}" if score in POINTS else f"{gap:+.3f}"
 
 
-def first_clips(workdir: Path, count: int) -> list[Clip]:
-    """The first `count` test clips, made where they are missing, in the folder of `scores`."""
+def first_clips(workdir: Path, count: int) -> list[KnownClip]:
+    """Open the first `count` test clips; those that are missing are made."""
     folder, start = workdir / "test_clips", SPLITS["test"].start
     seeds = range(start, start + count)
     write_world(World(), seeds, folder, processes=os.cpu_count() or 1)
     return open_clips(folder, count)
 
 
-def add_robust(commands) -> None:
-    """`robust`: the same clips as other files."""
-    parser = commands.add_parser("robust", help="the same clips at other rates, sizes, rotated")
+def add_robust(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `robust`."""
     add_common(parser)
     parser.add_argument("--count", type=int, default=96, help="test clips")
     parser.set_defaults(run=run_robust)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """What is told to every command that makes sound for other videos."""
+    """Add the options of every command that makes sound for other videos."""
     parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/tiny"), help="of the videos")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/tiny"), help="folder of clips and videos"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of results")
 
 
 def run_robust(args: argparse.Namespace) -> None:
-    """Write the variants and the table of their scores."""
+    """Write the variants, score them and write the results."""
     clips = first_clips(args.workdir, args.count)
-    began = time.monotonic()
+    start_time = time.monotonic()
     found = robust(args.bundle, clips, args.workdir / "robust")
-    about = {"command": args.command, "clips": args.count, "seconds": time.monotonic() - began}
+    about = {
+        "command": args.command_line,
+        "clips": args.count,
+        "seconds": time.monotonic() - start_time,
+    }
     write_text(args.output / "robust.json", json.dumps({**about, **found}, indent=1) + "\n")
     print_tables(found["tables"])

@@ -1,4 +1,4 @@
-"""The table of scores: what is heard of held-out clips, between the floor and the ceilings."""
+"""The table of scores of test clips, between a floor and several ceilings."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,21 +16,21 @@ from mfm_jax.foley.world import KINDS
 from mfm_jax.models.listener import Listener
 from mfm_jax.storage.files import write_text
 from mfm_jax.typing import Float
-from miniature.sounds import WAYS, Clip, Studio, read_clip
+from miniature.sounds import WAYS, KnownClip, Synthesiser, read_clip
 
 Waves = Sequence[Float[np.ndarray, " A"]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was heard of each clip, in one way of making sound."""
+    """The scores of all clips for one way of making sound."""
 
     way: str
     heard: list[Heard]
     kinds: list[str]
 
     def scores(self) -> dict[str, Any]:
-        """Over all clips, and apart by what the first body does."""
+        """Return the scores over all clips, and by the kind of motion of the first body."""
         parts: dict[str, Any] = sum(self.heard, Heard()).scores()
         for kind in KINDS:
             of_kind = [h for h, k in zip(self.heard, self.kinds, strict=True) if k == kind]
@@ -39,29 +39,33 @@ class Row:
         return parts
 
 
-def open_clips(folder: Path, count: int | None = None) -> list[Clip]:
-    """The first `count` clips of a folder of the Foley world, by seed."""
+def open_clips(folder: Path, count: int | None = None) -> list[KnownClip]:
+    """Open the first `count` clips, by seed, of a folder of Foley clips."""
     records = [json.loads(p.read_text()) for p in folder.glob("[0-9]*.json")]
     records.sort(key=lambda record: record["seed"])
     return [read_clip(folder / r["file"], r["kind"]) for r in records[:count]]
 
 
-def hear(listener: Listener, clips: Sequence[Clip], waves: Waves) -> list[Heard]:
+def hear(listener: Listener, clips: Sequence[KnownClip], waves: Waves) -> list[Heard]:
     """Score one sound for each clip."""
     truths, real = [clip.truth for clip in clips], [clip.wave for clip in clips]
     return score_waves(listener, waves, truths, real)
 
 
 def score(
-    bundle: Path, clips: Sequence[Clip], *, ways: Iterable[str] = WAYS, seed: int = 0
+    bundle: Path, clips: Sequence[KnownClip], *, ways: Iterable[str] = WAYS, seed: int = 0
 ) -> list[Row]:
-    """The rows of the table; the last is the floor, the video's sound given to another clip."""
-    studio = Studio.open(bundle)
+    """Score the clips in each way of making sound.
+
+    The row of the floor, `shuffled`, follows that of `video`: each clip gets the sound that was
+    generated for the next one.
+    """
+    synthesiser = Synthesiser.open(bundle)
     listener = Bundle.open(bundle).load("listener", jnp.float32)
     kinds = [clip.kind for clip in clips]
     rows = []
     for way in ways:
-        made = studio.sounds(clips, way, seed=seed)
+        made = synthesiser.sounds(clips, way, seed=seed)
         waves = list(tqdm(made, desc=way, total=len(clips), disable=None))
         rows.append(Row(way, hear(listener, clips, waves), kinds))
         if way == "video":
@@ -70,12 +74,12 @@ def score(
 
 
 def normalised(value: float, floor: float, ceiling: float) -> float:
-    """The share of the way from the floor to the ceiling."""
+    """Return `value` on a scale from 0 (floor) to 1 (ceiling), or NaN if they are equal."""
     return (value - floor) / (ceiling - floor) if ceiling != floor else float("nan")
 
 
 def table(rows: Sequence[Row]) -> dict[str, Any]:
-    """The scores of each row, and the video's between shuffled and true LOA."""
+    """Return the scores of each row, and those of the video normalised by floor and ceiling."""
     scores = {row.way: row.scores() for row in rows}
     if {"video", "shuffled", "loa"} <= scores.keys():
         video, floor, ceiling = (scores[way] for way in ("video", "shuffled", "loa"))
@@ -88,5 +92,5 @@ def table(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def write_scores(target: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Write the table and what it was made from as JSON."""
+    """Write the table and `about`, which says how it was made, as JSON."""
     write_text(target, json.dumps({**about, "scores": table(rows)}, indent=1) + "\n")

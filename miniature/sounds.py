@@ -1,4 +1,4 @@
-"""Sound for clips, from their video alone or, as ceilings, from their true sound."""
+"""Makes sound for clips: from the video alone or, as ceilings, from the true sound."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,23 +25,24 @@ from mfm_jax.models.vocoder import Vocoder
 from mfm_jax.typing import Array, Float
 
 WAYS = ("video", "loa", "vae", "vocoder", "real")
-"""From the video alone; then ceilings: from true LOA, true latents, the true mel, and no loss."""
+"""Ways of making sound: from the video alone, then the ceilings: from true LOA, from the VAE's
+latents of the true sound, from its log-mel, and the true sound itself."""
 
-BATCH = 16  # windows at once
+BATCH = 16  # windows computed at once
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A video file, what it shows and how it truly sounds."""
+class KnownClip:
+    """A video file with its true contacts and sound."""
 
     path: Path
     truth: Contacts
-    wave: Float[np.ndarray, " A"]  # with the peak at 0.5, as the networks are trained on
-    kind: str  # what the first body does
+    wave: Float[np.ndarray, " A"]  # at 16 kHz with its peak at 0.5, as in training
+    kind: str  # motion of the first body
 
 
-def read_clip(path: Path, kind: str = "") -> Clip:
-    """The truth about a written Foley clip.
+def read_clip(path: Path, kind: str = "") -> KnownClip:
+    """Read a Foley clip that was written to `path`.
 
     Raises:
         MediaError, WorldError: a file of it is missing or broken.
@@ -51,20 +52,23 @@ def read_clip(path: Path, kind: str = "") -> Clip:
     wave = read_audio(path)
     assert wave is not None, f"{path} has no sound"
     truth = Contacts(times, tuple(event.material for event in events))
-    return Clip(path, truth, prepare_for_audiomae(wave, len(wave)), kind)
+    return KnownClip(path, truth, prepare_for_audiomae(wave, len(wave)), kind)
 
 
 @dataclass(frozen=True)
-class Studio:
-    """The networks of a bundle that make sound, and those that the ceilings need as well."""
+class Synthesiser:
+    """Makes sound for clips with the networks of a bundle."""
 
     model: VideoToAudio
     audiomae: AudioMAE
     sampling: Sampling
 
     @classmethod
-    def open(cls, path: Path, sampling: Sampling | None = None) -> "Studio":
-        """Open a bundle; `sampling` is the bundle's own by default.
+    def open(cls, path: Path, sampling: Sampling | None = None) -> "Synthesiser":
+        """Open a bundle.
+
+        Args:
+            sampling: the bundle's own if None.
 
         Raises:
             BundleError: a component is missing or does not fit.
@@ -76,16 +80,16 @@ class Studio:
 
     @property
     def spec(self) -> WindowSpec:
-        """What the encoders see of a window."""
+        """Windows that clips are cut into, and the frames that the encoders see of each."""
         return self.model.spec
 
     def sounds(
-        self, clips: Sequence[Clip], way: str, *, seed: int = 0
+        self, clips: Sequence[KnownClip], way: str, *, seed: int = 0
     ) -> Iterator[Float[np.ndarray, " A"]]:
-        """A sound for each of `clips`, as long as its own, made in one of `WAYS`.
+        """Make a sound for each clip, as long as its true sound, in one of `WAYS`.
 
-        The noise of a window depends on `seed`, on the number of the clip among `clips` and on the
-        number of the window, so that two bundles are given the same.
+        The noise of a window depends only on `seed`, on the index of the clip and on that of the
+        window, so two bundles get the same noise.
         """
         if way == "real":
             yield from (clip.wave for clip in clips)
@@ -101,11 +105,11 @@ class Studio:
         for clip, count in zip(clips, counts, strict=True):
             yield stitch(list(islice(made, count)), self.spec, len(clip.wave))
 
-    def _seconds(self, clip: Clip) -> float:
+    def _seconds(self, clip: KnownClip) -> float:
         return probe(clip.path).seconds
 
-    def _windows(self, clip: Clip, way: str) -> Iterator[Window | Float[np.ndarray, " A"]]:
-        """What a way reads of each window: its frames, or its true sound."""
+    def _windows(self, clip: KnownClip, way: str) -> Iterator[Window | Float[np.ndarray, " A"]]:
+        """Yield the windows of a clip: the frames if `way` is `video`, else the true sound."""
         if way == "video":
             yield from windows(clip.path, self.spec)
             return
@@ -116,13 +120,13 @@ class Studio:
 
     def _in_batches(self, jobs: Iterator, way: str) -> Iterator[Float[np.ndarray, " A"]]:
         while group := list(islice(jobs, BATCH)):
-            # A last batch that is not full gets copies: another shape would be compiled anew.
+            # The last batch is padded with copies: another shape would be compiled again.
             full = group + [group[-1]] * (BATCH - len(group))
             pieces, keys = [piece for _, piece, _ in full], jnp.stack([key for *_, key in full])
             yield from np.asarray(self._make(pieces, keys, way))[: len(group)]
 
     def _make(self, pieces: list, keys: Array, way: str) -> Array:
-        """The sounds of one batch of windows."""
+        """Make the sounds of one batch of windows."""
         networks = self.model.networks
         if way in ("vae", "vocoder"):
             mels = jnp.asarray(np.stack([log_mel(piece) for piece in pieces]))
@@ -145,7 +149,7 @@ class Studio:
         return self.sound(loa, keys)
 
     def sound(self, loa: Float[Array, "B K D"], keys: Array) -> Float[Array, "B A"]:
-        """The sound that diffusion, VAE and vocoder make of LOA."""
+        """Turn LOA into sound with diffusion, VAE and vocoder."""
         return sound_from_loa(
             self.model.networks.sound_networks, loa, keys, None, None,
             settings=self.model.settings, sampling=self.sampling,

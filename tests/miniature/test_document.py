@@ -1,4 +1,4 @@
-"""The document shows what the results say."""
+"""The tables of the document are those of the results."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_blocks_that_are_none_are_refused(tmp_path, text):
 )
 def test_a_damaged_result_is_named(tmp_path, written):
     (tmp_path / "one.json").write_text(written)
-    with pytest.raises(DataError, match=r"one\.json is no result"):
+    with pytest.raises(DataError, match=r"one\.json is not a result"):
         block(tmp_path, "one")
 
 
@@ -92,7 +92,7 @@ def test_check_tells_what_writing_would_change(tmp_path, capsys):
     arguments = ["report", "--document", str(document), "--results", str(results)]
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--check"])
-    assert "not what its results say" in str(stopped.value.code)  # a text exits with 1
+    assert "out of date" in str(stopped.value.code)  # a text exits with 1
     assert document.read_text() == TEXT
     assert main(arguments) == 0
     assert main([*arguments, "--check"]) == 0

@@ -1,4 +1,4 @@
-"""The same clips as other files."""
+"""The same clips re-encoded as other files."""
 
 import itertools
 from dataclasses import replace
@@ -33,13 +33,13 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(clips, tmp_path_factory):
-    """The first clip in every variant."""
+    """Return the first clip in every variant, by name."""
     folder = tmp_path_factory.mktemp("variants")
     return {v.name: next(as_variant(clips[:1], v, folder)) for v in VARIANTS}
 
 
 def through_fps_filter(path, fps):
-    """The frames that ffmpeg's own filter gives."""
+    """Return the frames that ffmpeg's `fps` filter outputs."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         graph = av.filter.Graph()
@@ -63,7 +63,7 @@ def through_fps_filter(path, fps):
 
 
 def seen(clip):
-    """What CAVP sees of the first window."""
+    """Return the frames of the first window that CAVP reads."""
     return next(windows(clip.path, SPEC)).cavp_THWC.astype(float)
 
 

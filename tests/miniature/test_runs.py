@@ -1,4 +1,4 @@
-"""Runs of two steps on untrained networks and eight clips: what is run, and what is not again."""
+"""Runs of two steps with untrained networks on eight clips, which are run only once."""
 
 import json
 import os
@@ -14,26 +14,32 @@ from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.data.clips import DataError
 from mfm_jax.foley.recipes.listener import foley_listener
 from mfm_jax.foley.world import SPLITS, World, write_world
+from mfm_jax.models.unet import UNetConfig
 from mfm_jax.train.recipe import TrainConfig
 from miniature.__main__ import main
 from miniature.claims import Budget, Plan, Tuned, sizes, systems
-from miniature.measures import Asked, Judge, studio_of, true_loa
-from miniature.runs import HOW, PREDICTIONS, Place, Stage1, Stopped, perform, perform_all
+from miniature.measures import EvalSet, Scorer, synthesiser_for, true_loa
+from miniature.runs import NOT_IN_KEY, PREDICTIONS, Stage1, Stopped, Workspace, run_all, run_one
 from miniature.sounds import BATCH
 from miniature.unknowns import DEFAULT, LONGER, Change, changes, second_stage
 from tests.bundles import CONFIGS, untrained_bundle, untrained_component
 from tests.feature_folder import write_features
 
 CLIPS, HEARD = 8, 2
+# It compiles in a fifth of the tiny one's time, and reads and predicts what that does.
+SMALL_UNET = replace(UNetConfig.tiny(), channels=(8, 12), attentions=((), (0,)), groups=4)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """What the miniature's training leaves, as far as the experiments need it."""
+    """Return a workdir with the clips, features and bundle that the experiments need."""
     folder = tmp_path_factory.mktemp("miniature")
     bundle = untrained_bundle(folder / "bundle")
-    listener = untrained_component("listener", foley_listener(), 9)
-    bundle = write_bundle(bundle.path, {"listener": listener})
+    parts = {
+        "listener": untrained_component("listener", foley_listener(), 9),
+        "unet": untrained_component("unet", SMALL_UNET, 8),
+    }
+    bundle = write_bundle(bundle.path, parts)
     for part in ("train", "heldout"):
         write_features(bundle, folder / "features" / part, CLIPS)
     start = SPLITS["validation"].start
@@ -47,111 +53,125 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture
-def place(workdir, tmp_path):
-    """With no results yet, and no runs: their folder is that of the test."""
+def workspace(workdir, tmp_path):
+    """Return a workspace without results and runs; the runs' folder is the test's."""
     name = os.path.relpath(tmp_path, workdir)
-    return Place(workdir, tmp_path / "results.jsonl", name, workdir / "bundle")
+    return Workspace(workdir, tmp_path / "results.jsonl", name, workdir / "bundle")
 
 
-def plan_of(place, **budget):
-    return Plan(place, Budget(**{"steps": 2, "seeds": 1, "batch": 4, "count": 0, **budget}), CLIPS)
+def plan_of(workspace, **budget):
+    return Plan(
+        workspace, Budget(**{"steps": 2, "seeds": 1, "batch": 4, "sounds": 0, **budget}), CLIPS
+    )
 
 
-def asked_of(place, count=0):
-    return Asked(place.features / "heldout", place.workdir / "clips", count)
+def eval_set_of(workspace, sounds=0):
+    return EvalSet(
+        workspace.features / "heldout", workspace.workdir / "clips", sounds, sampler_steps=2
+    )
 
 
-def linear_runs(place, seeds=1, count=0):
-    """Of the smallest system."""
+def linear_runs(workspace, seeds=1, sounds=0):
+    """Return runs of the smallest system."""
     system = next(
         system
-        for system in systems(sizes(place.features / "train"))
+        for system in systems(sizes(workspace.features / "train"))
         if system.name == "timechat, linear_pooled"
     )
-    plan = plan_of(place, seeds=seeds)
-    return plan.seeds("systems", system, Tuned(1e-2, 2), asked_of(place, count))
+    plan = plan_of(workspace, seeds=seeds)
+    return plan.seeds("systems", system, Tuned(1e-2, 2), eval_set_of(workspace, sounds))
 
 
-def lines_in(place):
-    return [json.loads(line) for line in place.results.read_text().splitlines()]
+def lines_in(workspace):
+    return [json.loads(line) for line in workspace.results.read_text().splitlines()]
 
 
-def test_a_run_in_the_results_is_not_run_again(place, capsys):
-    first = perform_all(linear_runs(place), place, jobs=1)
+def test_a_run_in_the_results_is_not_run_again(workspace, capsys):
+    first = run_all(linear_runs(workspace), workspace, jobs=1)
     assert "1 runs, 1 to do" in capsys.readouterr().out
-    shutil.rmtree(place.runs)
-    assert perform_all(linear_runs(place), place, jobs=1) == first
+    shutil.rmtree(workspace.runs)
+    assert run_all(linear_runs(workspace), workspace, jobs=1) == first
     assert "1 runs, 0 to do" in capsys.readouterr().out
-    assert not place.runs.exists()
-    more = perform_all(linear_runs(place, seeds=2), place, jobs=1)
+    assert not workspace.runs.exists()
+    more = run_all(linear_runs(workspace, seeds=2), workspace, jobs=1)
     assert "2 runs, 1 to do" in capsys.readouterr().out
     assert [line["seed"] for line in more] == [0, 1]
     assert more[0] == first[0]
-    assert lines_in(place) == more
+    assert lines_in(workspace) == more
     assert more[0]["counts"]["loa_error"] != more[1]["counts"]["loa_error"]
 
 
-def test_the_same_run_under_two_names_is_run_once(place):
-    (run,) = linear_runs(place)
-    lines = perform_all([run, replace(run, part="clips")], place, jobs=1)
+def test_the_same_run_under_two_names_is_run_once(workspace):
+    (run,) = linear_runs(workspace)
+    lines = run_all([run, replace(run, part="clips")], workspace, jobs=1)
     assert lines[0] == lines[1]
-    assert len(lines_in(place)) == 1
+    assert len(lines_in(workspace)) == 1
 
 
-def test_a_key_tells_what_a_line_depends_on_and_nothing_else(place, workdir, tmp_path):
-    (run,) = linear_runs(place)
+def test_a_key_tells_what_a_line_depends_on_and_nothing_else(workspace, workdir, tmp_path):
+    (run,) = linear_runs(workspace)
     config, recipe = run.config, run.config.recipe
     same = replace(run, part="steps", name="other", share=0.5)
-    assert same.key(place) == run.key(place)
+    assert same.key(workspace) == run.key(workspace)
+    shorter = replace(recipe.source, limit=7)
     others = [
         replace(run, config=replace(config, seed=1)),
-        replace(run, config=replace(config, optimizer=replace(config.optimizer, rate=1.0))),
-        replace(run, config=replace(config, recipe=replace(recipe, train=7))),
-        replace(run, config=replace(config, recipe=replace(recipe, contrast=0.0))),
-        replace(run, asked=asked_of(place, 1)),
-        replace(run, asked=replace(run.asked, features=place.features / "train")),
+        replace(
+            run, config=replace(config, optimizer=replace(config.optimizer, learning_rate=1.0))
+        ),
+        replace(run, config=replace(config, recipe=replace(recipe, source=shorter))),
+        replace(run, config=replace(config, recipe=replace(recipe, contrast_weight=0.0))),
+        replace(run, eval_set=eval_set_of(workspace, 1)),
+        replace(run, eval_set=replace(run.eval_set, features=workspace.features / "train")),
         replace(run, floor=True),
         replace(run, true=True),
     ]
-    keys = [other.key(place) for other in (run, *others[:5], *others[6:])]
+    keys = [other.key(workspace) for other in (run, *others[:5], *others[6:])]
     assert len(set(keys)) == len(keys)
     # Both folders of features have the same clips.
-    assert others[5].key(place) == run.key(place)
+    assert others[5].key(workspace) == run.key(workspace)
 
     # Another vocoder changes what is heard, but not what is trained.
-    moved = replace(place, bundle=tmp_path / "moved")
-    shutil.copytree(place.bundle, moved.bundle)
-    heard = replace(run, asked=asked_of(place, 1))
-    assert (run.key(moved), heard.key(moved)) == (run.key(place), heard.key(place))
-    vocoder = (CONFIGS["vocoder"], Bundle.open(moved.bundle).load("vocoder"), Source("x", "none"))
-    write_bundle(moved.bundle, {"vocoder": vocoder})
-    assert heard.key(moved) != heard.key(place)
-    assert run.key(moved) == run.key(place)
+    moved = replace(workspace, bundle=tmp_path / "moved")
+    shutil.copytree(workspace.bundle, moved.bundle)
+    heard = replace(run, eval_set=eval_set_of(workspace, 1))
+    assert (run.key(moved), heard.key(moved)) == (run.key(workspace), heard.key(workspace))
+    renamed = (CONFIGS["vocoder"], Bundle.open(moved.bundle).load("vocoder"), Source("x", "none"))
+    write_bundle(moved.bundle, {"vocoder": renamed})
+    assert heard.key(moved) == heard.key(workspace)  # the same weights, from another source
+    write_bundle(moved.bundle, {"vocoder": untrained_component("vocoder", CONFIGS["vocoder"], 10)})
+    assert heard.key(moved) != heard.key(workspace)
+    assert run.key(moved) == run.key(workspace)
     assert heard.training() == run.training()
 
 
-def test_what_a_run_shows_is_no_part_of_its_key(place):
-    """Another field in the key would make every line that there is another run's."""
-    (run,) = linear_runs(place)
-    assert replace(run, config=replace(run.config, samples=5)).key(place) == run.key(place)
-    assert {field.name for field in fields(TrainConfig)} - set(HOW) == {
-        "recipe", "optimizer", "steps", "batch", "seed", "ema", "log", "evaluate", "save", "keep",
+def test_what_a_run_shows_is_no_part_of_its_key(workspace):
+    """A new field in the key would invalidate every recorded line."""
+    (run,) = linear_runs(workspace)
+    assert replace(run, config=replace(run.config, sample_every=5)).key(workspace) == run.key(
+        workspace
+    )
+    assert {field.name for field in fields(TrainConfig)} - set(NOT_IN_KEY) == {
+        "recipe", "optimizer", "steps", "batch", "seed", "ema_decay", "log_every", "eval_every",
+        "save_every", "keep",
     }  # fmt: skip
 
 
-def test_a_trained_mapper_is_not_trained_again_to_be_heard(place):
-    (run,) = linear_runs(place)
-    perform(run, place)
-    (folder,) = place.runs.iterdir()
+def test_a_trained_mapper_is_not_trained_again_to_be_heard(workspace):
+    (run,) = linear_runs(workspace)
+    run_one(run, workspace)
+    (folder,) = workspace.runs.iterdir()
     before = (folder / PREDICTIONS).stat().st_mtime_ns
     assert not (folder / "checkpoints").exists()
-    assert perform(replace(run, floor=True), place)["counts"] == lines_in(place)[0]["counts"]
+    assert (
+        run_one(replace(run, floor=True), workspace)["counts"] == lines_in(workspace)[0]["counts"]
+    )
     assert (folder / PREDICTIONS).stat().st_mtime_ns == before
 
 
 @dataclass(frozen=True)
 class Told(Stage1):
-    """Is told to stop, as often as `times` says."""
+    """A stage 1 that gets a signal to stop, as often as `times` says."""
 
     times: ClassVar[list] = [1]
 
@@ -162,83 +182,82 @@ class Told(Stage1):
         return super().evaluate(module, source, batch)
 
 
-def test_a_stopped_run_leaves_no_line_and_goes_on(place):
-    (run,) = linear_runs(place)
+def test_a_stopped_run_leaves_no_line_and_goes_on(workspace):
+    (run,) = linear_runs(workspace)
     recipe = run.config.recipe
     fields = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     told = replace(run, config=replace(run.config, recipe=Told(**fields)))
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match="the same command goes on from there"):
-        perform(told, place)
+    with pytest.raises(Stopped, match="run the same command again to continue"):
+        run_one(told, workspace)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert not place.results.exists()
-    assert perform(told, place)["counts"] == perform(run, place)["counts"]
+    assert not workspace.results.exists()
+    assert run_one(told, workspace)["counts"] == run_one(run, workspace)["counts"]
 
 
-def test_a_damaged_line_is_named(place):
-    perform_all(linear_runs(place), place, jobs=1)
-    with place.results.open("a") as file:
+def test_a_damaged_line_is_named(workspace):
+    run_all(linear_runs(workspace), workspace, jobs=1)
+    with workspace.results.open("a") as file:
         file.write('{"key": "half a li')
     with pytest.raises(DataError, match=r"line 2 of .*results.jsonl is damaged: remove it"):
-        perform_all(linear_runs(place), place, jobs=1)
+        run_all(linear_runs(workspace), workspace, jobs=1)
 
 
-def test_true_loa_is_the_ceiling(place):
-    (run,) = linear_runs(place)
-    line = perform(replace(run, true=True), place)
+def test_true_loa_is_the_ceiling(workspace):
+    (run,) = linear_runs(workspace)
+    line = run_one(replace(run, true=True), workspace)
     assert line["counts"] == {"loa_error": [0.0] * CLIPS, "found_loa": [1] * CLIPS}
     assert line["parameters"] == 0
-    assert not place.runs.exists()
+    assert not workspace.runs.exists()
 
 
-def test_loa_is_scored_in_deviations_of_the_training_clips(place):
-    loa = sizes(place.features / "train").loa
-    judge = Judge.open(place.bundle, place.features / "train", asked_of(place), loa)
-    known = true_loa(place.features / "train", loa)
-    off = judge.true + 0.5 * known.std(axis=(0, 1))
-    counts, waves = judge.measure(off)
+def test_loa_is_scored_in_deviations_of_the_training_clips(workspace):
+    loa = sizes(workspace.features / "train").loa
+    train = workspace.features / "train"
+    scorer = Scorer.open(workspace.bundle, train, eval_set_of(workspace), loa)
+    known = true_loa(train, loa)
+    off = scorer.true + 0.5 * known.std(axis=(0, 1))
+    counts, waves = scorer.measure(off)
     np.testing.assert_allclose(counts["loa_error"], 0.25, atol=1e-4)
     assert waves == []
-    shuffled = judge.shuffled(judge.true, [])
-    other = ((np.roll(judge.true, 1, axis=0) - judge.true) / known.std(axis=(0, 1))) ** 2
+    shuffled = scorer.shuffled(scorer.true, [])
+    other = ((np.roll(scorer.true, 1, axis=0) - scorer.true) / known.std(axis=(0, 1))) ** 2
     np.testing.assert_allclose(shuffled["loa_error"], other.mean(axis=(1, 2)), atol=1e-3)
 
 
-def test_sound_is_made_of_loa_with_the_same_noise_every_time(place):
-    loa = sizes(place.features / "train").loa
-    features = place.features / "train"
-    judge = Judge.open(place.bundle, features, asked_of(place, HEARD), loa)
-    counts, waves = judge.measure(judge.true)
-    assert [len(wave) for wave in waves] == [len(clip.wave) for clip in judge.clips]
+def test_sound_is_made_of_loa_with_the_same_noise_every_time(workspace):
+    loa = sizes(workspace.features / "train").loa
+    features = workspace.features / "train"
+    scorer = Scorer.open(workspace.bundle, features, eval_set_of(workspace, HEARD), loa)
+    counts, waves = scorer.measure(scorer.true)
+    assert [len(wave) for wave in waves] == [len(clip.wave) for clip in scorer.clips]
     assert {len(values) for name, values in counts.items() if name != "loa_error"} == {HEARD, CLIPS}
     # The first clip's sound does not depend on the second's LOA, nor on how many are heard.
-    other = judge.true.copy()
+    other = scorer.true.copy()
     other[1] = 0.0
-    again = judge.sounds(other)
+    again = scorer.sounds(other)
     np.testing.assert_allclose(again[0], waves[0], atol=1e-6)
     assert np.abs(again[1] - waves[1]).max() > 1e-4
-    alone = replace(judge, clips=judge.clips[:1])
-    np.testing.assert_allclose(alone.sounds(judge.true)[0], waves[0], atol=1e-6)
+    alone = replace(scorer, clips=scorer.clips[:1])
+    np.testing.assert_allclose(alone.sounds(scorer.true)[0], waves[0], atol=1e-6)
     assert BATCH > HEARD
 
 
-def test_another_grid_has_other_moments_and_the_same_networks(place):
-    loa = sizes(place.features / "train").loa
-    usual, coarse = (studio_of(place.bundle, x) for x in (loa, replace(loa, pool=(8, 8))))
+def test_another_grid_has_other_moments_and_the_same_networks(workspace):
+    loa = sizes(workspace.features / "train").loa
+    usual, coarse = (synthesiser_for(workspace.bundle, x) for x in (loa, replace(loa, pool=(8, 8))))
     assert usual.model.networks.mapper.config.loa == loa
     assert coarse.model.networks.mapper.config.loa.tokens == 2
     assert coarse.model.networks.unet is usual.model.networks.unet
 
 
 @pytest.mark.slow
-def test_stage_2_goes_on_from_the_mapper_that_stage_1_trains_with_the_same_seed(place):
-    plan, asked = plan_of(place), asked_of(place)
+def test_stage_2_goes_on_from_the_mapper_that_stage_1_trains_with_the_same_seed(workspace):
+    plan, eval_set = plan_of(workspace), eval_set_of(workspace)
     first = changes(plan)[0]
     assert first.name == DEFAULT
-    second = Change("stage 2", second_stage(plan, asked, 0), asked, begins=first)
-    lines = [
-        perform(change.run(place, seed), place) for seed in (0, 1) for change in (first, second)
-    ]
+    second = Change("stage 2", second_stage(plan, eval_set, 0), eval_set, init_from=first)
+    lines = [run_one(change.run(seed), workspace) for seed in (0, 1) for change in (first, second)]
     for before, after in (lines[:2], lines[2:]):
         assert after["parameters"] == before["parameters"]
         np.testing.assert_allclose(
@@ -246,21 +265,23 @@ def test_stage_2_goes_on_from_the_mapper_that_stage_1_trains_with_the_same_seed(
         )
     assert lines[0]["counts"] != lines[2]["counts"]
     # What is there is not trained again.
-    bundles = sorted((place.workdir / place.name / "stage1").glob("*/bundle.json"))
+    bundles = sorted((workspace.workdir / workspace.name / "stage1").glob("*/bundle.json"))
     before = [path.stat().st_mtime_ns for path in bundles]
     assert len(before) == 2
-    assert second.run(place, 1).key(place) == lines[3]["key"]
+    assert second.run(1).key(workspace) == lines[3]["key"]
     assert [path.stat().st_mtime_ns for path in bundles] == before
 
 
-def test_the_unknowns_are_single_changes(place):
-    tried = changes(plan_of(place))
+def test_the_unknowns_are_single_changes(workspace):
+    tried = changes(plan_of(workspace))
     names = [change.name for change in tried]
     assert len(set(names)) == len(names) == 15
     assert names[-2:] == [LONGER, "stage 2"]
     assert tried[-1].against == LONGER
     assert "TimeChat frame tokens" not in names  # no features have them
-    assert {str(change.asked.features) for change in tried} == {str(place.features / "heldout")}
+    assert {str(change.eval_set.features) for change in tried} == {
+        str(workspace.features / "heldout")
+    }
     default = tried[0].config.recipe
     for change in tried[1:-2]:
         recipe = change.config.recipe

@@ -1,4 +1,4 @@
-"""Sounds for clips in every way, and the table of their scores."""
+"""Every way of making sound for clips, and the table of scores."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ from mfm_jax.foley.scores import Heard
 from mfm_jax.foley.world import World, write_world
 from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.scores import Row, normalised, open_clips, table
-from miniature.sounds import Studio
+from miniature.sounds import Synthesiser
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Three clips of one window and, in another folder, one of several."""
+    """Return three clips of one window, and a clip of several windows from another folder."""
     folder = tmp_path_factory.mktemp("clips")
     write_world(World(), (20_000_000, 20_000_001, 20_000_002), folder / "short")
     write_world(dataclasses.replace(World(), seconds=5.0), (20_000_003,), folder / "long")
@@ -24,8 +24,8 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio.open(TINY_BUNDLE)
+def synthesiser():
+    return Synthesiser.open(TINY_BUNDLE)
 
 
 def test_clips_are_opened_with_what_they_show(clips):
@@ -35,23 +35,23 @@ def test_clips_are_opened_with_what_they_show(clips):
         assert np.abs(clip.wave).max() == pytest.approx(0.5, abs=1e-3)
 
 
-def test_a_sound_is_as_long_as_its_clip_and_does_not_depend_on_the_others(clips, studio):
-    together = list(studio.sounds(clips, "vocoder"))
-    assert [len(wave) for wave in together] == [len(clip.wave) for clip in clips]
-    alone = list(studio.sounds(clips[3:], "vocoder"))
-    np.testing.assert_allclose(alone[0], together[3], atol=1e-5)
+def test_a_sound_is_as_long_as_its_clip_and_does_not_depend_on_the_others(clips, synthesiser):
+    batch = list(synthesiser.sounds(clips, "vocoder"))
+    assert [len(wave) for wave in batch] == [len(clip.wave) for clip in clips]
+    alone = list(synthesiser.sounds(clips[3:], "vocoder"))
+    np.testing.assert_allclose(alone[0], batch[3], atol=1e-5)
 
 
-def test_real_sound_is_the_clips_own(clips, studio):
-    for wave, clip in zip(studio.sounds(clips, "real"), clips, strict=True):
+def test_real_sound_is_the_clips_own(clips, synthesiser):
+    for wave, clip in zip(synthesiser.sounds(clips, "real"), clips, strict=True):
         np.testing.assert_array_equal(wave, clip.wave)
 
 
 @pytest.mark.slow
-def test_the_noise_of_a_clip_is_given_by_its_place_and_the_seed(clips, studio):
-    made = list(studio.sounds(clips[:2], "video", seed=3))
-    again = list(studio.sounds(clips[:2], "video", seed=3))
-    other = list(studio.sounds(clips[:1], "video", seed=4))
+def test_the_noise_of_a_clip_is_given_by_its_place_and_the_seed(clips, synthesiser):
+    made = list(synthesiser.sounds(clips[:2], "video", seed=3))
+    again = list(synthesiser.sounds(clips[:2], "video", seed=3))
+    other = list(synthesiser.sounds(clips[:1], "video", seed=4))
     np.testing.assert_array_equal(made[0], again[0])
     assert np.abs(made[0] - other[0]).max() > 1e-4
 
@@ -89,4 +89,4 @@ def test_a_bundle_without_what_the_ceilings_need_is_named(tmp_path):
     few = {n: (full.config(n), full.load(n), full.entries[n].source) for n in ("vae", "vocoder")}
     write_bundle(tmp_path / "few", few, settings=full.settings)
     with pytest.raises(BundleError):
-        Studio.open(tmp_path / "few")
+        Synthesiser.open(tmp_path / "few")

@@ -1,4 +1,4 @@
-"""The runner of the stages; the training itself is tested where it is written."""
+"""Running the stages; training itself is tested in `tests/train`."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mfm_jax.bundle import Bundle, write_bundle
-from mfm_jax.foley.clips import SPEC
 from mfm_jax.foley.recipes.listener import foley_listener
+from mfm_jax.media.windows import WindowSpec
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.runtime.config import override
 from mfm_jax.storage.paths import TINY_BUNDLE
@@ -18,20 +18,21 @@ from miniature.stages import (
     BASE,
     HARD,
     HARD_FAST,
-    ROOT,
     Stage,
     StageError,
     command,
+    copy_sound_networks,
     pack,
+    record_completion,
     run_stages,
-    settle,
-    share_sound,
     summary,
     write_report,
 )
 from tests.bundles import untrained_component
 
-CONFIG = {"log": 20, "steps": 40}
+ROOT = Path(__file__).parents[2]
+SPEC = WindowSpec.tiny()
+CONFIG = {"log_every": 20, "steps": 40}
 LINES = (
     {"step": 0, "heldout_loss": 3.0},
     {"step": 20, "loss": 2.0, "seconds": 0.5},
@@ -41,7 +42,7 @@ LINES = (
 
 
 def trained(folder: Path) -> None:
-    """What a finished run leaves."""
+    """Write the files of a finished run."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
@@ -57,12 +58,13 @@ def test_every_stage_has_a_config_and_comes_after_what_it_needs(stages):
 
 def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = command(ROOT / "runs" / "tiny", BASE[0])
-    assert words[:5] == [
-        "train.py", "--config", "configs/tiny_audiomae.py", "--workdir", "runs/tiny/audiomae",
+    words = command(tmp_path / "runs" / "tiny", BASE[0])
+    assert words[:6] == [
+        "mfm", "train", "--config", "tiny_audiomae", "--workdir", "runs/tiny/audiomae",
     ]  # fmt: skip
-    assert "--config.recipe.media=runs/tiny/media" in words
-    assert str(ROOT) not in " ".join(words)
+    overrides = words[words.index("--set") + 1 :]
+    assert overrides == ["recipe.bundle=runs/tiny/bundle", "recipe.source.folder=runs/tiny"]
+    assert str(tmp_path) not in " ".join(words)
 
 
 def test_the_fast_hard_grade_differs_in_what_cavp_sees():
@@ -70,7 +72,7 @@ def test_the_fast_hard_grade_differs_in_what_cavp_sees():
     for stages in (HARD, HARD_FAST):
         for stage in stages[:2]:
             config = runpy.run_path(str(ROOT / "configs" / f"{stage.config}.py"))["get_config"]()
-            config = override(config, [f"recipe.{change}" for change in stage.changes])
+            config = override(config, [f"recipe.{change}" for change in stage.overrides])
             recipes[stages, stage.name] = config.recipe
     assert {recipes[HARD_FAST, name].spec for name in ("cavp", "timechat")} == {SPEC}
     assert {recipes[HARD, name].spec for name in ("cavp", "timechat")} == {
@@ -78,19 +80,21 @@ def test_the_fast_hard_grade_differs_in_what_cavp_sees():
     }
     assert recipes[HARD, "timechat"].network == recipes[HARD_FAST, "timechat"].network
     words = command(ROOT / "runs" / "hard_fast", HARD_FAST[1])
-    assert words[-1] == "--config.recipe.spec.cavp_fps=12.5"
+    assert words[-1] == "recipe.spec.cavp_fps=12.5"
 
 
 def test_the_hard_grade_keeps_the_sound_of_one_base_bundle(tmp_path):
     bundle = tmp_path / "hard" / "bundle"
-    share_sound(TINY_BUNDLE, bundle)
+    copy_sound_networks(TINY_BUNDLE, bundle)
     cavp = CAVPConfig.tiny_slow()
     write_bundle(bundle, {"cavp": untrained_component("cavp", cavp, 1)})
-    share_sound(TINY_BUNDLE, bundle)  # its own encoders are no matter
+    copy_sound_networks(TINY_BUNDLE, bundle)  # its encoders may differ
     assert Bundle.open(bundle).config("cavp") == cavp
     write_bundle(bundle, {"listener": untrained_component("listener", foley_listener(), 1)})
-    with pytest.raises(StageError, match=r"another listener than .*: remove .*hard and train anew"):
-        share_sound(TINY_BUNDLE, bundle)
+    with pytest.raises(
+        StageError, match=r"another listener than .*: remove .*hard and train again"
+    ):
+        copy_sound_networks(TINY_BUNDLE, bundle)
 
 
 def test_a_summary_counts_the_time_of_steps_and_takes_the_last_evaluation(tmp_path):
@@ -102,7 +106,7 @@ def test_a_summary_counts_the_time_of_steps_and_takes_the_last_evaluation(tmp_pa
 
 
 def test_what_is_done_is_not_done_again_and_a_failure_names_its_log(tmp_path, capsys):
-    """Also: a stage whose need failed never begins."""
+    """A stage that depends on a failed one is never started, either."""
     first, broken = Stage("first", "absent"), Stage("broken", "absent")
     after = Stage("after", "absent", ("broken",))
     (tmp_path / "first").mkdir()
@@ -120,10 +124,10 @@ def test_a_stage_that_was_stopped_is_not_done(tmp_path):
     stage = Stage("vae", "tiny_vae")
     trained(tmp_path / "vae")
     (tmp_path / "vae" / "config.json").write_text(json.dumps({**CONFIG, "steps": 41}))
-    assert settle(tmp_path, stage) == "was stopped at step 40"
+    assert record_completion(tmp_path, stage) == "was stopped at step 40"
     assert not (tmp_path / "vae" / "done.json").exists()
     (tmp_path / "vae" / "config.json").write_text(json.dumps(CONFIG))
-    assert settle(tmp_path, stage).startswith("40 steps in 0.5 min")
+    assert record_completion(tmp_path, stage).startswith("40 steps in 0.5 min")
     assert json.loads((tmp_path / "vae" / "done.json").read_text()) == summary(tmp_path, stage)
 
 

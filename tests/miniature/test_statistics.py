@@ -5,13 +5,13 @@ from miniature.statistics import (
     Difference,
     Ratio,
     difference,
-    found_among,
+    recall_at_1,
     smallest_share,
 )
 
 
 def means(values):
-    """A mean over clips: a row for each seed."""
+    """Return the ratio of a mean over clips, with a row for each seed."""
     values = np.asarray(values, float)
     return Ratio(values, np.ones_like(values))
 
@@ -29,14 +29,16 @@ def test_where_there_is_nothing_at_all_a_score_is_zero():
 
 def test_drawing_every_clip_once_is_the_score_itself():
     ratio = Ratio(np.array([[1.0, 2.0], [0.0, 4.0]]), np.array([[2.0, 4.0], [4.0, 4.0]]))
-    once = ratio.drawn(np.ones((1, 2)), np.full((1, 2), 0.5))
+    once = ratio.resampled(np.ones((1, 2)), np.full((1, 2), 0.5))
     np.testing.assert_allclose(once, [(3 / 6 + 4 / 8) / 2])
     # The second clip twice, and the first seed alone.
-    np.testing.assert_allclose(ratio.drawn(np.array([[0.0, 2.0]]), np.array([[1.0, 0.0]])), [4 / 8])
+    np.testing.assert_allclose(
+        ratio.resampled(np.array([[0.0, 2.0]]), np.array([[1.0, 0.0]])), [4 / 8]
+    )
 
 
 def test_the_interval_sees_pairs():
-    """A difference that is the same in every clip and seed is known for sure."""
+    """A difference that is the same for every clip and seed has an interval of width 0."""
     values = np.random.default_rng(0).standard_normal((3, 40))
     gap = difference(means(values + 0.25), means(values), draws=500)
     assert (gap.value, gap.low, gap.high) == pytest.approx((0.25, 0.25, 0.25))
@@ -55,7 +57,7 @@ def test_the_interval_of_one_seed_is_that_of_the_mean_over_clips():
 
 @pytest.mark.parametrize(("by_clip", "by_seed"), [(1.0, 0.0), (0.2, 0.5)], ids=["clips", "seeds"])
 def test_the_interval_holds_the_truth_as_often_as_it_says(by_clip, by_seed):
-    """Where clips are what differs, and where seeds are: of so few it may be a little too sure."""
+    """Coverage with variance between clips and between seeds; few seeds make it a little low."""
     rng, inside, times = np.random.default_rng(2), 0, 200
     for _ in range(times):
         gaps = 0.3 + by_clip * rng.standard_normal((1, 60)) + by_seed * rng.standard_normal((8, 1))
@@ -66,7 +68,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(by_clip, by_seed):
 
 
 def test_other_clips_or_seeds_are_no_pairs():
-    with pytest.raises(ValueError, match="are no pairs: score both on the same clips and seeds"):
+    with pytest.raises(ValueError, match="are not paired: score both on the same clips and seeds"):
         difference(means(np.ones((2, 3))), means(np.ones((1, 3))))
 
 
@@ -88,20 +90,20 @@ def test_a_verdict_needs_an_interval_beside_zero(low, high, higher, verdict):
 def test_a_clip_is_found_where_its_loa_is_the_nearest():
     rng = np.random.default_rng(3)
     true = rng.standard_normal((9, 2, 5))
-    np.testing.assert_array_equal(found_among(3 * true, true, group=9), np.ones(9))
+    np.testing.assert_array_equal(recall_at_1(3 * true, true, group=9), np.ones(9))
     swapped = true[[1, 0, 2, 3, 4, 5, 6, 7, 8]]
-    np.testing.assert_array_equal(found_among(swapped, true, group=9), [0, 0, *[1] * 7])
+    np.testing.assert_array_equal(recall_at_1(swapped, true, group=9), [0, 0, *[1] * 7])
     # Only among the clips of its own group; the ninth fills none.
     far = true.copy()
     far[0] = true[4]
-    np.testing.assert_array_equal(found_among(far, true, group=9)[0], 0)
-    close = found_among(0.9 * true + 0.1 * far, true, group=4)
+    np.testing.assert_array_equal(recall_at_1(far, true, group=9)[0], 0)
+    close = recall_at_1(0.9 * true + 0.1 * far, true, group=4)
     np.testing.assert_array_equal(close, np.ones(8))
 
 
 def test_predicting_the_same_for_all_finds_one_clip_in_a_group():
     true = np.random.default_rng(4).standard_normal((128, 3, 4))
-    assert found_among(np.broadcast_to(true.mean(axis=0), true.shape), true).sum() == 2
+    assert recall_at_1(np.broadcast_to(true.mean(axis=0), true.shape), true).sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Videos in which nothing happens, and what is heard of a sound."""
+"""Still videos, and the activity of a sound."""
 
 from dataclasses import replace
 
@@ -11,7 +11,15 @@ from mfm_jax.media.probe import probe
 from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.robust import read_frames
 from miniature.scores import open_clips
-from miniature.still import STILL, bare_clip, moving_clips, sounding, still, still_clips, summary
+from miniature.still import (
+    STILL,
+    measure_activity,
+    moving_clips,
+    still,
+    still_clips,
+    summary,
+    unlabelled_clip,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +67,15 @@ def test_moving_clips_are_the_given_ones_or_longer_ones(clips, tmp_path):
 
 def test_levels_and_rates_of_known_sounds():
     t = np.arange(2 * 16_000) / 16_000
-    sine = sounding(np.sin(2 * np.pi * 440 * t).astype(np.float32))
+    sine = measure_activity(np.sin(2 * np.pi * 440 * t).astype(np.float32))
     assert sine.level == pytest.approx(-3.01, abs=0.01)
-    silence = sounding(np.zeros(32_000, np.float32))
+    silence = measure_activity(np.zeros(32_000, np.float32))
     assert (silence.level, silence.rate) == (pytest.approx(-100), 0)
     rng = np.random.default_rng(0)
     blows = np.zeros(32_000, np.float32)
     for second in (0.5, 1.0, 1.5):
         blows[round(second * 16_000) :][:800] = rng.uniform(-0.5, 0.5, 800)
-    heard = sounding(blows)
+    heard = measure_activity(blows)
     np.testing.assert_allclose(heard.onsets, [0.5, 1.0, 1.5], atol=0.02)
     assert heard.rate == 1.5
     row = summary("x", 2.0, [silence, heard])
@@ -76,7 +84,7 @@ def test_levels_and_rates_of_known_sounds():
 
 
 def test_a_bare_clip_is_silence_as_long_as_its_video(clips):
-    bare = bare_clip(clips[0].path)
+    bare = unlabelled_clip(clips[0].path)
     assert len(bare.wave) == len(clips[0].wave)
     assert not bare.wave.any()
 
@@ -87,7 +95,7 @@ def test_a_row_for_each_kind_and_one_for_the_true_sound(clips, tmp_path):
     found = still(bundle, clips, tmp_path / "videos", lengths=(World().seconds,))
     rows = {row["video"]: row for row in found["rows"]}
     assert list(rows) == [*STILL, "moving", "moving, true sound"]
-    truth = [sounding(clip.wave) for clip in clips]
+    truth = [measure_activity(clip.wave) for clip in clips]
     assert rows["moving, true sound"] == summary("moving, true sound", World().seconds, truth)
     assert rows["moving, true sound"]["onsets_per_second"] > 0
     levels = {name: row["level"] for name, row in rows.items()}
