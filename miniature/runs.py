@@ -62,7 +62,7 @@ class Stage1(MapperRecipe):
 
 @dataclass(frozen=True)
 class Stage2(Stage2Recipe):
-    """The same for stage 2. After 0 steps its mapper is the bundle's."""
+    """Stage 2 that leaves the LOA it predicts; after 0 steps its mapper is the bundle's."""
 
     eval_features: str = ""
 

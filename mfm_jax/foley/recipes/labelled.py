@@ -1,4 +1,4 @@
-"""What the recipes of the Foley world share."""
+"""The base of recipes that learn from the labels of the Foley world."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

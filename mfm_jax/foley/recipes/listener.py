@@ -52,10 +52,10 @@ class ListenerRecipe(LabelledRecipe):
         }
 
     def transform(self, element: Element, rng: np.random.Generator) -> Element:
-        """Cut one contact of the clip: early, louder, of another colour, out of tune, less clear.
+        """Cut one contact of the clip and change its time, loudness, timbre, pitch and noise.
 
-        What a material is must be heard through all that a chain of networks does to a sound. A
-        vocoder that knows a mel alone cannot keep the pitch within a bin of it.
+        The material must be recognised after everything that a chain of networks does to a sound.
+        A vocoder that only knows the mel cannot keep the pitch within one of its bins.
         """
         made = self._crop(element, rng, self.jitter)
         gain, level = self.gain * rng.uniform(-1, 1), self.noise * rng.uniform()
@@ -90,7 +90,7 @@ class ListenerRecipe(LabelledRecipe):
 
 
 def shifted(mel: Float[np.ndarray, "T M"], bins: float) -> Float[np.ndarray, "T M"]:
-    """Return a mel whose bin `i` is what lies at `i - bins`; the ends repeat."""
+    """Return a mel that is shifted up by `bins`, with linear interpolation and repeated ends."""
     at = np.clip(np.arange(mel.shape[1]) - bins, 0, mel.shape[1] - 1)
     below = np.minimum(at.astype(int), mel.shape[1] - 2)
     share = at - below

@@ -21,7 +21,7 @@ from mfm_jax.typing import Array, Float
 
 
 class Heads(nnx.Module):
-    """Classifiers of tokens: materials and kinds of the bodies, and the presence of a contact."""
+    """Linear classifiers of tokens: materials and motions of the bodies, and contacts."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
         self.materials = linear(width, len(MATERIALS), ("embed", None), rngs=rngs)
@@ -33,7 +33,7 @@ class Heads(nnx.Module):
     ) -> tuple[Array, dict[str, Array]]:
         """Return the loss and metrics.
 
-        The mean token tells what there is, and each token if its own piece has a contact.
+        Materials and motions are read from the mean token, a contact from the token of its piece.
         """
         mean = tokens.mean(axis=1)
         materials, named = classify(self.materials(mean), batch["materials"])
@@ -45,7 +45,7 @@ class Heads(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """The branch that is kept, and heads on the tokens of its two stages that are not."""
+    """TimeChat's visual branch with heads on the tokens of both stages, which are not kept."""
 
     def __init__(self, config: TimeChatConfig, *, rngs: nnx.Rngs) -> None:
         self.timechat = TimeChat(config, rngs=rngs)
@@ -57,8 +57,8 @@ class Classifier(nnx.Module):
 class TimeChatRecipe(LabelledRecipe):
     """Cross-entropies of the labels that the Foley world writes beside its clips.
 
-    Both stages are asked: the queries of each frame, as BLIP-2's are trained on single images, and
-    the video tokens, each of which answers for its own piece of the clip.
+    Both stages have a loss: the queries of each frame, as BLIP-2 trains them on single images, and
+    the video tokens, each of which is responsible for its own piece of the clip.
     """
 
     network: TimeChatConfig = field(default_factory=TimeChatConfig.tiny)
@@ -72,7 +72,7 @@ class TimeChatRecipe(LabelledRecipe):
 
     @property
     def pieces(self) -> int:
-        """Video tokens of a clip, and pieces that they answer for."""
+        """Number of video tokens of a clip, and of the pieces that they are responsible for."""
         config = self.network
         return len(config.windows(config.frames)) * config.video_qformer.queries
 
@@ -128,9 +128,9 @@ class TimeChatRecipe(LabelledRecipe):
 def classify(
     logits: Float[Array, "B V"], present: Float[Array, "B V"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the cross-entropy with equal shares of what is present, and the share of hits.
+    """Return the cross-entropy to equal shares of the classes that are present, and the hit rate.
 
-    Clips with nothing present count for nothing.
+    Clips with no class present are ignored.
     """
     count = present.sum(axis=1)
     known = count > 0
