@@ -17,7 +17,7 @@ picture: demo
 	cp demo/spectrogram.png docs/demo.png
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 parity: $(VENV)/dev.done
 	$(BIN)/python -m pytest -q -m parity -n $(JOBS) --dist loadfile

@@ -9,19 +9,81 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax._src.lru_cache import LRUCache
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 REFERENCE = Path(__file__).parent / "reference"
+A_WEEK = 7 * 24 * 3600
+LONGEST = (
+    "train/test_mesh.py",
+    "train/test_recipe_stage2.py",
+    "miniature/test_runs.py",
+    "data/test_extract_many.py",
+    "models/test_unet.py",
+    "mapper/test_mapper.py",
+    "cli/test_generate.py",
+    "train/test_recipe_mapper.py",
+    "train/test_train.py",
+    "inference/test_generate_mesh.py",
+    "train/test_log.py",
+    "data/test_features.py",
+    "convert/test_audioldm2.py",
+    "models/test_timechat.py",
+)
+"""Files that take longest; they run first, so that all workers end at about the same time."""
 VIDEOS = Path(__file__).parents[2] / "shared" / "videos"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs in pytest's cache, for other tests, workers and later runs."""
+    if not hasattr(config, "cache"):  # pytest -p no:cacheprovider
+        return
+    folder = config.cache.mkdir("xla")
+    if not hasattr(config, "workerinput"):
+        for entry in folder.iterdir():
+            if time.time() - entry.stat().st_mtime > A_WEEK:
+                entry.unlink()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    LRUCache.put = put_at_once
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the longest files to the front; `pytest --dist loadfile` hands files out in order."""
+    rank = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def put_at_once(cache: LRUCache, key: str, value: bytes) -> None:
+    """Write an entry of JAX's cache. JAX's own `put` lets another worker read half of one."""
+    entry = Path(cache.path) / f"{key}-cache"
+    if not entry.exists():
+        part = entry.with_name(f".{entry.name}.{os.getpid()}")
+        part.write_bytes(value)
+        part.replace(entry)
+
+
+@pytest.fixture
+def no_program_cache():
+    """Compile in this test, whatever was compiled before: for tests of what compiling gives."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -55,18 +55,20 @@ def initialise(build: Callable[..., M], seed: int) -> M:
     So the weights do not depend on the device. A GPU's compiler would take minutes for so many
     draws, and so would a CPU's for all draws of a large network in one program.
     """
-    drawn, module = jax.make_jaxpr(lambda: build(rngs=_rngs(seed)), return_shape=True)()
-    shapes, structure = jax.tree.flatten(module)
     host = _host()
+    with jax.default_device(host):
+        key = jax.random.key(seed)  # an argument, so that all seeds share compiled programs
+    drawn, module = jax.make_jaxpr(lambda key: build(rngs=_rngs(key)), return_shape=True)(key)
+    shapes, structure = jax.tree.flatten(module)
     # The program runs once, so its optimisation would take most of the time.
     fast = None if host is None else {"xla_backend_optimization_level": 0}
 
     def part(start: int) -> list[jax.Array]:
         wanted = [start <= i < start + _TOGETHER for i in range(len(shapes))]
-        jaxpr, _ = dce_jaxpr(drawn.jaxpr, wanted)
+        jaxpr, _ = dce_jaxpr(drawn.jaxpr, wanted, instantiate=True)
         program = jaxpr_as_fun(ClosedJaxpr(jaxpr, drawn.consts))
         with jax.default_device(host):
-            return jax.jit(program, compiler_options=fast)()
+            return jax.jit(program, compiler_options=fast)(key)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(part, range(0, len(shapes), _TOGETHER))
@@ -85,7 +87,7 @@ def _host() -> jax.Device | None:
         return None
 
 
-def _rngs(seed: int) -> nnx.Rngs:
+def _rngs(seed: int | jax.Array) -> nnx.Rngs:
     rngs = nnx.Rngs(seed)
     rngs.default = _Stream(seed, tag="default")  # type: ignore[attr-defined]
     return rngs

@@ -10,6 +10,7 @@ from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract
 
+pytestmark = pytest.mark.usefixtures("no_program_cache")
 X, W = jnp.zeros((8, 64)), jnp.zeros((64, 64))
 ONE = 2 * 8 * 64 * 64
 """Operations of a product of X and W."""

@@ -15,6 +15,7 @@ from mfm_jax.cost.hlo import HLOError, work
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import initialise
 
+pytestmark = pytest.mark.usefixtures("no_program_cache")
 ROOT = Path(__file__).parents[2]
 X, W = jnp.zeros((8, 64)), jnp.zeros((64, 64))
 ONE = 2 * 8 * 64 * 64

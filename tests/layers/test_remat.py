@@ -13,6 +13,7 @@ from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract
 from tests.bundles import filled
 
+pytestmark = pytest.mark.usefixtures("no_program_cache")
 CONFIG = GPT2Config(width=64, depth=4, heads=2, positions=128)
 X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 128, 64)), jnp.float32)
 

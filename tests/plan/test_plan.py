@@ -97,6 +97,7 @@ def _sizes(tree):
     return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.usefixtures("no_program_cache")
 def test_a_step_is_measured_after_it_is_compiled():
     chip = CHIPS["v5e"]
     found = estimate(training(small(), ONE), ONE, chip)
