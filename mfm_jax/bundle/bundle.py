@@ -97,7 +97,7 @@ class Bundle:
             raise BundleError(f"{file} is damaged ({error}): make the bundle again") from None
 
     def config(self, name: str) -> Any:
-        """The config of a component.
+        """Return the config of a component.
 
         Raises:
             BundleError: the bundle does not have it.
@@ -112,18 +112,18 @@ class Bundle:
         sharding: Callable[[Axes, Shape], jax.sharding.Sharding] | None = None,
         check: bool = False,
     ) -> Any:
-        """The network `name` with its weights.
+        """Return the network `name` with its weights.
 
         Args:
-            dtype: of the floating-point weights; as stored if not given.
-            sharding: of each weight, by its logical axes and shape, as `Layout.weight` tells it; a
-                process then reads the shards of its own devices only. All on this process's first
-                device if not given.
+            dtype: precision of the floating-point weights; as stored if not given.
+            sharding: returns the sharding of a weight from its logical axes and shape, such as
+                `Layout.weight`; a process then reads only the shards of its own devices. If not
+                given, all weights go to this process's first device.
             check: read all files first and compare them with their checksums.
 
         Raises:
             BundleError: the component is absent, or its weights are missing, unexpected,
-                misshaped, unreadable or, with `check`, not those that were written.
+                misshaped or unreadable, or, with `check`, not those that were written.
         """
         entry, store = self._entry(name), self.store(name)
         where = f"{name} in bundle {self.path}"
@@ -154,7 +154,7 @@ class Bundle:
             raise BundleError(f"cannot read the weights of {where}: {error}") from None
 
     def store(self, name: str) -> Store:
-        """The folder of a component.
+        """Return the opened folder of a component.
 
         Raises:
             BundleError: the component is absent, or its folder has no readable index.
@@ -169,7 +169,7 @@ class Bundle:
             ) from None
 
     def damages(self, name: str) -> list[str]:
-        """How the component differs from what was written, file by file and array by array."""
+        """List the files and arrays of a component that differ from what was written."""
         try:
             store = self.store(name)
         except BundleError as error:

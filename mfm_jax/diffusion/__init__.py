@@ -1,4 +1,4 @@
-"""Diffusion that knows no network: schedules are arrays, a step is a function."""
+"""Diffusion without networks: schedules are arrays, a sampler step is a pure function."""
 
 from mfm_jax.diffusion.guidance import guide
 from mfm_jax.diffusion.samplers import sample

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: push the prediction away from what an empty condition gives."""
+"""Classifier-free guidance: move the prediction away from that of an empty condition."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,12 @@ Denoiser = Callable[[Array, Array], Array]
 def guide(
     denoise: Callable[[Array, Array, Any], Array], cond: Any, uncond: Any, scale: float | Array
 ) -> Denoiser:
-    """The denoiser `(x, t) -> u + scale (c - u)` of the conditional `denoise(x, t, condition)`.
+    """Return the guided denoiser `(x, t) -> u + scale (c - u)` of `denoise(x, t, condition)`.
 
-    `cond` and `uncond` are pytrees of the same structure and shapes, batch first. Both halves go
-    through the network as one batch, the unconditional one first. A `scale` of 1.0 is no guidance
-    and evaluates the conditional half only, unless it is an array, whose value is not known.
+    `c` is the prediction with `cond` and `u` that with `uncond`, which are pytrees of the same
+    structure and shapes, batch first. Both go through the network as one batch, `uncond` first. A
+    `scale` of 1.0 means no guidance and computes `c` alone, unless it is an array, whose value is
+    not known to the compiler.
     """
     if isinstance(scale, float) and scale == 1.0:
         return lambda x, t: denoise(x, t, cond)
@@ -26,7 +27,7 @@ def guide(
 
     def guided(x: Array, t: Array) -> Array:
         output = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-        # In the precision of the latents: the scale magnifies the rounding of the difference.
+        # In the precision of the latents, because the scale magnifies rounding errors.
         u, c = jnp.split(output.astype(x.dtype), 2)
         return u + scale * (c - u)
 

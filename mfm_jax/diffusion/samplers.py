@@ -1,7 +1,7 @@
-"""From noise to data with a denoiser: DDIM (arXiv 2010.02502), DPM-Solver++(2M) (arXiv 2211.01095).
+"""Samplers, from noise to data: DDIM (arXiv 2010.02502), DPM-Solver++(2M) (arXiv 2211.01095).
 
-What depends on the timestep alone is worked out beforehand in double precision, one row of
-coefficients a step, so that a step is a weighted sum.
+The coefficients that depend only on the timestep are computed beforehand in double precision, one
+row for each step. A step is then a weighted sum.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mfm_jax.typing import Array, Float, Int, Shaped
 
 
 class DDIMRow(NamedTuple):
-    """`x' = data x_0 + keep eps + fresh z`; arrays of one entry a step, or one step's numbers."""
+    """Coefficients of `x' = data x_0 + keep eps + fresh z`, of all steps or of one."""
 
     data: Array
     keep: Array
@@ -25,7 +25,7 @@ class DDIMRow(NamedTuple):
 
 
 class DPMRow(NamedTuple):
-    """`x' = decay x + gain (x_0 + extrapolate (x_0 - the x_0 of the step before))`."""
+    """Coefficients of `x' = decay x + gain (x_0 + extrapolate (x_0 - previous x_0))`."""
 
     decay: Array
     gain: Array
@@ -33,10 +33,11 @@ class DPMRow(NamedTuple):
 
 
 def ddim_rows(schedule: Schedule, steps: int, eta: float) -> tuple[np.ndarray, DDIMRow]:
-    """Timesteps and coefficients. `eta` 0 is deterministic, 1 is ancestral sampling (DDPM).
+    """Return timesteps and coefficients of DDIM.
 
-    The last step ends at timestep 0 and its little noise, not at clean data, as the released
-    AudioLDM2 does (`set_alpha_to_one` false).
+    `eta` 0 is deterministic, 1 is ancestral sampling (DDPM). The last step ends at timestep 0,
+    which still has a little noise, and not at clean data; this is what the released AudioLDM2 does
+    (`set_alpha_to_one` false).
     """
     t = schedule.timesteps(steps, "leading")
     squares = schedule.alphas_cumprod.astype(np.float64)
@@ -52,16 +53,16 @@ def ddim_step(
     z: Float[Array, "B H W C"] | None,
     row: DDIMRow,
 ) -> Float[Array, "B H W C"]:
-    """The next, less noisy `x`; `z` is the fresh noise, None where `eta` is 0."""
+    """Return the next, less noisy `x`; `z` is the fresh noise, None if `eta` is 0."""
     x = row.data * x0 + row.keep * eps
     return x if z is None else x + row.fresh * z
 
 
 def dpm_rows(schedule: Schedule, steps: int, spacing: str) -> tuple[np.ndarray, DPMRow]:
-    """Timesteps and coefficients of the second-order midpoint method, ending at clean data.
+    """Return timesteps and coefficients of the second-order midpoint method.
 
-    The first step knows no earlier `x_0` and the last one lands on its `x_0`: both are first order,
-    which is an extrapolation of 0.
+    It ends at clean data. The first step has no previous `x_0`, and the last one ends at its own
+    `x_0`. Both are of first order, with an extrapolation of 0.
     """
     t = schedule.timesteps(steps, spacing)
     squares = schedule.alphas_cumprod.astype(np.float64)[t]
@@ -80,14 +81,17 @@ def dpm_step(
     x0_before: Float[Array, "B H W C"],
     row: DPMRow,
 ) -> Float[Array, "B H W C"]:
-    """The next, less noisy `x`."""
+    """Return the next, less noisy `x`."""
     return row.decay * x + row.gain * (x0 + row.extrapolate * (x0 - x0_before))
 
 
 def fresh_noise(
     keys: Shaped[Array, " B"], step: Int[Array, ""] | int, shape: tuple[int, ...]
 ) -> Float[Array, "..."]:
-    """Noise of one sampling step, each example's from its own key: no batch mate changes it."""
+    """Draw the noise of one sampling step, for each example from its own key.
+
+    An example thus gets the same noise in any batch.
+    """
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape[1:]))(keys)
 
 
@@ -102,15 +106,15 @@ def sample(
     eta: float = 0.0,
     keys: Shaped[Array, " B"] | None = None,
 ) -> Float[Array, "B H W C"]:
-    """Latents in float32 from standard normal `noise`.
+    """Sample latents, in float32, from standard normal `noise`.
 
     Args:
         denoise: `(x [B, H, W, C] float32, t [B] int32) -> output` of `schedule.prediction`.
         steps: evaluations of `denoise`; with "dpm++" 10 to 25 are enough.
-        spacing: where the timesteps of "dpm++" lie: "linspace" if not given; "logsnr" follows the
-            exact path more closely from about 10 steps up. "ddim" always takes "leading".
+        spacing: how the timesteps of "dpm++" are spaced: "linspace" if not given; "logsnr" follows
+            the exact path more closely from about 10 steps up. "ddim" always takes "leading".
         eta: fresh noise of "ddim", from 0 (none) to 1.
-        keys: one random key for each example, needed where `eta` is not 0.
+        keys: one random key for each example, needed if `eta` is not 0.
 
     Raises:
         ValueError: an unknown sampler, a number of steps the schedule does not have, `eta` without

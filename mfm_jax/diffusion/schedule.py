@@ -1,4 +1,4 @@
-"""The noise schedule: how much data and noise each timestep holds, and what a network predicts."""
+"""The noise schedule: the share of noise at each timestep, and the prediction of a network."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,10 +29,10 @@ class Schedule:
 
     @cached_property
     def alphas_cumprod(self) -> np.ndarray:
-        """The share of data in the variance at each timestep, `[train_steps]` float32.
+        """Share of data in the variance at each timestep, `[train_steps]` float32.
 
-        Rounded where PyTorch rounds (a line from both ends, a product kept in double), so that
-        these are the values the released networks were trained with.
+        It is rounded where PyTorch rounds (a line from both ends, a product kept in double), which
+        gives the values that the released networks were trained with.
         """
         first, last = (np.float32(beta**0.5) for beta in (self.beta_start, self.beta_end))
         slope = np.float64((last - first) / np.float32(self.train_steps - 1))
@@ -45,11 +45,11 @@ class Schedule:
         return np.cumprod((1 - line**2).astype(np.float64)).astype(np.float32)
 
     def timesteps(self, steps: int, spacing: str = "leading") -> np.ndarray:
-        """The `[steps]` int32 timesteps of a sampling run, from noise to data.
+        """Return the `[steps]` int32 timesteps of a sampling run, from noise to data.
 
         "leading" is AudioLDM2's: 5 steps are 801, 601, 401, 201, 1. "linspace" starts at the last
-        timestep and leaves the step to clean data for the end. "logsnr" is even in
-        `log(alpha / sigma)` and includes timestep 0: it spends more of few steps on low noise.
+        timestep; the step to clean data comes after its last one. "logsnr" is evenly spaced in
+        `log(alpha / sigma)` and includes timestep 0: more of a few steps are at low noise.
 
         Raises:
             ValueError: `steps` is not in `1 .. train_steps - 1`.
@@ -66,7 +66,7 @@ class Schedule:
             logsnr = np.log(squares / (1 - squares))
             grid = np.linspace(logsnr[-1], logsnr[0], steps)
             t = np.abs(grid[:, None] - logsnr[None, :]).argmin(axis=1)
-            # Where the grid is finer than the timesteps neighbours coincide: move them apart.
+            # Neighbours coincide if the grid is finer than the timesteps: move them apart.
             rank = np.arange(steps)
             t = np.maximum.accumulate(t[::-1] - rank) + rank
             t = np.minimum(t, last - rank[::-1])[::-1]
@@ -75,21 +75,21 @@ class Schedule:
         return t.astype(np.int32)
 
     def _rates(self, t: Int[Array, " B"], like: Array) -> tuple[jax.Array, jax.Array]:
-        """Alpha and sigma at `t`, shaped and typed to multiply `like`."""
+        """Return alpha and sigma at `t`, in the type of `like` and shaped to multiply it."""
         squares = jnp.asarray(self.alphas_cumprod)[t].reshape(-1, *(1,) * (like.ndim - 1))
         return jnp.sqrt(squares).astype(like.dtype), jnp.sqrt(1 - squares).astype(like.dtype)
 
     def add_noise(
         self, x0: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], t: Int[Array, " B"]
     ) -> Float[Array, "B H W C"]:
-        """`x_t` of each example at its own timestep."""
+        """Return `x_t` of each example at its own timestep."""
         alpha, sigma = self._rates(t, x0)
         return alpha * x0 + sigma * noise
 
     def target(
         self, x0: Float[Array, "B H W C"], noise: Float[Array, "B H W C"], t: Int[Array, " B"]
     ) -> Float[Array, "B H W C"]:
-        """What the network should output at `x_t`: the noise, or `v = alpha noise - sigma x_0`."""
+        """Return the true output at `x_t`: the noise, or `v = alpha noise - sigma x_0`."""
         if self.prediction == "epsilon":
             return noise
         alpha, sigma = self._rates(t, x0)
@@ -98,7 +98,7 @@ class Schedule:
     def to_x0_eps(
         self, output: Float[Array, "B H W C"], x: Float[Array, "B H W C"], t: Int[Array, " B"]
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
-        """The data and the noise that a network's `output` at `x` stands for."""
+        """Return the data and the noise that a network's `output` at `x` predicts."""
         alpha, sigma = self._rates(t, x)
         if self.prediction == "epsilon":
             return (x - sigma * output) / alpha, output

@@ -92,7 +92,7 @@ class Sampling(NamedTuple):
 
 
 @jax.jit
-def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B K D"]:
+def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B L E"]:
     """Predict the LOA of each window from its video tokens, in float32."""
     return constrain(mapper.generate(streams).astype(jnp.float32), "batch")
 
@@ -100,7 +100,7 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B K D"]:
 @partial(jax.jit, static_argnames=("settings", "sampling"))
 def sound_from_loa(
     networks: SoundNetworks,
-    loa: Float[Array, "B K D"],
+    loa: Float[Array, "B L E"],
     keys: Shaped[Array, " B"],
     text: Text | None,
     negative: Text | None,

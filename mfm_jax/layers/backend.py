@@ -29,18 +29,18 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-# Products. XLA hands them to cuBLAS, which adds and applies GELUs on the way if it is asked well.
+# Products. XLA hands them to cuBLAS, which can also add and apply GELUs in the same pass.
 
 
 def prenorm(
     norm: LayerNorm | None, x: Float[Array, "*B D"]
 ) -> tuple[Float[Array, "*B D"], LayerNorm | None]:
-    """Return `norm(x)`, for `project`; second, the norm whose scale and bias are still missing.
+    """Return `norm(x)` as the input of `project`, and the norm that `project` has yet to apply.
 
-    On GPUs `x` is standardised alone, and the weights of the products that read it take up scale
-    and bias, whose gradients are then no sums over all of `x`. XLA makes one kernel of that, and
-    another one of its gradient; it makes five of a whole norm. Scaling the weights takes time too,
-    so this is for many positions at once.
+    On GPUs `x` is only standardised here, and `project` multiplies scale and bias into its weights.
+    The gradients of scale and bias are then not sums over all of `x`, and XLA needs one kernel for
+    the rest and one for its gradient, in place of five for the complete norm. Scaling the weights
+    takes time as well, so this pays for many positions at once. Elsewhere the second is None.
     """
     if norm is None:
         return x, None
@@ -63,9 +63,9 @@ def project(
 def as_rows(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return `x`, on GPUs as `[N, D]` in place of `[..., D]`.
 
-    Products of rows leave cuBLAS with what is added to them, or with their GELU. In other shapes
-    XLA copies what is added, or multiplies once more for the gradient of the GELU. TPUs would lay
-    out the array anew to make rows of it.
+    With rows, cuBLAS adds to a product or applies a GELU in the same pass. With other shapes XLA
+    copies the summand, or computes the product again for the gradient of the GELU. On TPUs making
+    rows would mean a new memory layout.
     """
     return x.reshape(-1, x.shape[-1]) if platform() == "gpu" else x
 
@@ -78,8 +78,8 @@ def add(x: Float[Array, "*B D"], y: Float[Array, "*B D"]) -> Float[Array, "*B D"
 def gelu_in_float32(gelu: Callable[[Array], Array], x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return `gelu(x)`, computed in float32, in the precision of `x`.
 
-    Of rows (`as_rows`) cuBLAS computes the GELU, in float32 as well. XLA knows it by the formula
-    written in one precision.
+    On rows (`as_rows`) cuBLAS applies the GELU, in float32 too. XLA recognises the formula only if
+    it is written in one precision.
     """
 
     def wide(x: Array) -> Array:
@@ -89,15 +89,15 @@ def gelu_in_float32(gelu: Callable[[Array], Array], x: Float[Array, "..."]) -> F
 
 
 def apart(x: T) -> T:
-    """Return `x`, an array or a network, whose products are not joined with others on GPUs.
+    """Return `x`, an array or a network, whose products XLA does not merge with others on GPUs.
 
-    XLA makes one product of two that share a side. For that it lays the other sides in one array,
-    such as all keys of several sources, and cuts the result: copies that cost more than they save.
+    XLA merges two products that share an operand. It concatenates the other operands, such as the
+    keys of several sources, and slices the result. Those copies cost more than the merge saves.
     """
     return lax.platform_dependent(x, cuda=lax.optimization_barrier, default=lambda x: x)
 
 
-# Attention by cuDNN, which never writes the scores down.
+# Attention by cuDNN, which never writes the scores to memory.
 
 
 def has_flash_attention(q: Float[Array, "B L N K"], k: Float[Array, "B S N K"]) -> bool:
@@ -155,10 +155,10 @@ def _flash(q: Array, k: Array, v: Array, *, causal: bool, scale: float) -> Array
 def gradient_once(x: Array) -> Array:
     """Return `x`. On CPUs its gradient is finished here before anything reads it.
 
-    XLA on a CPU works out the gradient of a residual stream anew for each of its readers, through
-    all blocks behind them. That time grows with the square of the depth; it was a quarter of a step
-    of GPT-2 small. `lax.optimization_barrier`, which is made for this, is removed on CPUs before it
-    has any effect.
+    XLA on a CPU repeats the computation of a residual stream's gradient for each of its readers,
+    through all later blocks. That time grows with the square of the depth; it was a quarter of a
+    step of GPT-2 small. `lax.optimization_barrier`, which is made for this, has no effect on CPUs:
+    XLA removes it too early.
     """
     return x
 

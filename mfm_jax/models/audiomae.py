@@ -171,7 +171,7 @@ class Block(nnx.Module):
 
 
 class AudioMAE(nnx.Module):
-    """The encoder: a normalised Kaldi filter bank to one vector per patch and a class token."""
+    """The encoder: one vector per patch of a normalised Kaldi filter bank, and a class token."""
 
     def __init__(self, config: AudioMAEConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -255,7 +255,7 @@ def pool_loa(
 
 
 class AudioMAEDecoder(nnx.Module):
-    """The plain ViT that fills in masked patches, needed for pretraining only.
+    """A plain ViT that predicts the masked patches, for pretraining only.
 
     The released AudioMAE was pretrained with a windowed decoder; nothing reads it afterwards.
     """

@@ -61,7 +61,7 @@ class Block(nnx.Module):
 
 
 class EvaViT(nnx.Module):
-    """Images to one token per patch, row by row, behind a class token."""
+    """Vision transformer: a class token, then one token per patch of an image, row by row."""
 
     def __init__(self, config: EvaViTConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config

@@ -133,7 +133,7 @@ class TextEmbedding(nnx.Module):
 
 
 class QFormer(nnx.Module):
-    """Queries that read a context, and text with it where the network takes any."""
+    """Queries that read a context, together with text if the network takes any."""
 
     def __init__(self, config: QFormerConfig, *, rngs: nnx.Rngs) -> None:
         self.queries = table(config.queries, config.width, rngs=rngs)

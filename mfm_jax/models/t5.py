@@ -86,7 +86,7 @@ class Block(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """Token ids to one state per token."""
+    """The encoder: one state for each token id."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
         self.config = config

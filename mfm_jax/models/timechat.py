@@ -26,7 +26,7 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class TimeChatConfig:
-    """Sizes of the branch, and the words that it reads the time in."""
+    """Sizes of the branch, and its vocabulary for times."""
 
     vit: EvaViTConfig
     image_qformer: QFormerConfig
@@ -128,15 +128,14 @@ def normalise(pixels: UInt8[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
 
 
 class TimeChat(nnx.Module):
-    """Frames and the sentences with their times, to tokens."""
+    """The visual branch: tokens of frames and of the sentences with their times."""
 
     def __init__(self, config: TimeChatConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         width, llama_width = config.video_qformer.width, config.llama_width
         self.vit = EvaViT(config.vit, rngs=rngs)
-        self.vit_norm = layer_norm(
-            config.vit.width, epsilon=1e-5, rngs=rngs
-        )  # not the blocks' 1e-6
+        # The blocks of the ViT have an epsilon of 1e-6.
+        self.vit_norm = layer_norm(config.vit.width, epsilon=1e-5, rngs=rngs)
         self.image_qformer = QFormer(config.image_qformer, rngs=rngs)
         # As torch's nn.Embedding starts: the tokens it is added to have unit variance.
         self.frame_positions = table(

@@ -22,8 +22,8 @@ from mfm_jax.layers.remat import run
 from mfm_jax.runtime.sharding import constrain
 from mfm_jax.typing import Array, Bool, Float, Int
 
-# A masked key gets this added to its score. It is finite on purpose: where every key is masked, the
-# softmax is that of the bare scores.
+# This is added to the scores of masked keys. It is finite on purpose: if every key is masked, the
+# softmax is that of the scores without it.
 MASKED = -10000.0
 
 
@@ -33,7 +33,7 @@ class UNetConfig:
 
     channels: tuple[int, ...]  # width of each level, full resolution first
     # Per level, what the transformers after each resnet read beside the latents: the index of a
-    # context, or None for the latents themselves. The middle is as the last level.
+    # context, or None for the latents themselves. The middle is like the last level.
     attentions: tuple[tuple[int | None, ...], ...]
     contexts: tuple[int, ...]  # width of each context
     heads: int | tuple[int, ...]  # number of heads, at all levels or at each
@@ -291,7 +291,7 @@ class Stage(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Noisy latents, their time step and the contexts to the predicted noise (or velocity)."""
+    """Predicts the noise (or velocity) from noisy latents, their time step and the contexts."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config

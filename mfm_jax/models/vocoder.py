@@ -18,7 +18,7 @@ from mfm_jax.typing import Array, Float
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Sizes of the vocoder. A stage is one upsampler and the residual blocks behind it."""
+    """Sizes of the vocoder. A stage is one upsampler and the residual blocks that follow it."""
 
     channels: int  # before the first stage; each stage halves them
     mels: int = 64  # bins of the log-mel

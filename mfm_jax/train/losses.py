@@ -8,18 +8,18 @@ from mfm_jax.train.contrastive import clip_loss
 from mfm_jax.typing import Array, Float
 
 
-def mse(predicted: Float[Array, "B K D"], target: Float[Array, "B K D"]) -> Float[Array, ""]:
+def mse(predicted: Float[Array, "B L E"], target: Float[Array, "B L E"]) -> Float[Array, ""]:
     """Return the mean squared error."""
     return ((predicted - target) ** 2).mean()
 
 
-def l1(predicted: Float[Array, "B K D"], target: Float[Array, "B K D"]) -> Float[Array, ""]:
+def l1(predicted: Float[Array, "B L E"], target: Float[Array, "B L E"]) -> Float[Array, ""]:
     """Return the mean absolute error."""
     return jnp.abs(predicted - target).mean()
 
 
 def cosine_distance(
-    predicted: Float[Array, "B K D"], target: Float[Array, "B K D"]
+    predicted: Float[Array, "B L E"], target: Float[Array, "B L E"]
 ) -> Float[Array, ""]:
     """Return the mean over LOA tokens of one minus the cosine of their angle."""
     # A vector of zeros has no direction; the small number gives it a gradient all the same.
@@ -28,7 +28,7 @@ def cosine_distance(
 
 
 def clip_contrast(
-    predicted: Float[Array, "B K D"], target: Float[Array, "B K D"], temperature: float
+    predicted: Float[Array, "B L E"], target: Float[Array, "B L E"], temperature: float
 ) -> Float[Array, ""]:
     """Return InfoNCE over the clips of the batch, both ways; each LOA is one unit vector.
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from convert.__main__ import main
 from convert.model import OURS
 from convert.timechat import VIT, table
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import Bundle, format2
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.weights import abstract, named_weights
@@ -74,10 +74,17 @@ def test_three_files_in_any_order_are_one_branch(branch, files, tmp_path):
         assert torch.equal(back[name], tensor), name
 
 
-def test_what_went_out_comes_in_again_by_itself(files, tmp_path):
-    """The folder carries its own configuration."""
+@pytest.mark.parametrize("old", [False, True], ids=["as written", "by an older version"])
+def test_what_went_out_comes_in_again_by_itself(old, files, tmp_path):
+    """The folder carries its own configuration, whose fields once had other names."""
     assert main(["timechat", *files, "-o", str(tmp_path / "b")]) == 0
     assert main(["timechat", str(tmp_path / "b"), "-o", str(tmp_path / "o"), "--to", "torch"]) == 0
+    if old:
+        file = tmp_path / "o" / "config.json"
+        data = json.loads(file.read_text())
+        data[OURS] = format2.old_config("timechat", data[OURS])
+        assert "d_llama" in data[OURS]
+        file.write_text(json.dumps(data))
     assert main(["timechat", str(tmp_path / "o"), "-o", str(tmp_path / "c")]) == 0
     first, second = (Bundle.open(tmp_path / name) for name in "bc")
     assert first.config("timechat") == second.config("timechat")

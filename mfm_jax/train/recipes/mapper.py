@@ -212,8 +212,8 @@ class MapperRecipe(LOARecipe):
         return total, metrics
 
     def predict(
-        self, module: Mapper, streams: Streams, loa: Float[Array, "B K D"], key: Array
-    ) -> Float[Array, "B K D"]:
+        self, module: Mapper, streams: Streams, loa: Float[Array, "B L E"], key: Array
+    ) -> Float[Array, "B L E"]:
         """Return LOA as the mapper predicts it in training, in the units of `standardise`.
 
         With scheduled sampling there are two passes, which share the prefix of the video.
@@ -229,10 +229,10 @@ class MapperRecipe(LOARecipe):
     def feed(
         self,
         module: GPT2Mapper,
-        loa: Float[Array, "B K D"],
-        own: Float[Array, "B K D"],
+        loa: Float[Array, "B L E"],
+        own: Float[Array, "B L E"],
         key: Array,
-    ) -> Float[Array, "B K D"]:
+    ) -> Float[Array, "B L E"]:
         """Return LOA as the mapper is fed it in training, in LOA's own units.
 
         The level of noise is drawn for each clip, from 0 to `noise_std`. `own` is what the mapper

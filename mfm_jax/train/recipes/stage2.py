@@ -63,7 +63,7 @@ class MapperAndUNet(nnx.Module):
         return self.unet if self.lora is None else self.lora(self.unet)
 
     def __call__(
-        self, noised: Float[Array, "B H W C"], t: Int[Array, " B"], loa: Float[Array, "B K D"]
+        self, noised: Float[Array, "B H W C"], t: Int[Array, " B"], loa: Float[Array, "B L E"]
     ) -> Float[Array, "B H W C"]:
         """Return the UNet's output for `noised` latents at time steps `t`, conditioned on `loa`."""
         contexts = (loa,) if self.text is None else (loa, self.text(len(loa)))
@@ -169,7 +169,7 @@ class Stage2Recipe(LOARecipe):
         return diffusion + self.loa_weight * error, {"diffusion": diffusion, "mse": error}
 
     def diffusion(
-        self, module: MapperAndUNet, batch: Batch, loa: Float[Array, "B K D"], draws: Draws
+        self, module: MapperAndUNet, batch: Batch, loa: Float[Array, "B L E"], draws: Draws
     ) -> Float[Array, ""]:
         """Return the squared error of the UNet's output where it reads `loa`."""
         latents = batch["latents"].astype(jnp.float32)
