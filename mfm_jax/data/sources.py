@@ -104,10 +104,9 @@ class ClipFiles(ClipSource):
 
     @property
     def data_licence(self) -> str:
-        if not self.licence and (folders := self.features()) is not None:
-            about = read_about(folders.train / "features.json")
-            return about.get("licence", UNKNOWN)
-        return self.licence or UNKNOWN
+        if self.licence or not self.path or (folders := self.features()) is None:
+            return self.licence or UNKNOWN
+        return read_about(folders.train / "features.json").get("licence", UNKNOWN)
 
     @property
     def limits(self) -> Split:

@@ -254,7 +254,7 @@ def test_tokens_of_the_mappers_own_get_no_noise():
 
 def test_a_linear_mapper_is_fed_nothing_that_could_be_spoilt():
     network = replace(NETWORK, kind="linear_pooled")
-    recipe = replace(PLAIN, network=network, noise=1.0, token_dropout=1.0)
+    recipe = replace(PLAIN, network=network, noise_std=1.0, token_dropout=1.0)
     mapper, batch = mapper_of(recipe), batch_of(recipe, 3)
     streams = recipe.streams(batch)
     predicted = recipe.predict(mapper, streams, batch["loa"], jax.random.key(0))
