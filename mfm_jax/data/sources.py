@@ -160,7 +160,7 @@ class ClipFiles(ClipSource):
 def hold_out(clips: list[Clip], share: float) -> tuple[list[Clip], list[Clip]]:
     """Split clips by their ids, so that a clip stays on its side when others join.
 
-    At least one clip is held out, and at least one is not, if there are two.
+    At least two clips are held out, since some scores compare a clip with another, but never all.
 
     Args:
         share: expected share of held-out clips, from 0 to 1.
@@ -168,5 +168,5 @@ def hold_out(clips: list[Clip], share: float) -> tuple[list[Clip], list[Clip]]:
     rank = {clip: int(sha256(clip.id.encode()).hexdigest()[:8], 16) / 2**32 for clip in clips}
     order = sorted(clips, key=rank.__getitem__)
     count = sum(rank[clip] < share for clip in clips)
-    count = min(max(count, 1), len(clips) - 1) if len(clips) > 1 else 0
+    count = min(max(count, 2), len(clips) - 1)
     return sorted(order[count:]), sorted(order[:count])

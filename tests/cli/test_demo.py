@@ -11,8 +11,9 @@ import soundfile
 from mfm_jax.bundle import Bundle
 from mfm_jax.cli import main
 from mfm_jax.data.clips import Clip
-from mfm_jax.data.features import FeatureSource, extract
+from mfm_jax.data.features import FeatureSource
 from mfm_jax.foley.world import SPLITS, World, write_clip
+from mfm_jax.inference.extract import extract
 from mfm_jax.media.probe import probe
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.recipes.mapper import MapperRecipe
