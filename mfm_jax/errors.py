@@ -6,7 +6,7 @@ exits. Anything else is a fault of the program and keeps its traceback.
 
 
 class UserError(ValueError):
-    """What a user gave cannot be used; the message says what to do."""
+    """An input that cannot be used; the message says what to do."""
 
     exit_code = 2
     """With which a command that meets it ends: wrong usage, unless a subclass says otherwise."""

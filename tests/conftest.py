@@ -29,7 +29,7 @@ LONGEST = (
     "train/test_mesh.py",
     "train/test_recipe_stage2.py",
     "miniature/test_runs.py",
-    "data/test_extract_many.py",
+    "inference/test_extract_many.py",
     "models/test_unet.py",
     "mapper/test_mapper.py",
     "cli/test_generate.py",
@@ -37,7 +37,7 @@ LONGEST = (
     "train/test_train.py",
     "inference/test_generate_mesh.py",
     "train/test_log.py",
-    "data/test_features.py",
+    "inference/test_extract.py",
     "convert/test_audioldm2.py",
     "models/test_timechat.py",
 )

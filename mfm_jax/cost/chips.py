@@ -39,7 +39,7 @@ CHIPS = {
     )
 }
 
-KINDS = {
+DEVICE_KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -54,8 +54,8 @@ KINDS = {
 
 def chip_of(kind: str) -> Chip | None:
     """Return the figures of a device of this `device_kind`, or None if it is not listed."""
-    if kind in KINDS:
-        return CHIPS[KINDS[kind]]
+    if kind in DEVICE_KINDS:
+        return CHIPS[DEVICE_KINDS[kind]]
     return next((CHIPS[n] for n in ("a100", "h100", "h200") if n.upper() in kind), None)
 
 

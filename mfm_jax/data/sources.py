@@ -24,7 +24,7 @@ class Split(NamedTuple):
 
 
 class Labels:
-    """What is known about a clip beside its pictures and its sound."""
+    """Reads labels of clips: arrays beside their pictures and their sound."""
 
     def fields(self) -> Mapping[str, Field]:
         """Return the arrays that `of` returns."""
@@ -48,7 +48,7 @@ class ClipSource:
 
     @property
     def labels(self) -> Labels | None:
-        """What tells the labels of these clips, if they have any."""
+        """The reader of the labels of these clips, if they have any."""
         return None
 
     @property

@@ -225,7 +225,7 @@ def extract(
         raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
     preparation = Preparation(bundle, tuple(drop))
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))
-    place = layout.batch(batch)
+    sharding = layout.batch(batch)
     about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
     about |= {"licence": licence} if licence else {}
     fields = _fields(preparation, names, timechat)
@@ -242,7 +242,7 @@ def extract(
             for shard in missing:
                 prepared = _ahead(pool, preparation.clip, writer.shards[shard], 2 * batch)
                 examples = _examples(
-                    preparation, networks, prepared, batch, place, timechat, progress
+                    preparation, networks, prepared, batch, sharding, timechat, progress
                 )
                 writer.write(shard, examples)
     return writer.finish() if not writer.missing() else writer.failed()
@@ -278,7 +278,7 @@ def _examples(
     networks: Networks,
     prepared: Iterator[Prepared | Failure],
     batch: int,
-    place: NamedSharding,
+    sharding: NamedSharding,
     timechat: str,
     progress: Callable[[int], None],
 ) -> Iterator[dict[str, np.ndarray] | Failure]:
@@ -288,7 +288,7 @@ def _examples(
         rows = iter(range(len(good)))
         if good:
             full = good + [good[-1]] * (batch - len(good))
-            inputs = jax.device_put(preparation.batch(full), place)
+            inputs = jax.device_put(preparation.batch(full), sharding)
             features = jax.device_get(encode(networks, inputs, timechat=timechat))
         for clip in group:
             if isinstance(clip, Failure):

@@ -195,7 +195,7 @@ class GPT2Mapper(_Mapper):
 
 
 class PrefixCache(NamedTuple):
-    """What a mapper keeps of the video that it has read."""
+    """Keys and values of the video that a mapper has read, and its next input."""
 
     prefix: tuple[KV, ...]  # keys and values of each block of GPT-2, without the last position
     mask: Bool[Array, "B P"] | None  # of those positions

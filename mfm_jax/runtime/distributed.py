@@ -7,7 +7,7 @@ from mfm_jax.errors import SettingError, first_line
 
 @dataclass(frozen=True)
 class Processes:
-    """How the processes of a run find each other. By default there is only one."""
+    """The way the processes of a run find each other. By default there is only one."""
 
     detect: bool = False  # ask the TPU pod, Slurm or Open MPI
     coordinator: str | None = None  # host:port of process 0

@@ -1,4 +1,4 @@
-"""What a training run consists of: its recipe and its numbers."""
+"""A training run: its recipe, its numbers, and the step they lead to."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -31,7 +31,7 @@ from mfm_jax.typing import Array, Float
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained, as steps that `train.py` calls in this order.
+    """The training of one network, as steps that `train.py` calls in this order.
 
     A dataset is anything with `len`, `[i]` (an element: arrays by name) and `id_of(i)`.
     """
@@ -55,11 +55,11 @@ class Recipe:
         raise SettingError(f"a {type(self).__name__} cannot be planned: its batch is not known")
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
-        """Return the network, with whatever only training needs."""
+        """Return the network with the parts that only training needs."""
         raise NotImplementedError
 
     def warm_start(self, module: Any, dataset: Any) -> Any:
-        """Return `module` with what it should know about the training set before the first step."""
+        """Return `module` initialised from the training set or from trained networks."""
         return module
 
     def loss(self, module: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
@@ -157,7 +157,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """What a run steps with on some devices; training and planning use the same."""
+    """The network, optimizer and step of a run on some devices, for training and for planning."""
 
     config: TrainConfig
     layout: Layout

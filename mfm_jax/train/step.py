@@ -26,17 +26,17 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the gradients of a batch are computed; the result is the same within rounding."""
+    """Precision, accumulation and rematerialisation; the result is the same within rounding."""
 
-    # Of the networks' arithmetic: "float32" or "bfloat16". Weights, their moments and the sums of
-    # gradients over parts of a batch are float32 with either, and running statistics too, so that
-    # behind a BatchNorm a network goes on in float32. Between devices compilers may add up
-    # gradients in bfloat16, as they do for TPUs (`mfm plan` shows the bytes).
+    # Of the networks' arithmetic: "float32" or "bfloat16". Weights, their moments, accumulated
+    # gradients and running statistics are always float32, so that a network continues in float32
+    # behind a BatchNorm. Compilers may sum gradients over devices in bfloat16, as they do for TPUs
+    # (`mfm plan` shows the bytes).
     precision: str = "float32"
-    # Parts that a batch is computed in, one after the other. What a loss says of a whole batch, as
-    # a contrast does, it says of each part instead.
+    # Parts that a batch is computed in, one after the other. A loss over a whole batch, such as a
+    # contrast, is then a loss over each part.
     accumulate: int = 1
-    remat: str = "none"  # what is computed anew to save memory: "none", "products" or "blocks"
+    remat: str = "none"  # activations computed again to save memory: "none", "products", "blocks"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -50,7 +50,7 @@ class ComputeConfig:
 
 
 class TrainState(NamedTuple):
-    """All that changes during a run but the position in the data; weights are by name."""
+    """Everything that changes during a run but the position in the data; weights are by name."""
 
     params: Weights  # those that are trained
     frozen: Weights  # those that are not, and have no gradient and no moments

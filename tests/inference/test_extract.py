@@ -198,7 +198,8 @@ def test_silent_and_static_clips_can_be_dropped(clips, tmp_path):
     made = generate_clip(World(), 0)
     write_frames(made.frames, dumb.path, fps=25, wave=0 * made.audio)
     write_frames([made.frames[0]] * 64, stuck.path, fps=25, wave=made.audio)
-    failed = extract(bundle, [clips[0], dumb, stuck], tmp_path / "f", batch=2, drop=extraction.DROPS)
+    drop = extraction.DROPS
+    failed = extract(bundle, [clips[0], dumb, stuck], tmp_path / "f", batch=2, drop=drop)
     assert [(f.id, f.reason.split(",")[0]) for f in failed] == [
         ("dumb", "dropped: silent"),
         ("stuck", "dropped: static"),
