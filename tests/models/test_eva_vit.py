@@ -76,7 +76,7 @@ def test_agrees_with_blip2(parity, ours, peer):
             parity(f"EVA ViT block {i}", against, x, y, 1e-4)
         final = peer(theirs).last_hidden_state
     norm = with_weights(
-        layer_norm(SMALL.d, epsilon=1e-5, rngs=nnx.Rngs(0)),
+        layer_norm(SMALL.width, epsilon=1e-5, rngs=nnx.Rngs(0)),
         {
             "scale": jnp.asarray(peer.post_layernorm.weight.detach().numpy()),
             "bias": jnp.asarray(peer.post_layernorm.bias.detach().numpy()),

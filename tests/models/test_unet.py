@@ -128,7 +128,7 @@ def test_modules_as_diffusers(parity):
             "upsample": last(unet.up_blocks[0].upsamplers[0](wide_t, (6, 9))),
         }
     ours = {
-        "time step": net.time(jnp.asarray(t)),
+        "time step": net.step_embedding(jnp.asarray(t)),
         "resnet with shortcut": net.down[2].resnets[0](last(x), given.step),
         "transformer, self": net.down[1].attentions[0](last(x), given),
         "transformer, LOA": net.down[1].attentions[4](last(x), given),
