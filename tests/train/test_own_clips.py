@@ -9,6 +9,7 @@ import pytest
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.records import read_about
 from mfm_jax.media.write import write_frames
+from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.train.running import run_config
 
 CLIPS = 6
@@ -43,7 +44,9 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatch, handlers):
+def test_the_seven_networks_train_on_the_same_folder(
+    clips, tmp_path, monkeypatch, handlers, capsys
+):
     monkeypatch.chdir(tmp_path)  # the configs name folders below runs/
     for name, component in CONFIGS.items():
         workdir = Path("runs/tiny") / name.replace("tiny_", "").replace("tiny", "mapper")
@@ -74,3 +77,9 @@ def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatc
         assert min(counts) >= 1
     with_unet = Bundle.open(Path("runs/tiny/bundle")).entries["unet"].source
     assert {name for name, _ in with_unet.trained_with} == {"audiomae", "vae"}
+    # The mapper standardises LOA, and its workdir has every network of the bundle it started from.
+    assert "heldout_loa_error_shuffled" in capsys.readouterr().out
+    mapper = Bundle.open(Path("runs/tiny/mapper"))
+    assert mapper.load("mapper").loa_std[...].min() < 1
+    assert set(mapper.entries) == set(Bundle.open(TINY_BUNDLE).entries)
+    assert "--config tiny" in mapper.entries["mapper"].source.made_by

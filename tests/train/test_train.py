@@ -1,10 +1,7 @@
 import json
 import shutil
-import subprocess
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,14 +10,12 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle
 from mfm_jax.errors import SettingError, WriteError
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.storage.weights import abstract, initialise, with_weights
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
 from mfm_jax.train.recipe import Recipe, mean_metrics
 from mfm_jax.train.step import ComputeConfig, TrainState, init_state, make_step, trainable
-from tests.bundles import untrained_bundle
 from tests.full_disk import full_disk
 from tests.train.regression import RATES, Regression, config
 from train import main, train
@@ -271,21 +266,3 @@ def test_what_is_no_override_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--config", str(ROOT / "configs/tiny.py"), "--workdir", str(tmp_path), "--seed=3"])
     assert "--seed=3" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_mapper_trains_on_clips_and_leaves_a_bundle(tmp_path):
-    """The command itself, from nothing but a bundle."""
-    untrained_bundle(tmp_path / "bundle")
-    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.source.train": 4}
-    changes |= {"recipe.source.heldout": 2, "steps": 2, "batch": 2, "log_every": 1}
-    overrides = [f"--config.{name}={value}" for name, value in changes.items()]
-    command = [sys.executable, "train.py", "--config", "configs/tiny.py", "--workdir"]
-    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
-    done = run([*command, str(tmp_path / "run"), *overrides])
-    assert done.returncode == 0, done.stderr
-    assert "heldout_loa_error_shuffled" in done.stdout
-    bundle = Bundle.open(tmp_path / "run")
-    assert set(bundle.entries) == set(Bundle.open(tmp_path / "bundle").entries)
-    assert "train.py --config configs/tiny.py" in bundle.entries["mapper"].source.made_by
-    assert bundle.load("mapper").loa_std[...].min() < 1
