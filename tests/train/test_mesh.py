@@ -51,8 +51,7 @@ def environment(made: Path, devices: int, *, read_only: bool = False) -> dict[st
 
     They share compiled programs; a process that is to be killed leaves none, or half of one.
     """
-    # Unoptimised, as all of the suite.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return {
         **os.environ,
         "XLA_FLAGS": flags,
