@@ -256,10 +256,10 @@ def test_a_signal_to_one_process_stops_both_at_one_step(made, tmp_path):
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, tmp_path):
     """Also while it saves: a save begins every fourth step. KILLS=20 kills more often."""
     settings = [
-        "steps=200",
+        "steps=120",
         "save_every=4",
         "log_every=1",
-        "eval_every=50",
+        "eval_every=40",
         "ema_decay=0.9",
         "best=loa_error",
     ]
