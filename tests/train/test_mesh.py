@@ -250,7 +250,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(made, tmp_path):
     started[1].send_signal(signal.SIGTERM)
     said = ended(started)[0]
     (step,) = (p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert f"stopped at step {step}: the same command goes on" in said
+    assert f"stopped at step {step}: the same command continues" in said
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, tmp_path):
