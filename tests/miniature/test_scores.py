@@ -9,6 +9,7 @@ from mfm_jax.bundle import write_bundle
 from mfm_jax.foley.contacts import Counts
 from mfm_jax.foley.scores import Heard
 from mfm_jax.foley.world import World, write_world
+from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.scores import Row, normalised, open_clips, table
 from miniature.sounds import Synthesiser
@@ -25,7 +26,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def synthesiser():
-    return Synthesiser.open(TINY_BUNDLE)
+    return Synthesiser.open(TINY_BUNDLE, Sampling(steps=2))
 
 
 def test_clips_are_opened_with_what_they_show(clips):

@@ -76,7 +76,10 @@ NETWORKS = {
         Autoencoder,
         lambda m: pretraining_loss(m.encoder, m.decoder, noise(2, 256, 128), key=KEY),
     ),
-    "unet": (partial(UNet, UNetConfig.tiny()), denoise),
+    "unet": (
+        partial(UNet, replace(UNetConfig.tiny(), channels=(24, 48), attentions=((), (0,)))),
+        denoise,
+    ),
     "vae": (
         partial(VAE, VAEConfig.tiny()),
         lambda vae: spread(vae.decode(vae.encode(noise(1, 64, 16, 1))[0])),
