@@ -31,7 +31,9 @@ REFERENCE = Path(__file__).parent / "reference"
 A_WEEK = 7 * 24 * 3600
 LONGEST = (
     "train/test_mesh.py",
+    "train/test_own_clips.py",
     "train/test_recipe_stage2.py",
+    "models/test_remat.py",
     "train/test_own_clips.py",
     "models/test_remat.py",
     "miniature/test_runs.py",
@@ -78,6 +80,14 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector what was imported, which stays."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap():
+    """Drop the programs of a file when it is done: they take gigabytes, and collections seconds."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def put_at_once(cache: LRUCache, key: str, value: bytes) -> None:
