@@ -6,6 +6,8 @@ this order, later ones replace earlier ones; the table reads their union under T
 
 from dataclasses import replace
 
+import numpy as np
+
 from convert import licences
 from convert.incoming import Incoming, with_prefix
 from convert.model import Model, Read, Request, own_config, own_licence, write_own
@@ -15,6 +17,7 @@ from convert.table import Ignore, Row, Table
 from convert.tensors import SourceError, Tensor
 from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.text.wordpiece import Vocabulary, timestamp_vocabulary
+from mfm_jax.typing import Float
 
 VIT = "visual_encoder."
 """TimeChat's prefix for the vision transformer, whose own file has none."""
@@ -102,6 +105,16 @@ def table(config: TimeChatConfig) -> Table:
             Ignore("llama_model.*", "TimeChat's language model", foreign=True),
         ),
     )
+
+
+def resize_frame_positions(
+    positions: Float[np.ndarray, "T D"], frames: int
+) -> Float[np.ndarray, "{frames} D"]:
+    """Return the table for another number of frames, by nearest neighbour.
+
+    Source: TimeChat, video_processor.py:26-33.
+    """
+    return positions[np.arange(frames) * len(positions) // frames]
 
 
 def read(request: Request) -> Read:

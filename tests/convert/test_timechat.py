@@ -7,7 +7,7 @@ from jax import numpy as jnp
 from safetensors.numpy import load_file
 
 from convert.table import ConversionError
-from convert.timechat import table
+from convert.timechat import resize_frame_positions, table
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from tests.table_checks import check_table
@@ -55,3 +55,14 @@ def test_a_missing_norm_is_named(reference):
     del theirs["ln_vision.weight"]
     with pytest.raises(ConversionError, match=r"missing: ln_vision\.weight"):
         dict(table(RELEASED).to_ours(theirs))
+
+
+@pytest.mark.parity
+def test_frame_positions_resize(parity, reference):
+    io = load_file(reference / "timechat/golden/io.safetensors")
+    small, large = io["pre.frame_pos_32"], io["pre.frame_pos_96"]
+    for old, new in ((small, large), (large, small)):
+        name = f"TimeChat frame positions {len(old)} to {len(new)}"
+        parity(
+            name, f"golden pre.frame_pos_{len(new)}", resize_frame_positions(old, len(new)), new, 0
+        )
