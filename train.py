@@ -39,13 +39,13 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         command: what started the run, for the bundle's provenance.
         profile: steps to trace.
     """
-    recipe, first = config.recipe, jax.process_index() == 0
+    recipe = config.recipe
     layout = Layout(make_mesh(config.mesh))
     share = layout.share(config.batch)
     setup = TrainSetup.of(config, layout)
     step = setup.step()
     counted = setup.counted_step(step)
-    if first:
+    if jax.process_index() == 0:
         write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 
     dataset, heldout = recipe.prepare(workdir)
@@ -110,22 +110,34 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
                 state, measured = step(state, batch)
             metrics.add(done + 1, measured)
         if not stopped:
-            found = checkpoints.restore_best(state.averaged_items())
-            if found is None and checkpoints.best is not None:
-                distributed.say("the run ends with its last weights")
-            state = state._replace(**(found or {}))
+            state = best_state(checkpoints, state)
         checkpoints.close()
 
     if stopped:
         distributed.say(f"stopped at step {done}: the same command continues from there")
         return 130 if stop.signal == signal.SIGINT else 0
-    weights = fetch(state.weights(averaged=True))
-    if first:
-        module = with_weights(setup.abstract_module, jax.tree.map(jax.numpy.asarray, weights))
-        bundle = recipe.finish(module, workdir, command)
-        metrics.summarise(bundle, config.best)
-    multihost_utils.sync_global_devices("finished")
+    finish(setup, state, metrics, workdir, command)
     return 0
+
+
+def best_state(checkpoints: Checkpoints, state: TrainState) -> TrainState:
+    """Return the state with the weights of the best checkpoint, if one was chosen and is whole."""
+    found = checkpoints.restore_best(state.averaged_items())
+    if found is None and checkpoints.best is not None:
+        distributed.say("the run ends with its last weights")
+    return state._replace(**(found or {}))
+
+
+def finish(
+    setup: TrainSetup, state: TrainState, metrics: Metrics, workdir: Path, command: str
+) -> None:
+    """Put the trained network into its bundle and report; all processes call this together."""
+    weights = fetch(state.weights(averaged=True))
+    if jax.process_index() == 0:
+        module = with_weights(setup.abstract_module, jax.tree.map(jax.numpy.asarray, weights))
+        bundle = setup.config.recipe.finish(module, workdir, command)
+        metrics.summarise(bundle, setup.config.best)
+    multihost_utils.sync_global_devices("finished")
 
 
 def score_of(scores: Mapping[str, float], name: str) -> float | None:
