@@ -10,6 +10,7 @@ import numpy as np
 
 from mfm_jax.bundle import UNKNOWN
 from mfm_jax.data.clips import Clip, DataError, list_clips
+from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import Field, read_about
 
 SPLITS = ("train", "heldout")
@@ -106,7 +107,7 @@ class ClipFiles(ClipSource):
     def data_licence(self) -> str:
         if self.licence or not self.path or (folders := self.features()) is None:
             return self.licence or UNKNOWN
-        return read_about(folders.train / "features.json").get("licence", UNKNOWN)
+        return read_about(folders.train / DESCRIPTION).get("licence", UNKNOWN)
 
     @property
     def limits(self) -> Split:
@@ -137,7 +138,7 @@ class ClipFiles(ClipSource):
 
     def features(self) -> Split | None:
         folders = Split(*(self._path() / name for name in SPLITS))
-        there = [(folder / "features.json").is_file() for folder in folders]
+        there = [(folder / DESCRIPTION).is_file() for folder in folders]
         if any(there) and not all(there):
             missing = folders[there.index(False)]
             raise DataError(f"there are no features in {missing}: extract them with mfm extract")

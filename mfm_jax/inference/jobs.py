@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mfm_jax.bundle import Bundle, Settings
-from mfm_jax.data.clips import VIDEO_SUFFIXES
+from mfm_jax.data.clips import videos_in
 from mfm_jax.errors import UsageError, UserError, system_reason
 from mfm_jax.inference.pipeline import Sampling, Text, VideoToAudio, stitch
 from mfm_jax.inference.prompts import PromptEncoder
@@ -174,15 +174,14 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """Return the videos that files, folders and globs name, in order and once each.
 
     Raises:
-        UsageError: a folder or glob without any video.
+        DataError: a folder without any video.
+        UsageError: a glob that matches nothing, or no name at all.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
-            if not matches:
-                raise UsageError(f"no video in folder {path} ({', '.join(VIDEO_SUFFIXES)})")
+            matches = videos_in(path)
         elif path.exists() or not glob.has_magic(pattern):
             matches = [path]
         else:

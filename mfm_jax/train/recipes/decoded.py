@@ -1,20 +1,21 @@
 """Recipes that learn from pictures and sound themselves, and leave one component of a bundle."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from mfm_jax.bundle import Bundle, Component, Settings, write_bundle
+from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
 from mfm_jax.bundle.licences import trained_source
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.decoded import DESCRIPTION, DecodedSource, write_decoded
 from mfm_jax.data.loader import CachedDataset, Element
-from mfm_jax.data.records import FAILED, check_same
-from mfm_jax.data.sources import SPLITS, Labels, Split
+from mfm_jax.data.records import FAILED, Failure, check_same
+from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.runtime.distributed import say
 from mfm_jax.storage.files import one_at_a_time
@@ -43,9 +44,43 @@ class BundleRecipe(Recipe):
             found.append(CachedDataset(dataset, self.read, limit))
         return Split(*found)
 
+    def fill(
+        self,
+        folders: Split,
+        description: str,
+        workdir: Path,
+        write: Callable[[list[Clip], Path], list[Failure]],
+    ) -> None:
+        """Write what `folders` lack of the source's clips; log how many clips are left out.
+
+        Args:
+            description: the file with which a folder is complete.
+            write: writes a list of clips into a folder and returns those left out.
+
+        Raises:
+            DataError: a folder holds other clips, or none can be read.
+        """
+        if self.source.made and all((folder / description).exists() for folder in folders):
+            return
+        clips = self.source.clips(workdir)
+        with one_at_a_time(folders.train.parent):
+            for its, folder in zip(clips, folders, strict=True):
+                if failed := write(its, folder):
+                    left_out = f"{len(failed)} of {len(its)} clips are left out"
+                    say(f"{folder}: {left_out}, see {FAILED} there")
+
     def bundle_path(self, workdir: Path) -> Path:
         """Return the folder of the bundle."""
         return Path(self.bundle) if self.bundle else workdir
+
+    def provenance(self, command: str, components: Sequence[str], bundle: Bundle | None) -> Source:
+        """Return where a network comes from that was trained with `components` of `bundle`."""
+        return trained_source(
+            command,
+            bundle=bundle,
+            components=components,
+            data_licence=self.source.data_licence,
+        )
 
     def write_component(
         self,
@@ -64,12 +99,7 @@ class BundleRecipe(Recipe):
         """
         path = self.bundle_path(workdir)
         new = not (path / "bundle.json").exists()
-        source = trained_source(
-            command,
-            bundle=None if new else Bundle.open(path),
-            components=trained_with,
-            data_licence=self.source.data_licence,
-        )
+        source = self.provenance(command, trained_with, None if new else Bundle.open(path))
         component = Component(config, module, source)
         return write_bundle(path, {name: component}, settings=self.settings if new else None)
 
@@ -83,23 +113,11 @@ class DecodedRecipe(BundleRecipe):
     def prepare(self, workdir: Path) -> Split:
         top = self.source.decoded(workdir)
         folders = Split(*(top / name for name in SPLITS))
-        if not (self.source.made and all((f / DESCRIPTION).exists() for f in folders)):
-            clips = self.source.clips(workdir)
-            with one_at_a_time(top):
-                for its, folder in zip(clips, folders, strict=True):
-                    decode(its, self.spec, folder, labels=self.source.labels)
+        decode = partial(write_decoded, labels=self.source.labels, processes=os.cpu_count() or 1)
+        self.fill(
+            folders, DESCRIPTION, workdir, lambda clips, folder: decode(clips, self.spec, folder)
+        )
         datasets = Split(*map(DecodedSource, folders))
         for folder, dataset in zip(folders, datasets, strict=True):
             check_same(folder, {"spec": dataset.about["spec"]}, {"spec": asdict(self.spec)})
         return self.cached(*datasets)
-
-
-def decode(clips: Sequence[Clip], spec: WindowSpec, folder: Path, *, labels: Labels | None) -> None:
-    """Decode clips into `folder`, and log how many were left out.
-
-    Raises:
-        DataError: `folder` holds other clips, or none can be read.
-    """
-    failed = write_decoded(clips, spec, folder, labels=labels, processes=os.cpu_count() or 1)
-    if failed:
-        say(f"{folder}: {len(failed)} of {len(clips)} clips are left out, see {FAILED} there")

@@ -1,16 +1,15 @@
 """Recipes that learn from the features that a bundle's encoders compute of each clip."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.features import DESCRIPTION, FeatureSource, check
-from mfm_jax.data.records import FAILED, check_same
+from mfm_jax.data.records import check_same
 from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.inference.extract import extract
-from mfm_jax.runtime.distributed import say
-from mfm_jax.storage.files import one_at_a_time
 from mfm_jax.train.recipes.decoded import BundleRecipe
 
 BATCH = 16
@@ -34,23 +33,13 @@ class FeatureRecipe(BundleRecipe):
         folders = self.source.features()
         if folders is None:
             folders = Split(*(workdir / "features" / name for name in SPLITS))
-            self._extract(bundle, folders, workdir)
+            tensor = self.expects.get("timechat", "video")
+            compute = partial(
+                extract, bundle, batch=BATCH, timechat=tensor, licence=self.source.licence
+            )
+            self.fill(folders, DESCRIPTION, workdir, compute)
         for folder in folders:
             check(folder, bundle)
             found = FeatureSource(folder).about
             check_same(folder, found, {k: v for k, v in self.expects.items() if k in found})
         return self.cached(*map(FeatureSource, folders))
-
-    def _extract(self, bundle: Bundle, folders: Split, workdir: Path) -> None:
-        """Compute the features that `folders` lack."""
-        if self.source.made and all((folder / DESCRIPTION).exists() for folder in folders):
-            return
-        clips = self.source.clips(workdir)
-        tensor = self.expects.get("timechat", "video")
-        with one_at_a_time(folders.train.parent):
-            for its, folder in zip(clips, folders, strict=True):
-                failed = extract(
-                    bundle, its, folder, batch=BATCH, timechat=tensor, licence=self.source.licence
-                )
-                if failed:
-                    say(f"{folder}: {len(failed)} of {len(its)} clips are left out, see {FAILED}")

@@ -12,7 +12,6 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
-from mfm_jax.bundle.licences import trained_source
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.errors import SettingError
@@ -117,17 +116,9 @@ class LOARecipe(FeatureRecipe):
 
     def components(self, module: Any, command: str) -> dict[str, Component]:
         """Return what the bundle gets of the trained network."""
-        source = self.provenance(command, ("audiomae", *self.mapper.streams))
+        components = ("audiomae", *self.mapper.streams)
+        source = self.provenance(command, components, Bundle.open(Path(self.bundle)))
         return {"mapper": Component(self.mapper, module, source)}
-
-    def provenance(self, command: str, components: Sequence[str]) -> Source:
-        """Return where a network comes from that was trained with `components` of the bundle."""
-        return trained_source(
-            command,
-            bundle=Bundle.open(Path(self.bundle)),
-            components=components,
-            data_licence=self.source.data_licence,
-        )
 
 
 @dataclass(frozen=True)
@@ -167,9 +158,9 @@ class MapperRecipe(LOARecipe):
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         return build_mapper(self.network, rngs=rngs)
 
-    def provenance(self, command: str, components: Sequence[str]) -> Source:
+    def provenance(self, command: str, components: Sequence[str], bundle: Bundle | None) -> Source:
         started = (self.init_from,) if self.init_from else ()
-        return super().provenance(command, (*components, *started))
+        return super().provenance(command, (*components, *started), bundle)
 
     def warm_start(self, module: Mapper, dataset: Any) -> Mapper:
         """Take over a trained GPT-2, and measure the mean and spread of LOA if LOA is standardised.

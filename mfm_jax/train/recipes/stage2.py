@@ -191,14 +191,15 @@ class Stage2Recipe(LOARecipe):
         vae, vocoder = (on_mesh(bundle, name) for name in ("vae", "vocoder"))
         return SoundNetworks(module.mapper, module.adapted(), vae, vocoder, module.text)
 
-    def provenance(self, command: str, components: Sequence[str]) -> Source:
-        return super().provenance(command, (*components, "mapper", "unet", "vae"))
+    def provenance(self, command: str, components: Sequence[str], bundle: Bundle | None) -> Source:
+        return super().provenance(command, (*components, "mapper", "unet", "vae"), bundle)
 
     def components(self, module: MapperAndUNet, command: str) -> dict[str, Component]:
         changed = super().components(module.mapper, command)
         if module.lora is not None:
             made_by = f"{self._bundle.entries['unet'].source.made_by}; {command}"
-            source = self.provenance(made_by, ("mapper", "audiomae", *self.mapper.streams))
+            components = ("mapper", "audiomae", *self.mapper.streams)
+            source = self.provenance(made_by, components, self._bundle)
             changed["unet"] = Component(self._bundle.config("unet"), module.adapted(), source)
         return changed
 
