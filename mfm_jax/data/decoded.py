@@ -41,17 +41,16 @@ def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray
     Raises:
         MediaError: the clip cannot be read, has no sound, or is over before it is `SHORTEST` long.
     """
-    wave = read_audio(clip.path)
-    if wave is None:
-        raise MediaError(f"{clip.path} has no sound: leave it out")
-    window = next(windows(clip.path, spec, start=clip.start))
+    window = next(windows(clip.path, spec, start=clip.start, count=1))
     if window.seconds < SHORTEST:
         raise MediaError(
             f"{clip.path} shows {window.seconds:.2f} s from {clip.start:g} s on, and less than "
             f"{SHORTEST:g} s is too short: leave it out"
         )
-    first = round(clip.start * RATE)
-    return window, wave[first : first + samples_of(spec)]
+    wave = read_audio(clip.path, start=clip.start, seconds=spec.seconds)
+    if wave is None:
+        raise MediaError(f"{clip.path} has no sound: leave it out")
+    return window, wave
 
 
 def decode_clip(clip: Clip, spec: WindowSpec) -> dict[str, np.ndarray]:

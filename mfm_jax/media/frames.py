@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -12,7 +13,9 @@ from av.video.reformatter import Interpolation
 from PIL import Image
 
 from mfm_jax.errors import MediaError
-from mfm_jax.media.probe import Timeline, opened, read_timeline, reading
+from mfm_jax.media.containers import opened, reading
+from mfm_jax.media.orientation import Orientation
+from mfm_jax.media.timeline import Timeline, numbered_packets, packet_of, read_timeline
 from mfm_jax.media.windows import (
     Window,
     WindowSpec,
@@ -82,10 +85,12 @@ class _Plan:
 
 
 def _plans(line: Timeline, spec: WindowSpec, begin_at: float) -> Iterator[_Plan]:
-    shown = line.times
+    all_times = line.times
     for index, later in enumerate(spec.starts(line.seconds - begin_at)):
         start = begin_at + later
-        times = shown - start
+        # From the frame that is shown when the window begins to one after its end.
+        near = max(0, int(np.searchsorted(all_times, start)) - 1)
+        times = all_times[near : np.searchsorted(all_times, start + spec.seconds) + 1] - start
         begin, end = np.searchsorted(times, [-1e-6, spec.seconds - 1e-6])
         if begin == end:  # no frame appears in this window: one from before it stays on
             begin = end - 1
@@ -96,9 +101,9 @@ def _plans(line: Timeline, spec: WindowSpec, begin_at: float) -> Iterator[_Plan]
             index,
             start,
             seconds=min(float(spec.seconds), line.seconds - start),
-            cavp=slots,
+            cavp=near + slots,
             cavp_seconds=cavp_frame_seconds(times, slots, spec.cavp_fps),
-            timechat=picked,
+            timechat=near + picked,
             timechat_seconds=np.maximum(times[picked], 0.0),
         )
 
@@ -109,24 +114,23 @@ class _Picture:
 
     frame: av.VideoFrame
     spec: WindowSpec
-    rotation: int  # degrees clockwise
+    orientation: Orientation
 
     @cached_property
     def cavp_HWC(self) -> UInt8[np.ndarray, "side side 3"]:
-        upright = self._turn(self.frame.to_ndarray(format="rgb24"))
+        upright = self.orientation.apply(self.frame.to_ndarray(format="rgb24"))
         return resize_cavp(upright, self.spec.cavp_size)
 
     @cached_property
     def timechat_HWC(self) -> UInt8[np.ndarray, "side side 3"]:
         size = self.spec.timechat_size
         squashed = self.frame.reformat(size, size, "rgb24", interpolation=BICUBIC)
-        return self._turn(squashed.to_ndarray())
-
-    def _turn(self, pixels: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.rot90(pixels, -round(self.rotation / 90)))
+        return self.orientation.apply(squashed.to_ndarray())
 
 
-def windows(path: Path, spec: WindowSpec, start: float = 0.0) -> Iterator[Window]:
+def windows(
+    path: Path, spec: WindowSpec, start: float = 0.0, count: int | None = None
+) -> Iterator[Window]:
     """Yield the windows of a video from `start` (s) on, each with as many frames as `spec` says.
 
     A window starts every `seconds - overlap`; a video no longer than one window gives one. Past
@@ -135,43 +139,80 @@ def windows(path: Path, spec: WindowSpec, start: float = 0.0) -> Iterator[Window
     the packets chooses the frames and one over the frames reads them; about two windows are in
     memory at a time.
 
+    Args:
+        count: how many windows at most. So much of the video is read, and no more, if its
+            container has an index.
+
     Raises:
         MediaError: as `probe`; also if the video is damaged further on or ends before `start`.
     """
-    line = read_timeline(path)
+    reach = np.inf if count is None else spec.seconds + (count - 1) * (spec.seconds - spec.overlap)
+    line = read_timeline(path, start, start + reach)
     if start >= line.seconds:
         raise MediaError(
             f"{path} ends at {line.seconds:.2f} s: nothing is left from {start:g} s on"
         )
-    ahead = deque(_plans(line, spec, start))
+    ahead = islice(_plans(line, spec, start), count)
+    plan = next(ahead, None)
+    if plan is None:
+        return
     begun: deque[tuple[_Plan, Window]] = deque()
-    for number, frame in enumerate(_frames(path, line)):
-        picture = _Picture(frame, spec, line.rotation)
-        while ahead and ahead[0].first <= number:
-            begun.append((ahead[0], ahead.popleft().blank(spec)))
-        for plan, window in begun:
-            plan.paint(window, number, picture)
+    for number, frame in _frames(path, line, plan.first):
+        picture = _Picture(frame, spec, line.orientation)
+        for waiting, window in begun:
+            waiting.paint(window, number, picture)
         while begun and begun[0][0].last <= number:
             yield begun.popleft()[1]
-        if not (ahead or begun):
+        # A frame that stays for hours fills one window after another.
+        while plan is not None and plan.first <= number:
+            window = plan.blank(spec)
+            plan.paint(window, number, picture)
+            if plan.last <= number and not begun:
+                yield window
+            else:
+                begun.append((plan, window))
+            plan = next(ahead, None)
+        if plan is None and not begun:
             return
 
 
-def _frames(path: Path, line: Timeline) -> Iterator[av.VideoFrame]:
-    """Yield every frame of the timeline in order; undecodable ones are replaced by a neighbour."""
-    shown, held = 0, None
+def _frames(path: Path, line: Timeline, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield the frames of the timeline from `first` on, in order, with their numbers.
+
+    One that cannot be decoded is replaced by a neighbour.
+    """
+    shown, held, begin = first, None, line.first_packet(first)
     with opened(path) as (container, stream), reading(path):
         stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            if frame.pts is None:
+        for number, frame in _numbered(container, stream, line, begin):
+            if number < first:
+                held = frame
                 continue
-            number = int(np.searchsorted(line.pts, frame.pts, side="right")) - 1
-            for _ in range(shown, number):
-                yield frame if held is None else held
+            for missing in range(shown, number):
+                yield missing, frame if held is None else held
             if number >= shown:
-                yield frame
+                yield number, frame
             shown, held = max(shown, number + 1), frame
     if held is None:
         raise MediaError(f"{path} has no frame that can be decoded: re-encode it as mp4")
-    for _ in range(shown, len(line.pts)):
-        yield held
+    for missing in range(shown, len(line.pts)):
+        yield missing, held
+
+
+def _numbered(container, stream, line: Timeline, begin: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode from packet `begin` on; yield the frames with the numbers that the timeline gives."""
+    following = 0
+    for sent, packet in numbered_packets(container, stream, line.sought, stream):
+        if sent < begin:
+            continue
+        for frame in stream.decode(packet):
+            source = packet_of(frame)
+            if source is not None and source >= len(line.frame_of):
+                return  # behind what the timeline covers
+            number = following if source is None else int(line.frame_of[source])
+            if line.decoder_order:
+                # Frames may have been lost before a keyframe, of which the place is known.
+                number = max(following, number) if frame.key_frame else following
+            if number >= 0:
+                following = number + 1
+                yield number, frame

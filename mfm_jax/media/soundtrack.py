@@ -1,5 +1,6 @@
 """Read the sound of a video file, in step with its frames."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,45 +9,92 @@ import numpy as np
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media.audio import RATE
-from mfm_jax.media.probe import opened, read_timeline, reading
+from mfm_jax.media.containers import opened, reading
+from mfm_jax.media.timeline import Timeline, numbered_packets, packet_of, read_timeline
 from mfm_jax.typing import Float
 
 AUDIO_GAP = 0.05
 """Seconds: larger jumps in an audio stream's timestamps are gaps, smaller ones are rounding."""
 
+RUN_IN = 0.5
+"""Seconds that are decoded before a later start: codecs need the packets before."""
 
-def read_audio(path: Path, rate: int = RATE) -> Float[np.ndarray, " A"] | None:
-    """Return the sound of a video, as long as the video, or None if it has no audio stream.
+
+def read_audio(
+    path: Path, rate: int = RATE, start: float = 0.0, seconds: float | None = None
+) -> Float[np.ndarray, " A"] | None:
+    """Return the sound of a video, or None if it has no audio stream.
 
     It is mono, the mean of the channels (so a sound that is the same in all keeps its level), with
-    `rate` samples a second. Sample 0 sounds with the first frame: an audio stream
-    that starts later is padded in front, one that starts earlier is cut.
+    `rate` samples a second. Sample 0 sounds `start` seconds after the first frame appears: an
+    audio stream that starts later is padded in front, one that starts earlier is cut.
+
+    Args:
+        seconds: the length wanted, less where the video ends before; all of it if None.
 
     Raises:
         MediaError: as `probe`; also if the sound is damaged.
     """
-    line = read_timeline(path)
-    if not line.has_audio:
+    stop = np.inf if seconds is None else start + seconds
+    line = read_timeline(path, start, stop)
+    if line.audio is None:
         return None
-    with opened(path) as (container, _), reading(path):
-        if container.streams.audio[0].codec_context is None:
+    length = max(0.0, min(line.seconds, stop) - start)
+    with opened(path) as (container, video), reading(path):
+        sound = container.streams[line.audio]
+        assert isinstance(sound, av.AudioStream), "the timeline says so"
+        if sound.codec_context is None:
             raise MediaError(f"{path} has an unknown audio codec: re-encode it as mp4")
-        wave, source_rate = _mono(container, float(line.pts[0] * line.time_base), line.seconds)
+        frames = _frames(container, video, sound, line, start)
+        wave, source_rate = _mono(frames, start, length)
         if source_rate != rate:
             wave = _resampled(wave, source_rate, rate)
-    return fitted(wave, round(line.seconds * rate))
+    return fitted(wave, round(length * rate))
 
 
-def _mono(container, start: float, seconds: float) -> tuple[Float[np.ndarray, " A"], int]:
+def _frames(
+    container, video: av.VideoStream, sound: av.AudioStream, line: Timeline, start: float
+) -> Iterator[tuple[float | None, av.AudioFrame]]:
+    """Decode from shortly before `start` on; yield frames and when they sound.
+
+    Times are seconds since the first frame of the video, None where the file does not tell.
+    """
+    sought = line.sought
+    if sought is not None:
+        sought = max(0, sought - int(RUN_IN / line.time_base))
+    for number, packet in numbered_packets(container, sound, sought, video):
+        at = packet.pts
+        if packet.size and at is not None:
+            time = float(at * packet.time_base) + _shift(line, number) - line.begin
+            if time < start - RUN_IN:
+                continue
+        for frame in sound.decode(packet):
+            source = packet_of(frame)
+            shift = _shift(line, number if source is None else source) - line.begin
+            yield None if frame.time is None else frame.time + shift, frame
+
+
+def _shift(line: Timeline, packet: int) -> float:
+    """Return the seconds that make the time of an audio packet continuous."""
+    if line.sought is not None or not len(line.audio_shift):
+        return 0.0
+    return float(line.audio_shift[min(packet, len(line.audio_shift) - 1)])
+
+
+def _mono(
+    frames: Iterator[tuple[float | None, av.AudioFrame]], start: float, seconds: float
+) -> tuple[Float[np.ndarray, " A"], int]:
     """Return `seconds` of the mean of the channels from `start` on, and the file's sample rate."""
     source_rate, wave, position = RATE, np.zeros(0, np.float32), None
-    for frame in container.decode(container.streams.audio[0]):
+    for time, frame in frames:
         if position is None:  # the frame knows: HE-AAC plays at twice the rate that it declares
             source_rate = frame.sample_rate
             wave = np.zeros(round(seconds * source_rate), np.float32)
-        at = position or 0 if frame.time is None else round((frame.time - start) * source_rate)
+        at = position or 0 if time is None else round((time - start) * source_rate)
         if position is None or abs(at - position) > AUDIO_GAP * source_rate:
             position = at
+        if position > len(wave) + RUN_IN * source_rate:
+            break
         samples = _mean_of_channels(frame)
         begin, end = max(position, 0), min(position + len(samples), len(wave))
         if begin < end:
@@ -55,7 +103,7 @@ def _mono(container, start: float, seconds: float) -> tuple[Float[np.ndarray, " 
     return wave, source_rate
 
 
-def _mean_of_channels(frame: av.AudioFrame) -> Float[np.ndarray, " A"]:
+def _mean_of_channels(frame: av.AudioFrame) -> Float[np.ndarray, " samples"]:
     """Return a mono frame; libswresample would make the same sound in two channels 3 dB louder."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:

@@ -13,8 +13,9 @@ from av.error import FFmpegError
 
 from mfm_jax.errors import WriteError
 from mfm_jax.media.audio import RATE
-from mfm_jax.media.probe import Timeline, opened, read_timeline, reading
+from mfm_jax.media.containers import opened, reading
 from mfm_jax.media.soundtrack import fitted
+from mfm_jax.media.timeline import Timeline, read_timeline
 from mfm_jax.storage.files import atomic_write
 from mfm_jax.typing import Float, UInt8
 
@@ -60,7 +61,7 @@ def write_video(
 
 def _copied_packets(path, container, stream, picture, line: Timeline) -> Iterator[av.Packet]:
     """Yield the packets of `stream` for `picture`, with the first frame at 0, else untouched."""
-    first = int(line.pts[0])
+    first = line.origin
     waiting: list[av.Packet] = []  # Matroska does not say when the first ones are decoded
     with reading(path):
         for packet in container.demux(stream):

@@ -15,8 +15,9 @@ from PIL import Image
 
 from mfm_jax.errors import MediaError, WriteError
 from mfm_jax.media.frames import _Plan, resize_cavp, windows
-from mfm_jax.media.probe import probe, read_timeline
+from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
+from mfm_jax.media.timeline import read_timeline
 from mfm_jax.media.windows import WindowSpec, cavp_frame_indices
 from mfm_jax.media.write import (
     _aac_packets,

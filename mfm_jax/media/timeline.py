@@ -1,0 +1,390 @@
+"""When each frame of a video is shown, read from its packets.
+
+Times come from timestamps, never from a nominal frame rate, so that variable frame rates are right.
+Frames are known by the number of their packet: after a clock has started again, or behind an edit
+list, the same timestamp may occur twice.
+"""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.codec.context import Flags as CodecFlags
+from av.format import Flags as FormatFlags
+
+from mfm_jax.errors import MediaError
+from mfm_jax.media.clock import Stamps, shifts
+from mfm_jax.media.containers import Limits, main_audio, opened, reading
+from mfm_jax.media.orientation import Orientation, orientation_of
+from mfm_jax.media.truncation import is_cut, is_fragmented
+from mfm_jax.typing import Bool, Float, Int
+
+CUT_SHORT = 0.25
+"""Seconds that a file may have lost at its end; one that lacks more is truncated."""
+
+SEEK = 10.0
+"""Seconds from which on a later start is sought, in containers that have an index."""
+
+INDEXED = ("mov", "matroska")
+"""Beginnings of FFmpeg's names of these containers."""
+
+MARGIN = 2.0
+"""Seconds read beyond the end that is wanted: frames are not stored in the order shown."""
+
+LONG = 10.0
+"""Seconds that the last frame may declare to last without anything else that lasts so long."""
+
+UNKNOWN = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """The shown frames of a video in order, read from its packets; only one frame is decoded.
+
+    A timeline that begins at a later start covers the frames from the keyframe before it on.
+    """
+
+    pts: Int[np.ndarray, " frames"]  # continuous, in units of time_base
+    origin: int  # when the first frame of the video is shown, in units of time_base
+    gap: int  # the usual time between frames, in units of time_base
+    time_base: Fraction  # seconds
+    duration: int  # from `origin` to the end of the last frame, in units of time_base
+    orientation: Orientation
+    width: int  # pixels as stored
+    height: int
+    sought: int | None  # where to seek before packets are numbered, in units of time_base
+    frame_of: Int[np.ndarray, " packets"]  # the frame that a packet shows; -1 for none
+    keys: Bool[np.ndarray, " packets"]  # True where a decoder can begin
+    shift: Int[np.ndarray, " packets"]  # what makes the timestamps of a packet continuous
+    decoder_order: bool  # the decoder's order counts: presentation times are made up
+    audio: int | None  # index of the audio stream
+    audio_shift: Float[np.ndarray, " audio_packets"]  # the same for its packets, in seconds
+
+    @property
+    def has_audio(self) -> bool:
+        """True if there is an audio stream."""
+        return self.audio is not None
+
+    @property
+    def times(self) -> Float[np.ndarray, " frames"]:
+        """When each frame appears, in seconds since the video's first."""
+        ticks = (self.pts - self.origin) * self.time_base.numerator
+        return ticks / self.time_base.denominator
+
+    @property
+    def seconds(self) -> float:
+        """Length of the video, or of what was read of it, from its first frame on."""
+        return float(self.duration * self.time_base)
+
+    @property
+    def begin(self) -> float:
+        """Raw timestamp of the video's first frame, in seconds."""
+        return float(self.origin * self.time_base)
+
+    def first_packet(self, frame: int) -> int:
+        """Return the packet at which a decoder has to begin to show `frame` and all later ones."""
+        if self.decoder_order:
+            return 0
+        needed = np.flatnonzero(self.frame_of >= frame)
+        keys = np.flatnonzero(self.keys[: int(needed.min(initial=0)) + 1])
+        shown = self.frame_of[keys]
+        good = keys[(shown >= 0) & (shown <= frame)]
+        return int(good.max(initial=0))
+
+
+class _Packets:
+    """What is remembered of the packets of one stream."""
+
+    def __init__(self) -> None:
+        self.place, self.pts, self.dts, self.lasting = (array("q") for _ in range(4))
+        self.kept, self.keys = bytearray(), bytearray()
+
+    def add(self, packet: av.Packet, place: int) -> None:
+        self.place.append(place)
+        self.pts.append(UNKNOWN if packet.pts is None else packet.pts)
+        self.dts.append(UNKNOWN if packet.dts is None else packet.dts)
+        self.lasting.append(max(0, packet.duration or 0))
+        self.kept.append(not (packet.is_discard or _is_hidden(packet)))
+        self.keys.append(packet.is_keyframe)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def stamps(self, base: float, audio: bool) -> Stamps:
+        decoded = np.array(self.dts, np.int64)
+        kept = np.frombuffer(self.kept, np.uint8).astype(bool)
+        known = (decoded != UNKNOWN) & kept
+        lasting = np.array(self.lasting, np.int64)
+        usual = np.median(lasting[lasting > 0]) if (lasting > 0).any() else 0
+        return Stamps(
+            np.array(self.place, np.int64),
+            np.where(known, decoded * base, np.nan),
+            np.where(lasting > 0, lasting, usual) * base,
+            audio,
+        )
+
+
+def _is_hidden(packet: av.Packet) -> bool:
+    """Return whether a packet of VP8 or VP9 holds a frame that is a reference and never shown."""
+    name = packet.stream.codec_context.name if packet.stream.codec_context else ""
+    if name not in ("vp8", "vp9", "libvpx", "libvpx-vp9") or not packet.size:
+        return False
+    data = memoryview(packet)
+    if "vp9" not in name:
+        return not data[0] & 0x10
+    if data[-1] & 0xE0 == 0xC0 or data[0] & 0x30 == 0x30:  # a superframe shows one; profile 3
+        return False
+    return not data[0] & 0x08 and not data[0] & 0x02
+
+
+def read_timeline(path: Path, start: float = 0.0, stop: float = np.inf) -> Timeline:
+    """Read when each frame of a video is shown.
+
+    Args:
+        start: seconds since the video's first frame, from which frames are wanted.
+        stop: the same, to which they are wanted; more may be read.
+
+    Raises:
+        MediaError: the file is missing, empty, damaged, cut short, beyond the limits, or not a
+            video.
+    """
+    with opened(path) as (container, stream), reading(path):
+        audio = main_audio(container, stream)
+        restarts = _has(container, FormatFlags.ts_discont)
+        base = _time_base(stream)
+        reader = _Reader(container, stream, audio)
+        sought = origin = None
+        if start > SEEK and container.format.name.startswith(INDEXED):
+            reader.read_head()
+            head = reader.video
+            shown = [pts for pts, kept in zip(head.pts, head.kept, strict=True) if kept]
+            if shown and UNKNOWN not in shown:
+                origin = min(shown)
+                sought = origin + int(start / base)
+                container.seek(sought, stream=stream)
+                reader.video, reader.audio = _Packets(), _Packets()
+        complete = reader.read(np.inf if restarts else stop, origin)
+        if reader.first is None or not any(reader.video.kept):
+            if sought is not None:
+                raise MediaError(f"{path} has nothing at {start:g} s: it ends before")
+            raise MediaError(f"{path} has no frame that can be decoded: re-encode it as mp4")
+        line = _timeline(container, reader, restarts, sought, origin)
+        if complete and sought is None:
+            _check_complete(path, container, stream, line, len(reader.video))
+    Limits.of_environment().check(path, seconds=line.seconds)
+    return line
+
+
+class _Reader:
+    """Reads the packets of a file, and decodes its first frame on the way."""
+
+    def __init__(self, container, stream: av.VideoStream, sound: av.AudioStream | None) -> None:
+        self.container, self.stream, self.sound = container, stream, sound
+        self.video, self.audio = _Packets(), _Packets()
+        self.first: av.VideoFrame | None = None
+
+    def read_head(self) -> None:
+        """Read until the first frames are known in the order shown."""
+        for _ in self._read():
+            video = self.video
+            if self.first is not None and video.dts[-1] > min(
+                (p for p, kept in zip(video.pts, video.kept, strict=True) if kept), default=1 << 62
+            ):
+                return
+
+    def read(self, stop: float, origin: int | None) -> bool:
+        """Read on until `stop` seconds after the first frame; return whether the file is over."""
+        base = float(_time_base(self.stream))
+        first = None if origin is None else origin * base
+        before, leapt = None, 0.0
+        for at in self._read():
+            if at is None:
+                continue
+            time = at * base
+            first = time if first is None else first
+            leapt += time - before if before is not None and time - before > LONG else 0.0
+            before = time
+            if time - leapt > first + stop + MARGIN and self.first is not None:
+                return False
+        return True
+
+    def _read(self) -> Iterator[int | None]:
+        """Yield the decoding time of every packet of the video."""
+        wanted = [self.stream, *([] if self.sound is None else [self.sound])]
+        for place, packet in enumerate(self.container.demux(wanted)):
+            mine = packet.stream_index == self.stream.index
+            if mine and self.first is None:
+                self.first = next(iter(self.stream.decode(packet)), None)
+            if not packet.size:
+                continue
+            (self.video if mine else self.audio).add(packet, place)
+            if mine:
+                yield packet.dts
+
+
+def _timeline(
+    container, reader: _Reader, restarts: bool, sought: int | None, origin: int | None
+) -> Timeline:
+    stream, video, frame = reader.stream, reader.video, reader.first
+    assert frame is not None, "the caller has checked it"
+    base = _time_base(stream)
+    kept = np.frombuffer(video.kept, np.uint8).astype(bool)
+    streams = [video.stamps(float(base), False)]
+    if reader.sound is not None:
+        streams.append(reader.audio.stamps(float(_time_base(reader.sound)), True))
+    # Where an index was used, the times come from it and are continuous.
+    still = [np.zeros(len(s.place)) for s in streams]
+    found = shifts(streams, restarts=restarts) if sought is None else still
+    video_shift, audio_shift = (*found, np.zeros(0))[:2]
+    shift = np.rint(video_shift / float(base)).astype(np.int64)
+    at, made_up = _presented(container, stream, video, kept)
+    at = at + shift
+    order = np.argsort(at[kept], kind="stable")
+    frame_of = np.full(len(video), -1, np.int64)
+    numbers = np.arange(kept.sum())
+    frame_of[kept if made_up else np.flatnonzero(kept)[order]] = numbers
+    pts = at[kept][order]
+    gap = _usual_gap(pts, stream)
+    origin = int(pts[0]) if origin is None else origin
+    lasting = np.array(video.lasting, np.int64)[kept][order]
+    sound_end = _end(streams[1], audio_shift) if len(streams) > 1 else -np.inf
+    last = _last_duration(pts, int(lasting[-1]), gap, base, sound_end)
+    return Timeline(
+        pts,
+        origin,
+        gap,
+        time_base=base,
+        duration=int(pts[-1]) + last - origin,
+        orientation=orientation_of(frame),
+        width=frame.width,
+        height=frame.height,
+        sought=sought,
+        frame_of=frame_of,
+        keys=np.frombuffer(video.keys, np.uint8).astype(bool),
+        shift=shift,
+        decoder_order=made_up,
+        audio=None if reader.sound is None else reader.sound.index,
+        audio_shift=audio_shift,
+    )
+
+
+def _presented(
+    container, stream: av.VideoStream, video: _Packets, kept: Bool[np.ndarray, " packets"]
+) -> tuple[Int[np.ndarray, " packets"], bool]:
+    """Return the presentation time of each packet, and whether the order of these is made up.
+
+    AVI and elementary streams do not store it: what their demuxers tell is a guess.
+    """
+    pts, dts = np.array(video.pts, np.int64), np.array(video.dts, np.int64)
+    at = np.where(pts == UNKNOWN, dts, pts)
+    guessed = _has(container, FormatFlags.no_timestamps) or (container.format.name == "avi")
+    missing = (pts == UNKNOWN) & kept
+    if missing.any() or (guessed and stream.codec_context.has_b_frames):
+        return _filled(at, stream, video), True
+    return at, False
+
+
+def _filled(
+    at: Int[np.ndarray, " packets"], stream: av.VideoStream, video: _Packets
+) -> Int[np.ndarray, " packets"]:
+    """Return times where some are unknown: each packet follows the one before."""
+    usual = round(1 / (stream.average_rate or stream.guessed_rate or 25) / _time_base(stream))
+    filled, follows = at.copy(), 0
+    for i, time in enumerate(at.tolist()):
+        filled[i] = follows if time == UNKNOWN else time
+        follows = int(filled[i]) + (video.lasting[i] or usual)
+    return filled
+
+
+def _end(stream: Stamps, shift: Float[np.ndarray, " packets"]) -> float:
+    """Return when the last packet of a stream ends, in continuous seconds."""
+    ends = stream.decoded + shift + np.minimum(stream.lasting, 1.0)
+    return float(np.nanmax(ends)) if np.isfinite(ends).any() else -np.inf
+
+
+def _last_duration(pts, declared: int, gap: int, base: Fraction, sound_end: float) -> int:
+    """Return how long the last frame is shown, in ticks; what the file declares may be wrong."""
+    gaps = np.diff(pts)
+    if not declared or not len(gaps):
+        return declared or gap
+    regular = np.percentile(gaps, 90) <= 1.5 * gap
+    if regular and declared < gap / 2:
+        return gap
+    sound_left = sound_end / float(base) - int(pts[-1]) if np.isfinite(sound_end) else 0
+    believed = max(int(LONG / base), int(gaps.max()), int(sound_left))
+    return declared if declared <= believed else gap
+
+
+def _time_base(stream: av.VideoStream | av.AudioStream) -> Fraction:
+    """Return the seconds of one tick of the stream's timestamps."""
+    assert stream.time_base is not None, "every stream of an open file has one"
+    return Fraction(stream.time_base)
+
+
+def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
+    """Return the time from one frame to the next, in ticks, for packets that do not say it."""
+    if len(pts) > 1:
+        return max(1, int(np.median(np.diff(pts))))
+    return round(1 / (stream.average_rate or 25) / _time_base(stream))
+
+
+def _check_complete(path: Path, container, stream, line: Timeline, packets: int) -> None:
+    """Refuse a truncated file.
+
+    A file whose index comes first can be cut anywhere and still be read without an error.
+
+    Raises:
+        MediaError: the file ends before its frames do.
+    """
+    if not is_cut(path, container.format.name):
+        return
+    found, lost = line.seconds, 0.0
+    if container.format.name.startswith("mov"):
+        lost = float((len(stream.index_entries) - packets) * line.gap * line.time_base)
+        if is_fragmented(path):
+            raise MediaError(
+                f"{path} is cut short (after {found:.2f} s): copy or download it again"
+            )
+    elif container.duration is not None:
+        begin = (container.start_time or 0) / av.time_base
+        lost = begin + container.duration / av.time_base - (line.begin + found)
+    if lost > CUT_SHORT:
+        raise MediaError(
+            f"{path} is cut short ({found:.2f} s of {found + lost:.2f} s): "
+            "copy or download it again"
+        )
+
+
+def _has(container: av.container.InputContainer, flag: FormatFlags) -> bool:
+    return bool(container.format.flags & cast(int, flag.value))
+
+
+def numbered_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream | av.AudioStream,
+    sought: int | None,
+    video: av.VideoStream,
+) -> Iterator[tuple[int, av.Packet]]:
+    """Demux `stream`; yield its packets, the empty last one too, with their numbers.
+
+    Args:
+        sought: where to seek first, in ticks of `video`.
+    """
+    stream.codec_context.flags |= CodecFlags.copy_opaque
+    if sought is not None:
+        container.seek(sought, stream=video)
+    number = 0
+    for packet in container.demux(stream):
+        packet.opaque = number
+        yield number, packet
+        number += bool(packet.size)
+
+
+def packet_of(frame: av.VideoFrame | av.AudioFrame) -> int | None:
+    """Return the number of the packet of a frame, or None if its decoder does not tell."""
+    return frame.opaque if isinstance(frame.opaque, int) else None
