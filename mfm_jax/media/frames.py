@@ -157,7 +157,7 @@ def windows(
     if plan is None:
         return
     begun: deque[tuple[_Plan, Window]] = deque()
-    for number, frame in _frames(path, line, plan.first):
+    for number, frame in decoded_frames(path, line, plan.first):
         picture = _Picture(frame, spec, line.orientation)
         for waiting, window in begun:
             waiting.paint(window, number, picture)
@@ -176,7 +176,9 @@ def windows(
             return
 
 
-def _frames(path: Path, line: Timeline, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+def decoded_frames(
+    path: Path, line: Timeline, first: int = 0
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield the frames of the timeline from `first` on, in order, with their numbers.
 
     One that cannot be decoded is replaced by a neighbour.

@@ -1,6 +1,8 @@
 """The eight ways in which a player turns and mirrors the stored pictures of a video."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -37,7 +39,8 @@ class Orientation:
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """Return the orientation that comes with a frame; upright if none does."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    side_data: Mapping[str, Any] = cast(Any, frame.side_data)
+    data = side_data.get("DISPLAYMATRIX")
     if data is None:
         return Orientation()
     # Nine numbers, row by row: x' = a x + c y, y' = b x + d y.

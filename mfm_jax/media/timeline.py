@@ -59,7 +59,9 @@ class Timeline:
     height: int
     sought: int | None  # where to seek before packets are numbered, in units of time_base
     frame_of: Int[np.ndarray, " packets"]  # the frame that a packet shows; -1 for none
+    discarded: Bool[np.ndarray, " packets"]  # True for what an edit list cuts off
     keys: Bool[np.ndarray, " packets"]  # True where a decoder can begin
+    presented: Int[np.ndarray, " packets"]  # continuous time at which a packet is shown
     shift: Int[np.ndarray, " packets"]  # what makes the timestamps of a packet continuous
     decoder_order: bool  # the decoder's order counts: presentation times are made up
     audio: int | None  # index of the audio stream
@@ -102,7 +104,7 @@ class _Packets:
 
     def __init__(self) -> None:
         self.place, self.pts, self.dts, self.lasting = (array("q") for _ in range(4))
-        self.kept, self.keys = bytearray(), bytearray()
+        self.kept, self.discarded, self.keys = bytearray(), bytearray(), bytearray()
 
     def add(self, packet: av.Packet, place: int) -> None:
         self.place.append(place)
@@ -110,6 +112,7 @@ class _Packets:
         self.dts.append(UNKNOWN if packet.dts is None else packet.dts)
         self.lasting.append(max(0, packet.duration or 0))
         self.kept.append(not (packet.is_discard or _is_hidden(packet)))
+        self.discarded.append(packet.is_discard)
         self.keys.append(packet.is_keyframe)
 
     def __len__(self) -> int:
@@ -265,7 +268,9 @@ def _timeline(
         height=frame.height,
         sought=sought,
         frame_of=frame_of,
+        discarded=np.frombuffer(video.discarded, np.uint8).astype(bool),
         keys=np.frombuffer(video.keys, np.uint8).astype(bool),
+        presented=at,
         shift=shift,
         decoder_order=made_up,
         audio=None if reader.sound is None else reader.sound.index,

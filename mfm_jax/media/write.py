@@ -1,7 +1,7 @@
 """Write video files: a new soundtrack for an existing picture, or new frames."""
 
-import heapq
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
@@ -13,75 +13,109 @@ from av.error import FFmpegError
 
 from mfm_jax.errors import WriteError
 from mfm_jax.media.audio import RATE
-from mfm_jax.media.containers import opened, reading
+from mfm_jax.media.containers import opened
+from mfm_jax.media.encode import (
+    CRF,
+    mux,
+    picture_packets,
+    picture_track,
+    sound_packets,
+    sound_track,
+)
+from mfm_jax.media.formats import Format, format_of
+from mfm_jax.media.frames import decoded_frames
+from mfm_jax.media.remux import carry_over, copied_picture, obstacle
 from mfm_jax.media.soundtrack import fitted
 from mfm_jax.media.timeline import Timeline, read_timeline
-from mfm_jax.storage.files import atomic_write
+from mfm_jax.storage.files import atomic_write, check_target
 from mfm_jax.typing import Float, UInt8
 
-CONTAINERS = (".mp4", ".mov", ".m4v", ".mkv")
-"""Suffixes of the formats that can be written: they hold AAC and nearly every video codec."""
 
-AAC_FRAME = 1024
-"""Samples in one AAC packet."""
+def check_video_target(source: Path, target: Path) -> None:
+    """Check that the picture of `source` can be written to `target`, before sound is made for it.
 
-AAC_BIT_RATE = 96_000
-"""Bits per second: the most that AAC allows one channel at 16 kHz."""
+    Raises:
+        WriteError: the suffix of `target` names no format, `target` is `source` or cannot be
+            written, or there is no room for it.
+    """
+    format_of(target)
+    _check_is_other(source, target)
+    check_target(target)
+    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise WriteError(
+            f"cannot write {target} (it takes about {needed >> 20} MiB and {free >> 20} are free): "
+            "make room there or choose another folder"
+        )
+
+
+def _check_is_other(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        raise WriteError(f"{target} is the source itself: choose another output path")
 
 
 def write_video(
     source: Path, target: Path, wave: Float[np.ndarray, " A"], rate: int = RATE
-) -> None:
-    """Copy the picture of `source`, packet by packet, and make `wave` its only sound.
+) -> list[str]:
+    """Write the picture of `source` with `wave` as its only sound; return what else differs.
 
-    Rotation, colours and timestamps (counted from the first frame) stay. The sound starts with the
-    first frame and is cut, or padded with silence, to the length of the video. `target` appears
-    when it is complete. Frames that an mp4's edit list hides are shown again in a `.mkv`.
+    The picture is copied packet by packet: orientation, colours and timestamps (counted from the
+    first frame) stay. Where a copy would not be shown as the original is, the picture is encoded
+    anew. The sound starts with the first frame and is cut, or padded with silence, to the length of
+    the video. Metadata, chapters and subtitles come along if the format holds them. `target`
+    appears when it is complete.
 
     Raises:
         MediaError: `source` cannot be read.
         WriteError: `target` cannot be written, or is `source`.
     """
-    line, target = read_timeline(source), Path(target)
-    if target.exists() and target.samefile(source):
-        raise WriteError(f"{target} is the source itself: choose another output path")
-    with opened(source) as (container, stream), _writing(target) as out:
-        out.metadata.update(container.metadata)
-        try:
-            picture = out.add_stream_from_template(stream)
-        except ValueError:
-            codec = stream.codec_context.name
-            raise WriteError(
-                f"cannot write {target} (its format cannot hold {codec}): name it .mkv"
-            ) from None
-        copied = _copied_packets(source, container, stream, picture, line)
+    source, target = Path(source), Path(target)
+    form, line = format_of(target), read_timeline(source)
+    _check_is_other(source, target)
+    notes = []
+    with opened(source) as (container, stream), _writing(target, form) as out:
+        if reason := obstacle(container, stream, line, form):
+            notes.append(f"the picture is encoded anew, because {reason}")
+            picture = _encoded_picture(source, container, stream, out, line, form)
+        else:
+            picture = copied_picture(source, container, stream, out, line, form)
         sound = fitted(wave, round(line.seconds * rate))
-        _mux(out, [copied, _aac_packets(_aac_track(out, rate), sound, rate)])
+        track = sound_packets(sound_track(out, form, rate), sound, rate)
+        others, left_out = carry_over(source, container, stream, out, line, form)
+        if left_out:
+            notes.append(f"left out: {', '.join(left_out)}")
+        mux(out, [picture, track, *others])
+    return notes
 
 
-def _copied_packets(path, container, stream, picture, line: Timeline) -> Iterator[av.Packet]:
-    """Yield the packets of `stream` for `picture`, with the first frame at 0, else untouched."""
-    first = line.origin
-    waiting: list[av.Packet] = []  # Matroska does not say when the first ones are decoded
-    with reading(path):
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            packet.stream = picture
-            packet.pts = (packet.dts if packet.pts is None else packet.pts) - first
-            packet.duration = packet.duration or line.gap
-            if packet.dts is None:
-                waiting.append(packet)
-                continue
-            packet.dts -= first
-            for ahead, early in enumerate(reversed(waiting), start=1):
-                early.dts = packet.dts - ahead * line.gap
-            yield from waiting
-            waiting.clear()
-            yield packet
-    for packet in waiting:
-        packet.dts = packet.pts
-        yield packet
+def _encoded_picture(
+    path: Path,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    out: av.container.OutputContainer,
+    line: Timeline,
+    form: Format,
+) -> Iterator[av.Packet]:
+    """Add an encoder to `out`; yield the packets of every frame, upright, with the first at 0."""
+    width, height = line.width, line.height
+    if line.orientation.transpose:
+        width, height = height, width
+    size = max(2, width - width % 2), max(2, height - height % 2)
+    track = picture_track(out, form, size, Fraction(1) / (line.gap * line.time_base))
+    theirs, ours = stream.codec_context, track.codec_context
+    ours.color_range, ours.colorspace = theirs.color_range, theirs.colorspace
+    ours.color_primaries, ours.color_trc = theirs.color_primaries, theirs.color_trc
+    ticks = (line.pts - line.origin).tolist()
+    ends = dict(zip(ticks, [*ticks[1:], line.duration], strict=True))
+
+    def frames() -> Iterator[tuple[int, av.VideoFrame]]:
+        for number, frame in decoded_frames(path, line):
+            if line.orientation.rotation or line.orientation.mirrored:
+                upright = line.orientation.apply(frame.to_ndarray(format="rgb24"))
+                frame = av.VideoFrame.from_ndarray(upright, "rgb24")
+            yield ticks[number], frame.reformat(*size, format="yuv420p")
+
+    return picture_packets(track, frames(), line.time_base, ends)
 
 
 def write_frames(
@@ -91,7 +125,7 @@ def write_frames(
     fps: float | int | Fraction,
     wave: Float[np.ndarray, " A"] | None = None,
     rate: int = RATE,
-    crf: int = 18,
+    crf: int = CRF,
 ) -> None:
     """Write RGB frames, and `wave` if given, as H.264/AAC; the same input gives the same bytes.
 
@@ -112,67 +146,30 @@ def write_frames(
     if height % 2 or width % 2:
         raise ValueError(f"frames of {width}x{height}: H.264 needs even sizes")
     fps = Fraction(fps).limit_denominator(65_535)
-    with _writing(target) as out:
-        # One thread, and no macroblock tree: with it the same input gives several different files.
-        quality = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
-        picture = out.add_stream("libx264", rate=fps, options=quality)
-        picture.width, picture.height, picture.pix_fmt = width, height, "yuv420p"
-        picture.codec_context.thread_count = 1
-        packets = [_h264_packets(picture, chain([first], frames), fps)]
+    form = format_of(target)
+    with _writing(target, form) as out:
+        track = picture_track(out, form, (width, height), fps, crf)
+        numbered = (
+            (index, av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24"))
+            for index, pixels in enumerate(chain([first], frames))
+        )
+        packets = [picture_packets(track, numbered, 1 / fps)]
         if wave is not None:
-            packets.append(_aac_packets(_aac_track(out, rate), wave, rate))
-        _mux(out, packets)
+            packets.append(sound_packets(sound_track(out, form, rate), wave, rate))
+        mux(out, packets)
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[av.container.OutputContainer]:
-    """Open a file for writing, with its index in front so that it plays while it loads."""
-    target = Path(target)
-    if target.suffix.lower() not in CONTAINERS:
-        raise WriteError(f"cannot write {target}: name it {', '.join(CONTAINERS)}")
-    options = {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+def _writing(target: Path, form: Format) -> Iterator[av.container.OutputContainer]:
+    """Open a file for writing that appears when it is complete."""
     with atomic_write(target) as part:
         try:
-            with av.open(str(part), "w", options=options) as out:
+            with av.open(
+                f"file:{part.absolute()}", "w", format=form.muxer, options=form.options
+            ) as out:
                 yield out
         except FFmpegError as error:
             reason = (error.strerror or "unknown error").lower()
             raise WriteError(
                 f"cannot write {target} ({reason}): name it .mkv or choose another folder"
             ) from None
-
-
-def _mux(out: av.container.OutputContainer, streams: Sequence[Iterator[av.Packet]]) -> None:
-    """Write the packets of several streams in the order in which they are decoded."""
-
-    def seconds(packet):
-        return packet.dts * packet.time_base
-
-    for packet in heapq.merge(*streams, key=seconds):
-        out.mux(packet)
-
-
-def _h264_packets(stream, frames: Iterable[np.ndarray], fps: Fraction) -> Iterator[av.Packet]:
-    for index, pixels in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-        frame.pts, frame.time_base = index, 1 / fps
-        yield from stream.encode(frame)
-    yield from stream.encode()
-
-
-def _aac_track(out: av.container.OutputContainer, rate: int) -> av.AudioStream:
-    stream = out.add_stream("aac", rate=rate, bit_rate=AAC_BIT_RATE)
-    stream.layout = "mono"
-    return stream
-
-
-def _aac_packets(
-    stream: av.AudioStream, wave: Float[np.ndarray, " A"], rate: int
-) -> Iterator[av.Packet]:
-    """Yield the packets of `wave`, which starts at time 0; the encoder's delay lies before that."""
-    samples = np.clip(wave, -1, 1).astype(np.float32)
-    for at in range(0, len(samples), AAC_FRAME):
-        frame = av.AudioFrame.from_ndarray(samples[None, at : at + AAC_FRAME], "fltp", "mono")
-        frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
-        yield from stream.encode(frame)
-    yield from stream.encode()
