@@ -5,12 +5,19 @@ line. A run that is started again in the same DIR goes on from its newest usable
 ends with the same weights as one that was never stopped.
 """
 
+import sys
+
+from mfm_jax.runtime import signals
+
+if __name__ == "__main__":
+    signals.catch("python train.py")  # before the other imports, which take seconds
+
 import json
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -67,10 +74,10 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         numbers = clips_of(len(dataset), batch=config.batch, seed=config.seed, number=step - 1)
         return [dataset.id_of(number) for number in numbers]
 
-    stop = Stop()
     timer = StepTimer.of(config.batch, jax.devices())
     with (
         report_full_disk(workdir),
+        Stop() as stop,
         jax.set_mesh(layout.mesh),
         closing(
             Metrics(
@@ -154,14 +161,23 @@ def score_of(scores: Mapping[str, float], name: str) -> float | None:
 class Stop:
     """Turns the first SIGTERM or SIGINT into a request to stop after the current step.
 
-    SIGTERM to any one of several processes stops all of them, at the same step.
+    A second SIGINT, and every signal before and after the block, does what it did before. SIGTERM
+    to any one of several processes stops all of them, at the same step.
     """
 
     def __init__(self) -> None:
         self.signal, self._together = 0, jax.process_count() > 1
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
         # JAX waits for the SIGTERM of several processes itself.
         for number in () if self._together else (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
+            self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def at(self, step: int) -> bool:
         """Return True if the run should stop now that `step` steps are done."""
@@ -171,7 +187,7 @@ class Stop:
 
     def _remember(self, number: int, _) -> None:
         self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one stops at once
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mfm_jax.cli import arguments as options
 from mfm_jax.cli.command import run_parsed
+from mfm_jax.runtime import signals
 
 MODELS = {
     "cavp": "CAVP of Diff-Foley: cavp_epoch66.ckpt",
@@ -79,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command by itself, outside of `mfm`."""
-    parser = argparse.ArgumentParser(prog="python -m convert", allow_abbrev=False)
+    if arguments is None:
+        signals.catch("python -m convert")
+    parser = options.Parser(prog="python -m convert", allow_abbrev=False)
     add_arguments(parser)
     return run_parsed(parser, arguments)
 

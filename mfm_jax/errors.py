@@ -4,6 +4,12 @@ Every room derives its own from `UserError`; a command catches that one class, p
 exits. Anything else is a fault of the program and keeps its traceback.
 """
 
+import errno
+import os
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the operating system when there is no room for a file."""
+
 
 class UserError(ValueError):
     """An input that cannot be used; the message says what to do."""
@@ -36,3 +42,22 @@ def first_line(error: BaseException) -> str:
 def system_reason(error: OSError) -> str:
     """The operating system's reason, in the lower case that our messages continue with."""
     return (error.strerror or str(error)).lower()
+
+
+def one_line(text: str) -> str:
+    """Return `text` with what is no printable character, such as a line break, as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """Return the system's words for a full disk if `error` comes from one, else None.
+
+    Libraries wrap the system's error in types of their own, some of them only its text.
+    """
+    while error is not None:
+        for number in FULL:
+            words = os.strerror(number)
+            if getattr(error, "errno", None) == number or words.lower() in str(error).lower():
+                return words.lower()
+        error = error.__cause__ or error.__context__
+    return None

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
-from mfm_jax.cli.arguments import LazyParser
+from mfm_jax.cli.arguments import LazyParser, Parser
 from mfm_jax.cli.command import run_parsed
+from mfm_jax.runtime import signals
 
 COMMANDS = {
     "train": ("grades", "train every network and pack them as one bundle"),
@@ -43,7 +44,9 @@ def _fill(name: str, module: str, parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command by itself, outside of `mfm`."""
-    parser = argparse.ArgumentParser(prog="python -m miniature")
+    if arguments is None:
+        signals.catch("python -m miniature")
+    parser = Parser(prog="python -m miniature")
     add_arguments(parser)
     return run_parsed(parser, arguments)
 

@@ -269,11 +269,7 @@ def train_once(config: TrainConfig, folder: Path, product: str) -> None:
     if (folder / product).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (folder / "log.txt").open("a") as log,
-        redirect_stdout(log),
-        restored_signal_handlers(),
-    ):
+    with (folder / "log.txt").open("a") as log, redirect_stdout(log):
         train(config, folder, "python -m miniature")
     if not (folder / product).exists():
         raise Stopped(f"{folder} was stopped: run the same command again to continue")
@@ -281,9 +277,12 @@ def train_once(config: TrainConfig, folder: Path, product: str) -> None:
 
 
 @contextmanager
-def restored_signal_handlers() -> Iterator[None]:
-    """Restore the handlers of SIGTERM and SIGINT on leaving; training installs its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGINT raise `KeyboardInterrupt` in the block."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
@@ -320,10 +319,9 @@ def _execute(runs: Sequence[Run], workspace: Workspace, jobs: int) -> Iterator[t
     spawn = get_context("spawn")
     with (
         _single_threaded_children(),
-        restored_signal_handlers(),
+        signals_raise(),
         ProcessPoolExecutor(jobs, spawn, enable_compilation_cache, (cache,)) as pool,
     ):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         futures = {pool.submit(run_one, run, workspace): run for run in runs}
         try:
             for future in as_completed(futures):

@@ -15,6 +15,7 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.errors import UserError
+from mfm_jax.runtime import signals
 from mfm_jax.storage.files import new_folder, write_text
 
 
@@ -147,11 +148,15 @@ def _run(workdir: Path, stage: Stage, jobs: int) -> str:
     if cores == 1:
         one = "--xla_cpu_multi_thread_eigen=false"
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {one}"
-    with (workdir / f"{stage.name}.log").open("a") as log:
-        code = subprocess.run(
+    with (
+        (workdir / f"{stage.name}.log").open("a") as log,
+        subprocess.Popen(
             [sys.executable, "-m", "mfm_jax.cli", *command(workdir, stage)[1:]],
             env=environment, stdout=log, stderr=subprocess.STDOUT,
-        ).returncode  # fmt: skip
+        ) as process,
+        signals.undone(process.terminate),
+    ):  # fmt: skip
+        code = process.wait()
     if code:
         return f"failed with exit code {code}"
     return record_completion(workdir, stage)

@@ -5,8 +5,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,17 @@ from mfm_jax.bundle.bundle import (
     entry_json,
 )
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
+from mfm_jax.runtime import signals
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.files import is_locked, locked, new_folder, write_text
+from mfm_jax.storage.files import (
+    flush,
+    flush_tree,
+    is_locked,
+    locked,
+    new_folder,
+    remove_parts,
+    write_text,
+)
 from mfm_jax.storage.store import StoreError, write_store
 from mfm_jax.storage.weights import named_weights
 
@@ -67,6 +77,7 @@ def write_bundle(
         raise BundleError(f"{path} is a file: choose another folder for the bundle")
     _existing(path)
     path.mkdir(parents=True, exist_ok=True)
+    flush(path.parent)
     with ExitStack() as stack:
         written = {}
         for name, component in components.items():
@@ -107,13 +118,23 @@ def _existing(path: Path) -> Bundle | None:
 def _new_component(path: Path, name: str) -> Iterator[Path]:
     """Make a folder for a component, locked until `bundle.json` names it or writing fails."""
     folder = path / f"{name}-{secrets.token_hex(4)}"
-    folder.mkdir()
-    try:
-        with locked(folder):
-            yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    remove = partial(_remove_unless_named, path, folder)
+    with signals.undone(remove):
+        with signals.not_ending():
+            folder.mkdir()
+        try:
+            with locked(folder):
+                yield folder
+        except BaseException:
+            remove()
+            raise
+
+
+def _remove_unless_named(path: Path, folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        if folder.name in (path / "bundle.json").read_text():
+            return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_component(
@@ -147,7 +168,10 @@ class _Counter:
 
 
 def _take_over(base: Bundle, path: Path, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Copy the components of `base` that are not in `entries`, and return their entries."""
+    """Copy the components of `base` that are not in `entries`, and return their entries.
+
+    The copies are on the disk afterwards.
+    """
     others = {name: entry for name, entry in base.entries.items() if name not in entries}
     for entry in others.values():
         shutil.rmtree(path / entry.folder, ignore_errors=True)  # from a run that was killed
@@ -155,6 +179,7 @@ def _take_over(base: Bundle, path: Path, entries: Mapping[str, Entry]) -> dict[s
             shutil.copytree(
                 base.path / entry.folder, folder, dirs_exist_ok=True, copy_function=_link_or_copy
             )
+            flush_tree(folder)
     return others
 
 
@@ -166,15 +191,20 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> None:
-    """Name the new folders in `bundle.json`, then remove folders that are not named or locked."""
+    """Name the new folders in `bundle.json`, then remove folders that are not named or locked.
+
+    Power may fail at any moment: the folders are on the disk before `bundle.json` names them, and
+    that is before the old folders go.
+    """
     data = {
         "format": FORMAT,
         "settings": to_json(settings),
         "components": {n: entry_json(entries[n]) for n in COMPONENTS if n in entries},
     }
-    write_text(path / "bundle.json", json.dumps(data, indent=1) + "\n")
-    for unfinished in path.glob(".bundle-*.json"):
-        unfinished.unlink(missing_ok=True)
+    flush(path)
+    with signals.not_ending():  # then the new folders are removed, or named
+        write_text(path / "bundle.json", json.dumps(data, indent=1) + "\n")
+    remove_parts(path)
     keep = {entry.folder for entry in entries.values()}
     for folder in path.iterdir():
         if (

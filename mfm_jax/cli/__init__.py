@@ -1,5 +1,14 @@
 """The `mfm` command."""
 
-from mfm_jax.cli.command import main
+from collections.abc import Sequence
 
-__all__ = ["main"]
+from mfm_jax.runtime import signals
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; by default the one of this process."""
+    if arguments is None:
+        signals.catch("mfm")  # before the imports, which take time
+    from mfm_jax.cli import command
+
+    return command.main(arguments)

@@ -2,6 +2,6 @@
 
 import sys
 
-from mfm_jax.cli.command import main
+from mfm_jax.cli import main
 
 sys.exit(main())

@@ -3,14 +3,23 @@
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from mfm_jax.errors import one_line
 from mfm_jax.runtime.distributed import Processes
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.storage.paths import TINY_BUNDLE
 
 
-class LazyParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with code 2."""
+        self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} -h)\n")
+
+
+class LazyParser(Parser):
     """A parser of a subcommand. `fill` adds its options, once the subcommand is chosen.
 
     So the modules of the other subcommands are not imported.
@@ -36,6 +45,16 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     """Add `--bundle`."""
     parser.add_argument(
         "--bundle", type=Path, default=TINY_BUNDLE, metavar="DIR", help="default: the miniature"
+    )
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add `--no-verify`, of a bundle whose weights are loaded; `verify` in the namespace."""
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not compare the bundle's weights with their checksums when they are loaded",
     )
 
 

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 
 from mfm_jax import __version__
 from mfm_jax.cli import toplevel
-from mfm_jax.cli.arguments import LazyParser
+from mfm_jax.cli.arguments import LazyParser, Parser
+from mfm_jax.runtime import signals
 from mfm_jax.runtime.command import run_command
 
 COMMANDS = {
@@ -32,7 +34,7 @@ TOPLEVEL = ("convert", "miniature")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `mfm`; each command adds its options once it is chosen."""
-    parser = argparse.ArgumentParser(prog="mfm", description="Sound for silent video.")
+    parser = Parser(prog="mfm", description="Sound for silent video.")
     parser.add_argument("--version", action="version", version=f"mfm-jax {__version__}")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=LazyParser
@@ -61,7 +63,12 @@ def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None 
     Among the arguments is `command_line`, the whole command, for the record in what it makes.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A file may have any name, whatever the terminal can show.
+            stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(arguments)
     args.command_line = shlex.join([*parser.prog.split(), *arguments])
     name = " ".join(filter(None, (parser.prog, getattr(args, "command", None))))
+    signals.rename(name)
     return run_command(name, lambda: args.run(args) or 0)

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, train: Callable[..., int] | None = None) -> in
 
 def main(train: Callable[..., int], arguments: Sequence[str]) -> int:
     """Run `train.py` with `arguments`; `--config.a.b=v` is `--set a.b=v` there."""
-    parser = argparse.ArgumentParser(prog="python train.py", allow_abbrev=False)
+    parser = options.Parser(prog="python train.py", allow_abbrev=False)
     add_arguments(parser)
     parser.set_defaults(run=lambda args: run(args, train))
     prefix = "--config."

@@ -14,9 +14,7 @@ limits: longer clips, two bodies, hidden contacts, and hues that are not in trai
 
 import csv
 import json
-import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +39,7 @@ from mfm_jax.foley.scene import (
 )
 from mfm_jax.foley.stage import stage
 from mfm_jax.media.write import write_frames
+from mfm_jax.runtime.workers import map_in_processes
 from mfm_jax.storage.files import atomic_write
 from mfm_jax.typing import Float, UInt8
 
@@ -310,11 +309,8 @@ def write_world(world: World, seeds: Iterable[int], folder: Path, *, processes: 
                 write(seed)
                 bar.update()
         elif missing:
-            # A forked process would inherit JAX's threads and PyAV's; a spawned one starts clean.
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-                for _ in pool.map(write, missing, chunksize=8):
-                    bar.update()
+            for _ in map_in_processes(write, missing, processes=processes, chunk=8):
+                bar.update()
     columns = ("file", "seed", "kind", "material", "split")
     rows = [[record[c] for c in columns] for record in _records(world, folder)]
     target = folder / "clips.csv"

@@ -4,8 +4,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
-from mfm_jax.errors import UserError, system_reason
+from mfm_jax.errors import UserError, full_disk, one_line, system_reason
 
 STOPPED = 130
 """Exit code of a command that Ctrl-C ended: 128 plus the number of SIGINT."""
@@ -18,24 +19,37 @@ def run_command(name: str, call: Callable[[], int]) -> int:
     fault of the program and keeps its traceback. Exit codes: what `call` returns, 2 or the code of
     a `UserError`, 1 where the reader of the output has gone, 130 for Ctrl-C.
     """
+
+    def stopped(reason: str, code: int = UserError.exit_code) -> int:
+        print(f"{name}: {one_line(reason)}", file=sys.stderr)
+        return code
+
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mfm_jax.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     try:
-        return call()
+        code = call()
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
+        return stopped(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"{name}: {error.filename}: {system_reason(error)}", file=sys.stderr)
-        return UserError.exit_code
     except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
-        return STOPPED
+        return stopped("stopped", STOPPED)
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return stopped(f"{error.filename}: {system_reason(error)}")
+        if reason := full_disk(error):
+            _discard_output()  # the output may be a file there
+            return stopped(f"{reason}: make room and start again")
+        raise
+
+
+def _discard_output() -> None:
+    """Let what is still to be printed go nowhere, or the end of the interpreter would fail."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

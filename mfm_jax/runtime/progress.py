@@ -4,6 +4,8 @@ import sys
 import time
 from types import TracebackType
 
+from mfm_jax.errors import one_line
+
 
 class Progress:
     """Counts `total` things named `unit`; without a terminal, prints a line every ten seconds."""
@@ -44,6 +46,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""
+        line = one_line(line)
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:

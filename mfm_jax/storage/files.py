@@ -1,6 +1,5 @@
-"""Write files and folders atomically, and lock them between processes."""
+"""Files and folders appear under their names when they are complete, or not at all."""
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -8,19 +7,24 @@ import platform
 import re
 import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from mfm_jax.errors import WriteError, system_reason
+from mfm_jax.errors import UserError, WriteError, full_disk, system_reason
+from mfm_jax.runtime import signals
 
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
-PART = re.compile(rf"\..*-{MACHINE}[0-9a-f]{{8}}(\..*)?")
-"""Names of the temporary files of this machine."""
+PART = re.compile(rf"\.(.*-)?{MACHINE}[0-9a-f]{{8}}(\..*)?")
+"""Names of the temporary files of this machine; earlier versions put the target's name in front."""
+PART_FOLDER = re.compile(rf"\.{MACHINE}[0-9a-f]{{8}}")
+"""Names of the temporary folders of this machine."""
+LONGEST_SUFFIX = 16
+"""Characters: libraries tell formats by shorter ones, and a name has 255 bytes at most."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of the operating system when there is no room for a file."""
+_swept: set[Path] = set()
 
 
 @contextmanager
@@ -32,70 +36,142 @@ def report_full_disk(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        reason = system_reason(error)
-        raise WriteError(
-            f"cannot write {target} ({reason}): make room there and start again"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if reason := full_disk(error):
+            raise WriteError(
+                f"cannot write {target} ({reason}): make room there and start again"
+            ) from None
+        raise
 
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that is renamed to `target` when the block succeeds.
 
-    When the block raises, the temporary file is removed and an older `target` stays. Temporary
-    files of killed processes are removed by `remove_parts`.
+    When the block raises, the temporary file is removed and an older `target` stays. The first
+    write into a folder removes the temporary files that killed processes left there.
 
     Raises:
         WriteError: nothing can be written there, or there is no room for it.
     """
     target = Path(target)
-    part = target.with_name(f".{target.stem}-{MACHINE}{secrets.token_hex(4)}{target.suffix}")
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        handle = _new_locked(part)
-    except OSError as error:
-        reason = system_reason(error)
-        raise WriteError(f"cannot write {target} ({reason}): choose another output path") from None
-    try:
+    with _new_part(target) as part:
         with report_full_disk(target):
             yield part
         part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-        os.close(handle)
 
 
-def _new_locked(part: Path) -> int:
-    """Create a file that is locked as long as the returned handle is open."""
+def check_target(target: Path) -> None:
+    """Check that `atomic_write` can write `target`, before much is computed for it.
+
+    Raises:
+        WriteError: it cannot.
+    """
+    with _new_part(Path(target)):
+        pass
+
+
+@contextmanager
+def _new_part(target: Path) -> Iterator[Path]:
+    """Make a locked temporary file beside `target`, which is removed after the block."""
+    suffix = target.suffix if len(target.suffix) <= LONGEST_SUFFIX else ""
+    part = _temporary(target.parent, suffix)
+    with signals.undone(partial(part.unlink, missing_ok=True)):
+        try:
+            _check_replaceable(target)
+            _sweep(target.parent)
+            handle = _new_locked(part)
+        except OSError as error:
+            raise WriteError(
+                f"cannot write {target} ({system_reason(error)}): choose another output path"
+            ) from None
+        try:
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raise OSError unless `target` is a file or may become one."""
+    with suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(0, "it is a folder")
+        if not stat.S_ISREG(mode):  # a rename would remove /dev/null itself
+            raise OSError(0, "it is a device or a pipe")
+
+
+def _temporary(folder: Path, suffix: str = "") -> Path:
+    return folder / f".{MACHINE}{secrets.token_hex(4)}{suffix}"
+
+
+def _new_locked(path: Path, *, folder: bool = False) -> int:
+    """Create a file or folder that is locked as long as the returned handle is open."""
     while True:
-        handle = os.open(part, os.O_CREAT | os.O_EXCL, 0o666)
+        with signals.not_ending():
+            if folder:
+                path.mkdir()
+            handle = os.open(path, os.O_RDONLY if folder else os.O_CREAT | os.O_EXCL, 0o666)
         with suppress(OSError):  # the file system may know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if part.exists():
+        if path.exists():
             return handle
         os.close(handle)  # before it was locked, another process removed it as abandoned
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left in `folder`, at its first use in this process."""
+    if folder.absolute() not in _swept:
+        _swept.add(folder.absolute())
+        remove_parts(folder)
+
+
 def remove_parts(folder: Path) -> None:
-    """Remove the temporary files that killed processes of this machine left in `folder`.
+    """Remove the temporary files and folders that killed processes left in `folder`.
 
     Those of other machines stay: not every file system shares locks between machines.
     """
-    for part in folder.iterdir() if folder.is_dir() else ():
-        if PART.fullmatch(part.name) and part.is_file():
-            with suppress(OSError), _open(part) as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink()
+    with suppress(OSError):
+        for part in folder.iterdir():
+            if _is_part(part):
+                _remove_abandoned(part)
+
+
+def _is_part(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    if PART_FOLDER.fullmatch(path.name) and path.is_dir():
+        return True
+    return PART.fullmatch(path.name) is not None and path.is_file()
+
+
+def _remove_abandoned(part: Path) -> None:
+    with suppress(OSError), _open(part) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink()
 
 
 def flush(path: Path) -> None:
-    """Wait until the bytes of a file are on the disk (fsync)."""
+    """Wait until the bytes of a file, or the names in a folder, are on the disk (fsync)."""
     with _open(path) as handle:
-        os.fsync(handle)
+        try:
+            os.fsync(handle)
+        except OSError:
+            if not path.is_dir():  # not every file system can do this for folders
+                raise
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until everything in `folder`, and its own name, is on the disk."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        if not path.is_symlink():
+            flush(path)
 
 
 @contextmanager
@@ -108,32 +184,41 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the contents of `path` atomically; the bytes are on the disk before the rename.
+    """Replace the contents of `path` atomically; bytes and name are on the disk afterwards.
 
     Raises:
         WriteError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         flush(part)
+    flush(path.parent)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that is renamed to `path` when the block succeeds.
+    """Yield a temporary folder that is renamed to `path` when the block succeeds.
 
     When the block raises, the folder is removed and `path` does not exist.
+
+    Raises:
+        WriteError: there is no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    _sweep(path.parent)
+    outer = _temporary(path.parent)  # locked, so that what is in it can be locked by others
+    remove = partial(shutil.rmtree, outer, ignore_errors=True)
+    with signals.undone(remove):
+        handle = _new_locked(outer, folder=True)
+        try:
+            with report_full_disk(path):
+                (inner := outer / "new").mkdir()
+                yield inner
+            os.replace(inner, path)
+        finally:
+            remove()
+            os.close(handle)
 
 
 @contextmanager
@@ -146,6 +231,20 @@ def locked(path: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def locked_at_once(path: Path) -> Iterator[bool]:
+    """As `locked`, but yield False at once if another process has the lock."""
+    with _open(path) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # the file system knows no locks
+            pass
+        yield True
 
 
 def is_locked(folder: Path) -> bool:

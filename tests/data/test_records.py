@@ -180,8 +180,8 @@ def test_shards_of_another_size(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
     begin(tmp_path / "killed")
     left = [
-        f".unfinished-{MACHINE}01234567.json",
-        f"records/.clips-train-{MACHINE}01234567.array_record-00000-of-00003",
+        f".{MACHINE}01234567.json",
+        f"records/.{MACHINE}01234567",
     ]
     for name in left:
         (tmp_path / "killed" / name).write_text("half")

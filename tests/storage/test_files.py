@@ -1,5 +1,6 @@
 """Files and folders are written atomically."""
 
+import os
 import subprocess
 import sys
 
@@ -30,11 +31,29 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_an_unwritable_target_is_one_clear_line(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.wav").mkdir()
-    for target in ("missing/a.wav", "file/a.wav", "folder.wav"):
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    long = "x" * 252 + ".wav"
+    targets = ("missing/a.wav", "file/a.wav", "folder.wav", "loop.wav", "pipe.wav", long)
+    for target in targets:
         pattern = rf"^cannot write .*{target} \(.*\): choose"
+        with pytest.raises(WriteError, match=pattern):
+            files.check_target(tmp_path / target)
         with pytest.raises(WriteError, match=pattern), files.atomic_write(tmp_path / target):
             pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.wav"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_the_longest_name_of_a_file_can_be_written(tmp_path):
+    for suffix in (".mp4", f".{'y' * 99}"):
+        target = tmp_path / ("é" * ((255 - len(suffix)) // 2) + suffix)
+        files.check_target(target)
+        files.write_text(target, "whole")
+        assert target.read_text() == "whole"
+    with files.new_folder(tmp_path / ("x" * 255)) as folder:
+        (folder / "a").touch()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_text_is_replaced_in_one_step(tmp_path):
@@ -59,21 +78,25 @@ def test_a_failed_folder_is_not_there(tmp_path):
 
 
 HALF = """
-import os, sys
+import sys
 from pathlib import Path
-from mfm_jax.storage.files import atomic_write
-with atomic_write(Path(sys.argv[1])) as part:
+from mfm_jax.storage.files import atomic_write, new_folder
+target = Path(sys.argv[1])
+with atomic_write(target) as part, new_folder(target.with_suffix("")) as folder:
     part.write_text("half")
+    (folder / "half").touch()
     print("begun", flush=True)
     sys.stdin.read()
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
-    elsewhere = f".a-{'0000' if files.MACHINE != '0000' else '1111'}01234567.txt"
-    others = ["a.txt", ".hidden", ".a-0123.txt", elsewhere]
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
+    other_machine = "0000" if files.MACHINE != "0000" else "1111"
+    others = [f".{other_machine}01234567.txt", ".hidden", ".0123.txt", "a.txt"]
     for name in others:
         (tmp_path / name).write_text("mine")
+    of_version_0_1 = tmp_path / f".b-{files.MACHINE}01234567.txt"
+    of_version_0_1.touch()
     (tmp_path / f".b-{files.MACHINE}01234567").mkdir()
     writers = [
         subprocess.Popen(
@@ -86,14 +109,15 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     ]
     for writer in writers:
         assert writer.stdout.readline() == "begun\n"
+    assert not of_version_0_1.exists()
     writers[0].kill()
     writers[0].communicate()
-    assert len(list(tmp_path.iterdir())) == 7
-    files.remove_parts(tmp_path)
-    assert [p.name for p in tmp_path.glob(".killed*")] == []
+    assert len(list(tmp_path.iterdir())) == 9
+    files.write_text(tmp_path / "next.txt", "")
+    assert len(list(tmp_path.iterdir())) == 8
     writers[1].communicate("")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [*others, f".b-{files.MACHINE}01234567", "alive.txt"]
+        [*others, f".b-{files.MACHINE}01234567", "alive", "alive.txt", "next.txt"]
     )
     files.remove_parts(tmp_path / "absent")
 
@@ -120,6 +144,11 @@ def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypa
 def test_no_room_is_one_line_that_names_the_file_and_leaves_nothing(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     with full_disk():
+        with (
+            pytest.raises(WriteError, match=r"write .*b \(.*\): make room there"),
+            files.new_folder(tmp_path / "b") as folder,
+        ):
+            (folder / "c").write_text("x" * 99)
         with pytest.raises(WriteError, match=r"write .*a\.txt \(.*\): make room there"):
             files.write_text(tmp_path / "a.txt", "x" * 99)
         with pytest.raises(WriteError, match=r"write .*a\.wav \(.*\): make room there"):

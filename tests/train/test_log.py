@@ -33,8 +33,6 @@ from tests.train.regression import Regression, config
 from tests.train.small_mapper import get_config
 from train import main, train
 
-pytestmark = pytest.mark.usefixtures("handlers")
-
 
 def events(folder: Path) -> list:
     """Of all event files, in the order that TensorBoard reads them."""

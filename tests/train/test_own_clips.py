@@ -44,9 +44,7 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_seven_networks_train_on_the_same_folder(
-    clips, tmp_path, monkeypatch, handlers, capsys
-):
+def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the configs name folders below runs/
     for name, component in CONFIGS.items():
         workdir = Path("runs/tiny") / name.replace("tiny_", "").replace("tiny", "mapper")

@@ -338,7 +338,6 @@ def test_features_without_latents_are_refused(recipe, elements):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("handlers")
 def test_the_command_leaves_a_bundle_with_another_mapper(tmp_path, capsys):
     untrained_bundle(tmp_path / "bundle")
     network = replace(MAPPER, loa=LOA(grid=(16, 8), pool=(4, 8)))  # the grid of its AudioMAE

@@ -21,7 +21,6 @@ from tests.train.regression import RATES, Regression, config
 from train import main, train
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("handlers")
 ONE = Layout(make_mesh(MeshConfig()))
 
 
