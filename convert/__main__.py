@@ -9,7 +9,6 @@ Exit codes: 0 done, 2 wrong usage or files that cannot be converted; nothing is 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mfm_jax.cli import arguments as options
 from mfm_jax.cli.command import run_parsed
@@ -40,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="files, a folder or a Hugging Face repository; with --to torch, a bundle",
     )
-    parser.add_argument("-o", "--output", required=True, type=Path, help="a bundle, or a folder")
+    parser.add_argument(
+        "-o", "--output", required=True, type=options.path, help="a bundle, or a folder"
+    )
     parser.add_argument("--to", choices=("jax", "torch"), default="jax", help="default: jax")
     options.add_precision(parser, "of the stored weights; default: that of the source")
     parser.add_argument(
@@ -58,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="of audioldm2 (repeatable)"
     )
-    parser.add_argument("--vocabulary", type=Path, metavar="VOCAB_TXT", help="for timechat")
+    parser.add_argument("--vocabulary", type=options.path, metavar="VOCAB_TXT", help="for timechat")
     parser.add_argument(
         "--config",
-        type=Path,
+        type=options.path,
         metavar="CONFIG_JSON",
         help="sizes as exported from here, for a model whose files hold none",
     )

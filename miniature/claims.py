@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.cli import arguments as options
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import read_about
@@ -268,10 +269,16 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options that both experiments have."""
     parser.add_argument(
-        "--bundle", type=Path, default=TINY_BUNDLE, help="bundle of all networks but the mappers"
+        "--bundle",
+        type=options.path,
+        default=TINY_BUNDLE,
+        help="bundle of all networks but the mappers",
     )
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/tiny"), help="folder of clips, features and runs"
+        "--workdir",
+        type=options.path,
+        default=Path("runs/tiny"),
+        help="folder of clips, features and runs",
     )
     parser.add_argument("--steps", type=int, default=500, help="steps of a full training")
     parser.add_argument("--batch", type=int, default=32, help="clips in a step")
@@ -279,7 +286,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler-steps", type=int, default=10, help="sampler steps of that sound")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("docs/miniature"), help="folder of results"
+        "-o",
+        "--output",
+        type=options.path,
+        default=Path("docs/miniature"),
+        help="folder of results",
     )
 
 

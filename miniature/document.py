@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mfm_jax.cli import arguments as options
 from mfm_jax.data.clips import DataError
 from mfm_jax.foley.world import KINDS
 from mfm_jax.storage.files import write_text
@@ -138,8 +139,10 @@ def _line(cells: Sequence[Any], columns: int) -> str:
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
-    parser.add_argument("--document", type=Path, default=RESULTS.with_suffix(".md"))
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files")
+    parser.add_argument("--document", type=options.path, default=RESULTS.with_suffix(".md"))
+    parser.add_argument(
+        "--results", type=options.path, default=RESULTS, help="folder of JSON files"
+    )
     parser.add_argument(
         "--check",
         action="store_true",

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mfm_jax.cli import arguments as options
 from mfm_jax.cli import toplevel
 from mfm_jax.errors import UsageError
 from mfm_jax.foley.world import SPLITS, World, write_world
@@ -56,10 +57,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "grade", nargs="?", choices=GRADES, default="base", help="grade of the world"
     )
     parser.add_argument(
-        "--workdir", type=Path, help="folder of the runs, which continue if it exists"
+        "--workdir", type=options.path, help="folder of the runs, which continue if it exists"
     )
     parser.add_argument(
-        "--target", type=Path, help="folder of the float16 bundle, which is replaced"
+        "--target", type=options.path, help="folder of the float16 bundle, which is replaced"
     )
     parser.add_argument("--jobs", type=int, default=2, help="networks trained at the same time")
     parser.set_defaults(run=run_train)
@@ -85,13 +86,15 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "grade", nargs="?", choices=GRADES, default="base", help="grade of the world"
     )
-    parser.add_argument("--bundle", type=Path, help="default: the bundle that `train` packed")
     parser.add_argument(
-        "--clips", type=Path, help="folder of clips, which are made if they are missing"
+        "--bundle", type=options.path, help="default: the bundle that `train` packed"
+    )
+    parser.add_argument(
+        "--clips", type=options.path, help="folder of clips, which are made if they are missing"
     )
     parser.add_argument("--count", type=int, help="number of clips")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of making sound")
-    parser.add_argument("-o", "--output", type=Path, help="JSON file of the scores")
+    parser.add_argument("-o", "--output", type=options.path, help="JSON file of the scores")
     parser.set_defaults(run=run_scores)
 
 

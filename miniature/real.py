@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from mfm_jax.cli import arguments as options
 from mfm_jax.errors import MediaError
 from mfm_jax.media.audio import prepare_for_audiomae
 from mfm_jax.media.probe import VideoInfo, probe
@@ -137,9 +138,11 @@ def draw(target: Path, found: Sequence[Result]) -> None:
 
 def add_real(parser: argparse.ArgumentParser) -> None:
     """Add the options of `real`."""
-    parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE)
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of results")
+    parser.add_argument("--videos", type=options.path, required=True, help="folder of videos")
+    parser.add_argument("--bundle", type=options.path, default=TINY_BUNDLE)
+    parser.add_argument(
+        "-o", "--output", type=options.path, default=RESULTS, help="folder of results"
+    )
     parser.set_defaults(run=run_real)
 
 

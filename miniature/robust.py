@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.cli import arguments as options
 from mfm_jax.foley.scores import Heard
 from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.media.probe import probe
@@ -203,11 +204,13 @@ def add_robust(parser: argparse.ArgumentParser) -> None:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that makes sound for other videos."""
-    parser.add_argument("--bundle", type=Path, default=TINY_BUNDLE)
+    parser.add_argument("--bundle", type=options.path, default=TINY_BUNDLE)
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/tiny"), help="folder of clips and videos"
+        "--workdir", type=options.path, default=Path("runs/tiny"), help="folder of clips and videos"
     )
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of results")
+    parser.add_argument(
+        "-o", "--output", type=options.path, default=RESULTS, help="folder of results"
+    )
 
 
 def run_robust(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from mfm_jax.errors import one_line
 from mfm_jax.runtime.distributed import Processes
 from mfm_jax.runtime.precision import PRECISIONS
-from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.storage.paths import TINY_BUNDLE, PathError, local_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +44,7 @@ class LazyParser(Parser):
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """Add `--bundle`."""
     parser.add_argument(
-        "--bundle", type=Path, default=TINY_BUNDLE, metavar="DIR", help="default: the miniature"
+        "--bundle", type=path, default=TINY_BUNDLE, metavar="DIR", help="default: the miniature"
     )
 
 
@@ -97,6 +97,14 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def processes(args: argparse.Namespace) -> Processes:
     """Return how the processes of this command find each other."""
     return Processes(args.distributed, args.coordinator, args.processes, args.process)
+
+
+def path(text: str) -> Path:
+    """Read a path; a `type` of argparse."""
+    try:
+        return local_path(text)
+    except PathError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def at_least_one(text: str) -> int:

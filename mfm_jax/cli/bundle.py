@@ -2,8 +2,9 @@
 
 import argparse
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mfm_jax.cli import arguments as options
 
 if TYPE_CHECKING:
     from mfm_jax.bundle import Bundle, Source
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("verify", verify, "compare all files and weights with their checksums"),
     ):
         verb = verbs.add_parser(name, help=about, description=f"{about.capitalize()}.")
-        verb.add_argument("bundle", type=Path, metavar="DIR")
+        verb.add_argument("bundle", type=options.path, metavar="DIR")
         verb.set_defaults(run=run)
 
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = "Make a silent example clip and give it sound with the shipped miniature."
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("demo"), help="a folder; default: demo"
+        "-o", "--output", type=options.path, default=Path("demo"), help="a folder; default: demo"
     )
     options.add_bundle(parser)
     parser.add_argument("--clip", type=int, metavar="SEED", help="seed of another clip")

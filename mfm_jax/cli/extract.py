@@ -1,7 +1,6 @@
 """`mfm extract`: compute the features of clips that training reads."""
 
 import argparse
-from pathlib import Path
 
 from mfm_jax.cli import arguments as options
 from mfm_jax.errors import UsageError
@@ -12,15 +11,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Compute the features that training reads, once for each clip with sound."
     parser.add_argument(
         "clips",
-        type=Path,
+        type=options.path,
         metavar="CSV_OR_DIR",
         help="a folder of videos, a CSV with a column 'file', or VGGSound's own CSV",
     )
     parser.add_argument(
-        "--videos", type=Path, metavar="DIR", help="folder of a CSV's videos; default: beside it"
+        "--videos",
+        type=options.path,
+        metavar="DIR",
+        help="folder of a CSV's videos; default: beside it",
     )
     parser.add_argument("--split", help="only the clips of this split of a CSV")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FEATURES")
+    parser.add_argument("-o", "--output", required=True, type=options.path, metavar="FEATURES")
     options.add_bundle(parser)
     parser.add_argument("--batch", type=int, default=8, help="clips computed at once; default: 8")
     parser.add_argument(

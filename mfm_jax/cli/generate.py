@@ -1,7 +1,6 @@
 """`mfm generate`: videos in, the same videos with sound out."""
 
 import argparse
-from pathlib import Path
 
 from mfm_jax.cli import arguments as options
 
@@ -9,9 +8,11 @@ from mfm_jax.cli import arguments as options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = "Make sound for videos."
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders or globs")
     parser.add_argument(
-        "-o", "--output", required=True, type=Path, help="a folder, or FILE.mp4 or FILE.wav"
+        "videos", nargs="+", type=options.path, metavar="VIDEO", help="files, folders or globs"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, type=options.path, help="a folder, or FILE.mp4 or FILE.wav"
     )
     parser.add_argument("--format", help="mp4 or wav, of files in an output folder; default: mp4")
     options.add_bundle(parser)

@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="PROGRAM", help="programs of generation, such as mapper"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument(
+        "--json", type=options.path, metavar="FILE", help="also write the table there"
+    )
     parser.set_defaults(run=run)
 
 
@@ -55,13 +57,14 @@ def run(args: argparse.Namespace) -> int:
     from mfm_jax.runtime.progress import Progress
     from mfm_jax.storage.files import write_text
 
+    config = None if args.config is None else toplevel.read_config(args.config, args.set)
     # Nothing runs: JAX need not take this machine's accelerators, or their memory.
     jax.config.update("jax_platforms", "cpu")
     rows: list[dict[str, Any]] = []
     tight = []
     with tempfile.TemporaryDirectory() as folder, Progress(None, "programs") as progress:
         for name in args.topology:
-            programs, layout, chip, clips = _programs(args, name, Path(folder) / "bundle")
+            programs, layout, chip, clips = _programs(args, config, name, Path(folder) / "bundle")
             for program in programs:
                 row: dict[str, Any] = {"slice": name, "clips": clips}
                 try:
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any("does_not_fit" in row for row in rows) else 0
 
 
-def _programs(args: argparse.Namespace, topology: str, folder: Path):
+def _programs(args: argparse.Namespace, config: Any, topology: str, folder: Path):
     """Return the programs to compile for a slice, its layout, its chip and the clips in a step."""
     from mfm_jax.bundle import Bundle
     from mfm_jax.cost.chips import chip_of
@@ -98,7 +101,7 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
     batch = args.batch if args.per_chip is None else args.per_chip * len(devices)
     if args.released and not folder.exists():
         write_released(folder)
-    if args.config is None:
+    if config is None:
         bundle = Bundle.open(folder if args.released else args.bundle)
         fields = override(MeshConfig(), (item.removeprefix("mesh.") for item in args.set))
         layout = Layout(make_mesh(fields, devices))
@@ -106,7 +109,6 @@ def _programs(args: argparse.Namespace, topology: str, folder: Path):
         return _chosen(programs, args.only), layout, chip, batch or 64
     if args.only is not None:
         raise UsageError("--only chooses among the programs of generation: leave out --config")
-    config = toplevel.read_config(args.config, args.set)
     if args.released:
         config = replace(config, recipe=replace(config.recipe, bundle=str(folder)))
     if batch is not None:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from mfm_jax.errors import UsageError
+from mfm_jax.storage.paths import local_path
 
 PACKAGE = Path(__file__).parents[1]
 CARRIED = PACKAGE / "toplevel"
@@ -47,7 +48,7 @@ def config_file(name_or_file: str) -> Path:
     Raises:
         UsageError: there is neither.
     """
-    file = Path(name_or_file)
+    file = local_path(name_or_file)
     if file.is_file():
         return file
     if name_or_file in config_names():

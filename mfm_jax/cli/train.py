@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mfm_jax.cli import arguments as options
 from mfm_jax.cli import toplevel
@@ -19,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "a file, or the name of a shipped config such as tiny or base", required=True
     )
     parser.add_argument(
-        "--workdir", type=Path, required=True, metavar="DIR", help="checkpoints and metrics"
+        "--workdir", type=options.path, required=True, metavar="DIR", help="checkpoints and metrics"
     )
     parser.add_argument(
         "--profile",

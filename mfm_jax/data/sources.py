@@ -12,6 +12,7 @@ from mfm_jax.bundle import UNKNOWN
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import Field, read_about
+from mfm_jax.storage.paths import local_path
 
 SPLITS = ("train", "heldout")
 """The folders of training and held-out clips, features and decoded clips."""
@@ -114,7 +115,7 @@ class ClipFiles(ClipSource):
         return Split(self.limit, None)
 
     def clips(self, workdir: Path) -> Split:
-        path, videos = self._path(), Path(self.videos) if self.videos else None
+        path, videos = self._path(), local_path(self.videos) if self.videos else None
         if self.features() is not None:
             raise DataError(
                 f"{path} holds features, and this network learns from pictures and sound: set "
@@ -145,7 +146,7 @@ class ClipFiles(ClipSource):
         return folders if all(there) else None
 
     def decoded(self, workdir: Path) -> Path:
-        return Path(self.cache) if self.cache else super().decoded(workdir)
+        return local_path(self.cache) if self.cache else super().decoded(workdir)
 
     def _path(self) -> Path:
         if not self.path:
@@ -153,9 +154,10 @@ class ClipFiles(ClipSource):
                 "recipe.source is empty: set it to a folder of videos, a CSV, or a folder of "
                 "features"
             )
-        if not Path(self.path).exists():
-            raise DataError(f"recipe.source: {self.path} does not exist: check the path")
-        return Path(self.path)
+        path = local_path(self.path)
+        if not path.exists():
+            raise DataError(f"recipe.source: {path} does not exist: check the path")
+        return path
 
 
 def hold_out(clips: list[Clip], share: float) -> tuple[list[Clip], list[Clip]]:

@@ -12,6 +12,7 @@ from mfm_jax.foley.labels import FoleyLabels
 from mfm_jax.foley.world import SPLITS, World, stage, write_world
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.storage.files import one_at_a_time
+from mfm_jax.storage.paths import local_path
 
 WINDOW = WindowSpec.tiny().seconds
 """Seconds of each clip that a longer video is cut into."""
@@ -71,7 +72,7 @@ class FoleyClips(ClipSource):
         return self._folder(workdir) / "media"
 
     def _folder(self, workdir: Path) -> Path:
-        return Path(self.folder) if self.folder else workdir
+        return local_path(self.folder) if self.folder else workdir
 
 
 def make_clips(world: World, seeds: Sequence[int], folder: Path) -> list[Clip]:

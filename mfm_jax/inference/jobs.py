@@ -23,7 +23,7 @@ from mfm_jax.media.write import write_video
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
-from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.storage.paths import TINY_BUNDLE, local_path
 
 BATCH = 4
 """Windows computed at once, rounded up to a multiple of the devices."""
@@ -111,7 +111,7 @@ def generate(
     opened = Bundle.open(TINY_BUNDLE if bundle is None else Path(bundle))
     sampling = _sampling(opened.settings, sampler, steps, guidance, eta)
     names = [videos] if isinstance(videos, str | Path) else videos
-    jobs = plan(expand([str(name) for name in names]), Path(out), format)
+    jobs = plan(expand([str(local_path(name)) for name in names]), local_path(out), format)
     layout, batch = layout_and_batch(batch, fsdp=fsdp, tensor=tensor)
     # T5 is dropped before the other networks are loaded.
     texts = _encode(opened, precision, prompt, negative_prompt)

@@ -1,6 +1,42 @@
-"""Paths of the files that come with the package."""
+"""Paths that users name, and those of files that come with the package."""
 
+import os
+import re
 from pathlib import Path
+
+from mfm_jax.errors import UserError
 
 TINY_BUNDLE = Path(__file__).parents[1] / "bundle" / "tiny"
 """The shipped miniature: every network at small size, trained on the Foley world."""
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+"""The beginning of an address such as gs://bucket, of which `pathlib` keeps one slash."""
+
+
+class PathError(UserError):
+    """A path that names nothing here; the message says what to do."""
+
+
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """Return the path that a user names; whatever takes a path takes it from here.
+
+    A path is never an address: `12:30:05.mp4` is a file.
+
+    Raises:
+        PathError: it is an address, or empty.
+    """
+    text = os.fspath(name)
+    if not text or "\0" in text:
+        raise PathError(f"{text!r} is no path: name a file or a folder")
+    begins = ADDRESS.match(text)
+    if begins and (text[begins.end() :].startswith("/") or _lost_a_slash(name, begins[0])):
+        raise PathError(
+            f"{text} is an address, and files are read and written only here: mount its folder or "
+            "copy the files, and give the path"
+        )
+    return Path(text)
+
+
+def _lost_a_slash(name: str | os.PathLike[str], begins: str) -> bool:
+    """Tell if a `Path` was made of an address, and not of a folder with a colon in its name."""
+    return isinstance(name, Path) and not os.path.lexists(begins)

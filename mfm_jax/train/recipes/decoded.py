@@ -19,6 +19,7 @@ from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.runtime.distributed import say
 from mfm_jax.storage.files import one_at_a_time
+from mfm_jax.storage.paths import local_path
 from mfm_jax.train.recipe import Recipe
 
 
@@ -71,7 +72,7 @@ class BundleRecipe(Recipe):
 
     def bundle_path(self, workdir: Path) -> Path:
         """Return the folder of the bundle."""
-        return Path(self.bundle) if self.bundle else workdir
+        return local_path(self.bundle) if self.bundle else workdir
 
     def provenance(self, command: str, components: Sequence[str], bundle: Bundle | None) -> Source:
         """Return where a network comes from that was trained with `components` of `bundle`."""

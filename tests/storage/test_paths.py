@@ -1,0 +1,70 @@
+"""A path names a file or a folder of this machine, whatever it looks like."""
+
+from pathlib import Path
+
+import pytest
+
+from mfm_jax.cli import main
+from mfm_jax.storage.paths import PathError, local_path
+
+FILES = ("12:30:05.mp4", "pipe:x.mp4", "a b/c:d.mp4", "http:", "C:/clips", "./gs:/x", "-")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_name_with_a_colon_is_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(Path(name).parts[0]).mkdir()
+    assert local_path(name) == local_path(Path(name)) == Path(name)
+
+
+@pytest.mark.parametrize("name", ["gs://b/x", "s3://b", "http://h/a.mp4", "file:///a.mp4"])
+def test_an_address_is_refused_also_once_it_was_a_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in (name, Path(name)):
+        with pytest.raises(PathError, match=r"is an address, .* mount its folder or copy"):
+            local_path(given)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_what_can_be_no_path(name):
+    with pytest.raises(PathError, match="is no path: name a file or a folder"):
+        local_path(name)
+
+
+SOURCE = "recipe.source"
+COMMANDS = {
+    "generate": ["{}", "-o", "out"],
+    "generate -o": ["clip.mp4", "-o", "{}"],
+    "generate --bundle": ["clip.mp4", "-o", "out", "--bundle", "{}"],
+    "extract": ["{}", "-o", "out"],
+    "extract --videos": ["clips.csv", "-o", "out", "--videos", "{}"],
+    "extract -o": ["clips.csv", "-o", "{}"],
+    "extract --bundle": ["clips.csv", "-o", "out", "--bundle", "{}"],
+    "train --config": ["--config", "{}", "--workdir", "out"],
+    "train --workdir": ["--config", "tiny", "--workdir", "{}"],
+    "convert": ["gpt2", "{}", "-o", "out"],
+    "convert --to torch": ["gpt2", "{}", "-o", "out", "--to", "torch"],
+    "convert -o": ["gpt2", "gpt2", "-o", "{}"],
+    "convert --config": ["cavp", "a.ckpt", "-o", "out", "--config", "{}"],
+    "convert --vocabulary": ["timechat", "a.pth", "-o", "out", "--vocabulary", "{}"],
+    "bundle": ["verify", "{}"],
+    "demo -o": ["-o", "{}"],
+    "demo --bundle": ["--bundle", "{}"],
+    "plan --json": ["--topology", "v5e:2x2", "--json", "{}"],
+    "plan --config": ["--topology", "v5e:2x2", "--config", "{}"],
+}
+"""Words of each command, with an argument that is a path."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_an_address_and_makes_nothing(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format("gs://b/x") for word in COMMANDS[command]]
+    try:
+        code = main([command.split()[0], *words])
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) == (2, 1)
+    assert "gs://b/x is an address" in said
+    assert list(tmp_path.iterdir()) == []
