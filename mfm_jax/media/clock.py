@@ -7,10 +7,11 @@ so a break in one stream belongs together with the break in the other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from mfm_jax.typing import Bool, Float, Int
+from mfm_jax.typing import Float, Int
 
 BACK = 0.1
 """Seconds by which a timestamp may lie before the one before it; containers round them."""
@@ -24,38 +25,37 @@ ALONE = 60.0
 NEAR = 5.0
 """Seconds between two streams at one place of a file."""
 
-LONGEST = 1.0
-"""Seconds of the last packet before a joint that are believed."""
-
 AUDIO_OVERLAP = 0.1
 """Seconds of sound that may be lost at a joint, so that the padding of codecs adds no pause."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stamps:
-    """When the packets of one stream are decoded, in the order of the file.
+    """The times of the packets of one stream, in the order of the file.
 
-    Times are in seconds; those that the file does not tell are NaN.
+    They are in seconds; those that the file does not tell are NaN.
     """
 
     place: Int[np.ndarray, " packets"]  # among the packets of all streams
     decoded: Float[np.ndarray, " packets"]
-    lasting: Float[np.ndarray, " packets"]  # 0 if the file does not tell
+    shown: Float[np.ndarray, " packets"]
+    lasting: Float[np.ndarray, " packets"]
     audio: bool
 
+    @cached_property
+    def usual(self) -> float:
+        """The usual duration of a packet."""
+        return float(np.median(self.lasting)) if len(self.lasting) else 0.0
 
-@dataclass
-class _Epochs:
-    """The stretches of one stream between breaks of its clock."""
+    @cached_property
+    def begins(self) -> Float[np.ndarray, " packets"]:
+        """When each packet is shown, or decoded where only that is known."""
+        return np.where(np.isnan(self.shown), self.decoded, self.shown)
 
-    stamps: Stamps
-    joints: list[int]  # the joint that each stretch follows; 0 is the beginning of the file
-    first: list[float]  # raw time at which each begins
-    end: list[float]  # latest raw time at which each ends
-    begins: list[int]  # number of its first packet
-    last: float = np.nan  # raw times of the latest packet
-    lasting: float = 0.0
-    leaps_to: list[float] = field(default_factory=list)
+    @cached_property
+    def ends(self) -> Float[np.ndarray, " packets"]:
+        """When each packet ends; a break of the clock may look like a very long packet."""
+        return self.begins + np.where(self.lasting > 2 * self.usual, self.usual, self.lasting)
 
 
 def shifts(streams: Sequence[Stamps], *, restarts: bool) -> list[Float[np.ndarray, " packets"]]:
@@ -66,67 +66,75 @@ def shifts(streams: Sequence[Stamps], *, restarts: bool) -> list[Float[np.ndarra
         restarts: whether the clock of this kind of container may start again (MPEG-TS, FLV). The
             durations in other kinds are believed, if no other stream contradicts them.
     """
-    if not any(_suspicious(stream).any() for stream in streams):
+    if not any(len(_steps(stream)) for stream in streams):
         return [np.zeros(len(stream.place)) for stream in streams]
-    epochs = [_Epochs(s, [0], [np.nan], [-np.inf], [0]) for s in streams]
-    joints = _find_joints(epochs, restarts)
+    epochs = [_Epochs(stream) for stream in streams]
+    joints = _find_joints(epochs)
     offsets = [0.0]
     for joint in range(1, joints + 1):
         offsets.append(_offset(epochs, joint, offsets))
-    return [_spread(stream, offsets) for stream in epochs]
+    found = [_spread(stream, offsets) for stream in epochs]
+    _close_gaps(streams, found, restarts)
+    return found
 
 
-def _suspicious(stream: Stamps) -> Bool[np.ndarray, " steps"]:
+def _steps(stream: Stamps) -> Float[np.ndarray, " suspicious"]:
+    """Return the times to which the clock of a stream goes back or far ahead."""
     known = stream.decoded[np.isfinite(stream.decoded)]
     steps = np.diff(known)
-    return (steps < -BACK) | (steps > AHEAD)
+    return known[1:][(steps < -BACK) | (steps > AHEAD)]
 
 
-def _find_joints(epochs: Sequence[_Epochs], restarts: bool) -> int:
-    """Cut the streams into epochs; return the number of joints in the file."""
-    for stream in epochs:
-        known = stream.stamps.decoded[np.isfinite(stream.stamps.decoded)]
-        stream.leaps_to = known[1:][np.diff(known) > AHEAD].tolist()
-    several = sum(bool(np.isfinite(stream.stamps.decoded).any()) for stream in epochs) > 1
+@dataclass
+class _Epochs:
+    """The stretches of one stream between breaks of its clock."""
+
+    stamps: Stamps
+    joints: list[int] = field(default_factory=lambda: [0])  # that each follows; 0 is the beginning
+    first: list[float] = field(default_factory=lambda: [np.nan])  # time of the first packet of each
+    begins: list[int] = field(default_factory=lambda: [0])  # its number
+    last: float = np.nan  # time of the latest packet
+
+
+def _find_joints(epochs: Sequence[_Epochs]) -> int:
+    """Cut the streams where their clocks go back; return the number of joints in the file.
+
+    Here, a clock that leaps ahead counts only where the other stream goes on without a leap.
+    """
     joints, position = 0, -np.inf
-    provisional = [0.0] * len(epochs)
+    ahead_of = [0.0] * len(epochs)  # what makes each stream continuous so far
     for which, number in _in_file_order(epochs):
         stream = epochs[which]
         time = float(stream.stamps.decoded[number])
-        if not np.isfinite(time):
-            continue
         others = [other for other in epochs if other is not stream]
-        limit = AHEAD if several or restarts else ALONE
-        ahead = time + provisional[which] - position
-        told = stream.last + stream.lasting >= time - BACK and not restarts
-        leaps = ahead > limit and time - stream.last > AHEAD
-        if leaps and told and not stream.stamps.audio:
-            # The file itself says that the frame stays for so long.
-            leaps = any(abs(time - there) < NEAR for o in others for there in o.leaps_to)
-        if time - stream.last < -BACK or leaps:
+        back = time - stream.last < -BACK
+        leaps = time - stream.last > AHEAD and time + ahead_of[which] - position > AHEAD
+        if leaps:
+            going_on = [o for o in others if np.isfinite(o.last)]
+            too = any((np.abs(_steps(o.stamps) - time) < NEAR).any() for o in going_on)
+            leaps = bool(going_on) and not too
+        if back or leaps:
             joint = _same_joint(stream, time, others)
             if joint is None:
                 joints += 1
                 joint = joints
-            provisional[which] += stream.end[-1] - time
+            ahead_of[which] += stream.last + stream.stamps.usual - time
             stream.joints.append(joint)
             stream.first.append(time)
-            stream.end.append(-np.inf)
             stream.begins.append(number)
-        elif not np.isfinite(stream.first[0]):
+        elif np.isnan(stream.first[0]):
             stream.first[0] = time
-        lasting = float(stream.stamps.lasting[number])
-        stream.last, stream.lasting = time, lasting
-        stream.end[-1] = max(stream.end[-1], time + min(lasting, LONGEST))
-        position = max(position, stream.end[-1] + provisional[which])
+        stream.last = time
+        position = max(position, time + ahead_of[which])
     return joints
 
 
 def _in_file_order(epochs: Sequence[_Epochs]) -> list[tuple[int, int]]:
+    """Return the stream and the number of each packet whose time is known."""
     every = [
-        (place, which, number)
+        (int(stream.stamps.place[number]), which, int(number))
         for which, stream in enumerate(epochs)
-        for number, place in enumerate(stream.stamps.place.tolist())
+        for number in np.flatnonzero(np.isfinite(stream.stamps.decoded))
     ]
     return [(which, number) for _, which, number in sorted(every)]
 
@@ -152,16 +160,56 @@ def _offset(epochs: Sequence[_Epochs], joint: int, offsets: Sequence[float]) -> 
         if there == joint and stream.joints[at - 1] < joint
     ]
     with_picture = any(not stream.stamps.audio for stream, _ in first_visits)
-    return max(
-        stream.end[at - 1]
-        + offsets[stream.joints[at - 1]]
-        - stream.first[at]
-        - (AUDIO_OVERLAP if stream.stamps.audio and with_picture else 0.0)
-        for stream, at in first_visits
-    )
+    found = []
+    for stream, at in first_visits:
+        end = float(np.nanmax(stream.stamps.ends[_stretch(stream, at - 1)]))
+        begin = float(np.nanmin(stream.stamps.begins[_stretch(stream, at)]))
+        overlap = AUDIO_OVERLAP if stream.stamps.audio and with_picture else 0.0
+        found.append(end + offsets[stream.joints[at - 1]] - begin - overlap)
+    return max(found)
+
+
+def _stretch(stream: _Epochs, at: int) -> slice:
+    return slice(stream.begins[at], [*stream.begins, None][at + 1])
 
 
 def _spread(stream: _Epochs, offsets: Sequence[float]) -> Float[np.ndarray, " packets"]:
     number = np.arange(len(stream.stamps.place))
     epoch = np.searchsorted(stream.begins, number, side="right") - 1
     return np.array([offsets[joint] for joint in stream.joints])[epoch]
+
+
+def _close_gaps(
+    streams: Sequence[Stamps], found: Sequence[Float[np.ndarray, " _"]], restarts: bool
+) -> None:
+    """Take out of `found` the leaps ahead: stretches in which no stream has anything."""
+    begins = [stream.begins + shift for stream, shift in zip(streams, found, strict=True)]
+    ends = [stream.ends + shift for stream, shift in zip(streams, found, strict=True)]
+    every = np.concatenate(begins)
+    order = np.argsort(every)[: int(np.isfinite(every).sum())]
+    latest = np.maximum.accumulate(np.concatenate(ends)[order])
+    gaps = every[order][1:] - latest[:-1]
+    for at in np.flatnonzero(gaps > AHEAD):
+        behind = every[order][at + 1]
+        going_on = [
+            stream
+            for stream in zip(streams, begins, ends, strict=True)
+            if (stream[1] >= behind).any() and (stream[1] < behind).any()
+        ]
+        if not going_on:
+            continue
+        if not restarts and len(going_on) < 2:
+            told = max(
+                float(np.max(b + s.lasting, initial=-np.inf, where=b < behind))
+                for s, b in zip(streams, begins, strict=True)
+            )
+            if gaps[at] <= ALONE or told >= behind - BACK:
+                continue  # the picture stays for so long
+        # As much as lets one stream go on at its end.
+        gap = min(
+            float(begin[begin >= behind].min() - np.max(end, initial=-np.inf, where=begin < behind))
+            + (AUDIO_OVERLAP if stream.audio and len(going_on) > 1 else 0.0)
+            for stream, begin, end in going_on
+        )
+        for begin, shift in zip(begins, found, strict=True):
+            shift[begin >= behind] -= gap

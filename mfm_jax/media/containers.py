@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from stat import S_ISREG
@@ -12,6 +12,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 
 from mfm_jax.errors import MediaError, UsageError, system_reason
+from mfm_jax.media.joined_flv import WithoutParts, headers_within
 
 DEMUXERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,asf_o,rm,"
@@ -81,27 +82,36 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
     """
     path, limits = Path(path), Limits.of_environment()
     _check_is_file(path)
-    try:
-        container = av.open(
-            f"file:{path.absolute()}",  # so that no name is taken for an address
-            container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"},
-            metadata_errors="replace",
-        )
-    except FFmpegError:
-        raise MediaError(
-            f"{path} is not a readable video (damaged, cut short or of another type): "
-            "download it again or convert it to mp4"
-        ) from None
-    with container:
-        limits.check(path, streams=len(container.streams))
-        stream = _main_video(container)
-        if stream is None:
-            raise MediaError(f"{path} has no video stream: give a file with a picture")
-        if stream.codec_context is None:
-            raise MediaError(f"{path} has an unknown video codec: re-encode it as mp4")
-        limits.check(path, pixels=stream.codec_context.width * stream.codec_context.height)
-        stream.codec_context.options = {"max_pixels": str(limits.pixels)}
-        yield container, stream
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+    joints = headers_within(path)
+    with WithoutParts(path, joints) if joints else nullcontext() as file:
+        try:
+            container = av.open(
+                file or f"file:{path.absolute()}",  # so that no name is taken for an address
+                "r",
+                container_options=options,
+                metadata_errors="replace",
+            )
+        except FFmpegError:
+            raise MediaError(
+                f"{path} is not a readable video (damaged, cut short or of another type): "
+                "download it again or convert it to mp4"
+            ) from None
+        with container:
+            yield container, _checked(path, container, limits)
+
+
+def _checked(path: Path, container: av.container.InputContainer, limits: Limits) -> av.VideoStream:
+    """Return the main video stream, which must be within the limits."""
+    limits.check(path, streams=len(container.streams))
+    stream = _main_video(container)
+    if stream is None:
+        raise MediaError(f"{path} has no video stream: give a file with a picture")
+    if stream.codec_context is None:
+        raise MediaError(f"{path} has an unknown video codec: re-encode it as mp4")
+    limits.check(path, pixels=stream.codec_context.width * stream.codec_context.height)
+    stream.codec_context.options = {"max_pixels": str(limits.pixels)}
+    return stream
 
 
 def _check_is_file(path: Path) -> None:

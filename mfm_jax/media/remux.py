@@ -25,7 +25,8 @@ def obstacle(
 ) -> str | None:
     """Return why the picture cannot be copied into a container, or None if it can."""
     if not _holds(form, stream):
-        return f"{form.muxer} cannot hold {stream.codec_context.codec.canonical_name}"
+        codec = stream.codec_context.codec.canonical_name
+        return f"{codec} cannot be copied into {form.muxer}"
     if line.decoder_order and stream.codec_context.has_b_frames:
         return f"{container.format.name} does not store when its frames are shown"
     if line.shift.any():

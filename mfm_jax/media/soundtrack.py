@@ -13,7 +13,7 @@ from mfm_jax.media.containers import opened, reading
 from mfm_jax.media.timeline import Timeline, numbered_packets, packet_of, read_timeline
 from mfm_jax.typing import Float
 
-AUDIO_GAP = 0.05
+AUDIO_GAP = 0.02
 """Seconds: larger jumps in an audio stream's timestamps are gaps, smaller ones are rounding."""
 
 RUN_IN = 0.5
@@ -54,10 +54,11 @@ def read_audio(
 
 def _frames(
     container, video: av.VideoStream, sound: av.AudioStream, line: Timeline, start: float
-) -> Iterator[tuple[float | None, av.AudioFrame]]:
-    """Decode from shortly before `start` on; yield frames and when they sound.
+) -> Iterator[tuple[float | None, float, av.AudioFrame]]:
+    """Decode from shortly before `start` on; yield when each frame sounds, its shift, and itself.
 
-    Times are seconds since the first frame of the video, None where the file does not tell.
+    Times are seconds since the first frame of the video, None where the file does not tell. The
+    shift is what makes them continuous.
     """
     sought = line.sought
     if sought is not None:
@@ -70,8 +71,8 @@ def _frames(
                 continue
         for frame in sound.decode(packet):
             source = packet_of(frame)
-            shift = _shift(line, number if source is None else source) - line.begin
-            yield None if frame.time is None else frame.time + shift, frame
+            shift = _shift(line, number if source is None else source)
+            yield None if frame.time is None else frame.time + shift - line.begin, shift, frame
 
 
 def _shift(line: Timeline, packet: int) -> float:
@@ -82,17 +83,17 @@ def _shift(line: Timeline, packet: int) -> float:
 
 
 def _mono(
-    frames: Iterator[tuple[float | None, av.AudioFrame]], start: float, seconds: float
+    frames: Iterator[tuple[float | None, float, av.AudioFrame]], start: float, seconds: float
 ) -> tuple[Float[np.ndarray, " A"], int]:
     """Return `seconds` of the mean of the channels from `start` on, and the file's sample rate."""
-    source_rate, wave, position = RATE, np.zeros(0, np.float32), None
-    for time, frame in frames:
+    source_rate, wave, position, joined = RATE, np.zeros(0, np.float32), None, 0.0
+    for time, shift, frame in frames:
         if position is None:  # the frame knows: HE-AAC plays at twice the rate that it declares
             source_rate = frame.sample_rate
             wave = np.zeros(round(seconds * source_rate), np.float32)
         at = position or 0 if time is None else round((time - start) * source_rate)
-        if position is None or abs(at - position) > AUDIO_GAP * source_rate:
-            position = at
+        if position is None or shift != joined or abs(at - position) > AUDIO_GAP * source_rate:
+            position, joined = at, shift
         if position > len(wave) + RUN_IN * source_rate:
             break
         samples = _mean_of_channels(frame)

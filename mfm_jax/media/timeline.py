@@ -21,7 +21,7 @@ from mfm_jax.errors import MediaError
 from mfm_jax.media.clock import Stamps, shifts
 from mfm_jax.media.containers import Limits, main_audio, opened, reading
 from mfm_jax.media.orientation import Orientation, orientation_of
-from mfm_jax.media.truncation import is_cut, is_fragmented
+from mfm_jax.media.structure import is_cut, is_fragmented, is_joined
 from mfm_jax.typing import Bool, Float, Int
 
 CUT_SHORT = 0.25
@@ -92,11 +92,10 @@ class Timeline:
         """Return the packet at which a decoder has to begin to show `frame` and all later ones."""
         if self.decoder_order:
             return 0
-        needed = np.flatnonzero(self.frame_of >= frame)
-        keys = np.flatnonzero(self.keys[: int(needed.min(initial=0)) + 1])
+        needed = int(np.argmax(self.frame_of >= frame))
+        keys = np.flatnonzero(self.keys[: needed + 1])
         shown = self.frame_of[keys]
-        good = keys[(shown >= 0) & (shown <= frame)]
-        return int(good.max(initial=0))
+        return int(np.max(keys, initial=0, where=(shown >= 0) & (shown <= frame)))
 
 
 class _Packets:
@@ -119,30 +118,26 @@ class _Packets:
         return len(self.place)
 
     def stamps(self, base: float, audio: bool) -> Stamps:
-        decoded = np.array(self.dts, np.int64)
-        kept = np.frombuffer(self.kept, np.uint8).astype(bool)
-        known = (decoded != UNKNOWN) & kept
+        """Return the times of the packets that are not discarded, in seconds."""
+        decoded, shown = np.array(self.dts, np.int64), np.array(self.pts, np.int64)
+        counts = ~np.frombuffer(self.discarded, np.uint8).astype(bool)
         lasting = np.array(self.lasting, np.int64)
         usual = np.median(lasting[lasting > 0]) if (lasting > 0).any() else 0
         return Stamps(
             np.array(self.place, np.int64),
-            np.where(known, decoded * base, np.nan),
+            np.where((decoded != UNKNOWN) & counts, decoded * base, np.nan),
+            np.where((shown != UNKNOWN) & counts, shown * base, np.nan),
             np.where(lasting > 0, lasting, usual) * base,
             audio,
         )
 
 
 def _is_hidden(packet: av.Packet) -> bool:
-    """Return whether a packet of VP8 or VP9 holds a frame that is a reference and never shown."""
-    name = packet.stream.codec_context.name if packet.stream.codec_context else ""
-    if name not in ("vp8", "vp9", "libvpx", "libvpx-vp9") or not packet.size:
+    """Return whether a packet of VP8 holds a frame that is a reference and never shown."""
+    context = packet.stream.codec_context
+    if context is None or context.name not in ("vp8", "libvpx") or not packet.size:
         return False
-    data = memoryview(packet)
-    if "vp9" not in name:
-        return not data[0] & 0x10
-    if data[-1] & 0xE0 == 0xC0 or data[0] & 0x30 == 0x30:  # a superframe shows one; profile 3
-        return False
-    return not data[0] & 0x08 and not data[0] & 0x02
+    return not memoryview(packet)[0] & 0x10
 
 
 def read_timeline(path: Path, start: float = 0.0, stop: float = np.inf) -> Timeline:
@@ -281,7 +276,7 @@ def _timeline(
 def _presented(
     container, stream: av.VideoStream, video: _Packets, kept: Bool[np.ndarray, " packets"]
 ) -> tuple[Int[np.ndarray, " packets"], bool]:
-    """Return the presentation time of each packet, and whether the order of these is made up.
+    """Return the presentation time of each packet, and whether the order of these is unknown.
 
     AVI and elementary streams do not store it: what their demuxers tell is a guess.
     """
@@ -289,9 +284,12 @@ def _presented(
     at = np.where(pts == UNKNOWN, dts, pts)
     guessed = _has(container, FormatFlags.no_timestamps) or (container.format.name == "avi")
     missing = (pts == UNKNOWN) & kept
-    if missing.any() or (guessed and stream.codec_context.has_b_frames):
-        return _filled(at, stream, video), True
-    return at, False
+    if not missing.any() and not (guessed and stream.codec_context.has_b_frames):
+        return at, False
+    # A frame of these is shown when the decoder hands it out, at the time of one packet after the
+    # other.
+    told = dts if (dts[kept] != UNKNOWN).all() else at
+    return _filled(told, stream, video), True
 
 
 def _filled(
@@ -308,7 +306,7 @@ def _filled(
 
 def _end(stream: Stamps, shift: Float[np.ndarray, " packets"]) -> float:
     """Return when the last packet of a stream ends, in continuous seconds."""
-    ends = stream.decoded + shift + np.minimum(stream.lasting, 1.0)
+    ends = stream.ends + shift
     return float(np.nanmax(ends)) if np.isfinite(ends).any() else -np.inf
 
 
@@ -339,13 +337,18 @@ def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
 
 
 def _check_complete(path: Path, container, stream, line: Timeline, packets: int) -> None:
-    """Refuse a truncated file.
+    """Refuse a truncated file, and several in one of which only the first is read.
 
     A file whose index comes first can be cut anywhere and still be read without an error.
 
     Raises:
-        MediaError: the file ends before its frames do.
+        MediaError: the file ends before its frames do, or goes on behind them.
     """
+    if is_joined(path, container.format.name):
+        raise MediaError(
+            f"{path} is several files joined byte by byte, of which players show the first: "
+            "split it, or join the recordings with a video editor"
+        )
     if not is_cut(path, container.format.name):
         return
     found, lost = line.seconds, 0.0

@@ -631,13 +631,13 @@ def test_an_unwritable_target_is_one_clear_line(tmp_path, clip, target):
 def test_a_picture_that_the_target_cannot_hold_is_encoded_anew(tmp_path):
     source = write_ticks(tmp_path / "a.webm", range(0, 400, 40), codec="libvpx")
     (note,) = write_video(source, tmp_path / "b.mp4", sine(0.4))
-    assert note == "the picture is encoded anew, because mp4 cannot hold vp8"
+    assert note == "the picture is encoded anew, because vp8 cannot be copied into mp4"
     for target in ("b.mp4", "b.mkv", "b.webm"):
         if target != "b.mp4":
             assert write_video(source, tmp_path / target, sine(0.4)) == []
             assert [d for d, *_ in packets(tmp_path / target)] == [d for d, *_ in packets(source)]
-        (window,) = windows(tmp_path / target, SMALL)
-        assert numbers(window.timechat_THWC) == [0, 1, 3, 5, 6, 8]
+        (theirs,), (ours,) = windows(source, SMALL), windows(tmp_path / target, SMALL)
+        assert np.abs(ours.timechat_THWC.astype(int) - theirs.timechat_THWC).max() <= 3
 
 
 @pytest.mark.parametrize("when", [0, 5])

@@ -1,9 +1,10 @@
-"""Notice files that were cut: by the structure of the container, not by a length it declares."""
+"""Notice files that were cut or joined by their structure, not by a length that they declare."""
 
 import os
 from pathlib import Path
 from typing import BinaryIO
 
+EBML = b"\x1a\x45\xdf\xa3"
 EBML_SEGMENT = b"\x18\x53\x80\x67"
 HOLDS_MEDIA = (b"mdat", b"moof", b"moov")
 """Boxes of an mp4 whose loss matters; others at its end (free, udta, mfra) may be cut."""
@@ -22,13 +23,34 @@ def is_cut(path: Path, format: str) -> bool:
         if format.startswith("mov"):
             return _mp4_is_cut(file, size)
         if format.startswith("matroska"):
-            return _matroska_is_cut(file, size)
+            return (_segment_end(file) or 0) > size
         if format == "avi":
-            head = file.read(8)
-            return 8 + int.from_bytes(head[4:], "little") > size + 1
+            return _riff_end(file) > size + 1
         if format == "flv":
             return _flv_is_cut(file, size)
     return False
+
+
+def is_joined(path: Path, format: str) -> bool:
+    """Return whether another file of the kind follows, of which players would show nothing.
+
+    Args:
+        format: FFmpeg's name of the container.
+    """
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        if format.startswith("mov"):
+            names = [name for name, _ in _boxes(file, size)]
+            return b"moov" in names and b"ftyp" in names[names.index(b"moov") :]
+        if format.startswith("matroska"):
+            end, magic = _segment_end(file), EBML
+        elif format == "avi":
+            end, magic = _riff_end(file), b"RIFF"
+        else:
+            return False
+        file.seek(end or size)
+        head = file.read(12)
+        return head.startswith(magic) and (magic == EBML or head[8:] == b"AVI ")
 
 
 def is_fragmented(path: Path) -> bool:
@@ -59,18 +81,22 @@ def _mp4_is_cut(file: BinaryIO, size: int) -> bool:
     return any(end > size and name in HOLDS_MEDIA for name, end in _boxes(file, size))
 
 
-def _matroska_is_cut(file: BinaryIO, size: int) -> bool:
+def _segment_end(file: BinaryIO) -> int | None:
+    """Return where Matroska's segment ends, or None if it was written to a pipe."""
     head = file.read(4096)
-    at = head.find(EBML_SEGMENT)
-    if at < 0 or at + 5 > len(head):
-        return False
-    first = head[at + 4]
-    length = 9 - first.bit_length()  # leading zero bits tell how long the number is
-    digits = head[at + 4 : at + 4 + length]
-    value = int.from_bytes(digits, "big") & ((1 << 7 * length) - 1)
-    if value == (1 << 7 * length) - 1:  # unknown: it was written to a pipe
-        return False
-    return at + 4 + length + value > size
+    at = head.find(EBML_SEGMENT) + 4
+    if at < 4 or at >= len(head):
+        return None
+    length = 9 - head[at].bit_length()  # leading zero bits tell how long the number is
+    unknown = (1 << 7 * length) - 1
+    value = int.from_bytes(head[at : at + length], "big") & unknown
+    return None if value == unknown else at + length + value
+
+
+def _riff_end(file: BinaryIO) -> int:
+    """Return where the first chunk of an AVI ends."""
+    length = int.from_bytes(file.read(8)[4:], "little")
+    return 8 + length + length % 2
 
 
 def _flv_is_cut(file: BinaryIO, size: int) -> bool:
