@@ -9,8 +9,9 @@ is the old one or the new one.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from jax.typing import DTypeLike
 
 from mfm_jax.bundle import format2
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
-from mfm_jax.errors import UserError
+from mfm_jax.bundle.limits import abstract_component, check_numbers
+from mfm_jax.errors import SettingError, UserError, first_line
 from mfm_jax.runtime.config import from_json, to_json
 from mfm_jax.runtime.sharding import Axes
-from mfm_jax.storage.store import INDEX, Listed, Store, StoreError
+from mfm_jax.storage.index import INDEX, Listed, StoreError, read_json
+from mfm_jax.storage.store import Store
+from mfm_jax.storage.verify import require, verified, verify_together
 from mfm_jax.storage.weights import (
     WeightError,
-    abstract,
     check_weights,
     named_axes,
     named_weights,
@@ -69,32 +72,33 @@ class Bundle:
     path: Path
     settings: Settings
     entries: Mapping[str, Entry]
+    verify: bool = True  # compare what is loaded with its checksums
 
     @classmethod
-    def open(cls, path: Path) -> "Bundle":
+    def open(cls, path: Path, *, verify: bool = True) -> "Bundle":
         """Read what a bundle holds, without its weights.
+
+        Args:
+            verify: compare a component with its checksums when it is loaded. What changed in the
+                meantime is then an error, not other values.
 
         Raises:
             BundleError: no bundle there, of another format, or one that does not parse.
         """
-        file = Path(path) / "bundle.json"
+        path, file = Path(path), Path(path) / "bundle.json"
         if not file.is_file():
             raise BundleError(f"{path} is not a bundle (no bundle.json in it): check --bundle")
-        try:
-            data = json.loads(file.read_text())
-            if data.get("format") not in READABLE:
+        with _about(file):
+            data = read_json(file)
+            format, settings, components = _contents(data)
+            if not _readable(format):
                 raise BundleError(
-                    f"{path} has bundle format {data.get('format')}, this version reads {_WORDS}"
+                    f"{path} has bundle format {format!r:.20}, this version reads {_WORDS}"
                 )
+            check_numbers(settings, "settings")
             # Only format 3 holds components of several formats, and says which.
-            entries = {
-                n: _entry(n, {"format": data["format"], **e}) for n, e in data["components"].items()
-            }
-            return cls(Path(path), from_json(Settings, data["settings"], "settings"), entries)
-        except BundleError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{file} is damaged ({error}): make the bundle again") from None
+            entries = {n: _entry(n, {"format": format} | e) for n, e in components.items()}
+            return cls(path, from_json(Settings, settings, "settings"), entries, verify)
 
     def config(self, name: str) -> Any:
         """Return the config of a component.
@@ -110,7 +114,7 @@ class Bundle:
         dtype: DTypeLike | None = None,
         *,
         sharding: Callable[[Axes, Shape], jax.sharding.Sharding] | None = None,
-        check: bool = False,
+        verify: bool | None = None,
     ) -> Any:
         """Return the network `name` with its weights.
 
@@ -119,18 +123,23 @@ class Bundle:
             sharding: returns the sharding of a weight from its logical axes and shape, such as
                 `Layout.weight`; a process then reads only the shards of its own devices. If not
                 given, all weights go to this process's first device.
-            check: read all files first and compare them with their checksums.
+            verify: whether to compare what is read with its checksums; by default as the bundle
+                was opened.
 
         Raises:
             BundleError: the component is absent, or its weights are missing, unexpected,
-                misshaped or unreadable, or, with `check`, not those that were written.
+                misshaped or unreadable, or, with `verify`, not those that were written.
         """
+        if verify is not None and verify != self.verify:
+            return replace(self, verify=verify).load(name, dtype, sharding=sharding)
         entry, store = self._entry(name), self.store(name)
         where = f"{name} in bundle {self.path}"
-        if check and (problems := self._unsealed(name) or store.damaged_files()):
-            raise BundleError(f"{where} is damaged: {'; '.join(problems)}: make it again")
-        network = abstract(lambda rngs: COMPONENTS[name].build(entry.config, rngs=rngs))
-        axes = named_axes(network)
+        with _reading(where):
+            network = abstract_component(name, entry.config, len(store.arrays))
+            axes = named_axes(network)
+            check_weights(
+                named_weights(network), {n: a.shape for n, a in store.arrays.items()}, where=where
+            )
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def target(weight: str, stored: Listed) -> jax.ShapeDtypeStruct:
@@ -138,40 +147,60 @@ class Bundle:
             place = first if sharding is None else sharding(axes[weight], stored.shape)
             return jax.ShapeDtypeStruct(stored.shape, kind, sharding=place)
 
-        try:
-            check_weights(
-                named_weights(network), {n: a.shape for n, a in store.arrays.items()}, where=where
-            )
-            places = (target(n, a).sharding for n, a in store.arrays.items())
-            together = any(not place.is_fully_addressable for place in places)
-            weights: dict[str, Any] = {}
+        places = (target(n, a).sharding for n, a in store.arrays.items())
+        together = any(not place.is_fully_addressable for place in places)
+        weights: dict[str, Any] = {}
+        with _reading(where), self._verified(store, together=together) as wait:
             for part in store.parts():
+                wait(part)
                 weights |= store.restore(target, part, together=together)
-            return with_weights(network, weights)
-        except WeightError as error:
-            raise BundleError(str(error)) from None
-        except StoreError as error:
-            raise BundleError(f"cannot read the weights of {where}: {error}") from None
+        return with_weights(network, weights)
+
+    @contextmanager
+    def _verified(self, store: Store, *, together: bool) -> Iterator[Callable[[int], None]]:
+        """Yield what waits until a part is compared with its checksums, if this bundle does so."""
+        if self.verify and not together:
+            with verified(store) as wait:
+                yield wait
+            return
+        if self.verify:
+            verify_together(store)
+        yield lambda part: None
 
     def store(self, name: str) -> Store:
         """Return the opened folder of a component.
 
         Raises:
-            BundleError: the component is absent, or its folder has no readable index.
+            BundleError: the component is absent, its folder is a link or has no readable index,
+                or, with `verify`, its index or its entry has changed.
         """
         entry = self._entry(name)
+        folder = self.path / entry.folder
         rename = partial(format2.read_name, name) if entry.format == 2 else None
-        try:
-            return Store.open(self.path / entry.folder, rename)
-        except StoreError as error:
-            raise BundleError(
-                f"cannot read the weights of {name} in bundle {self.path}: {error}"
-            ) from None
+        with _reading(f"{name} in bundle {self.path}"):
+            if folder.is_symlink():
+                raise StoreError(f"{folder} is a link: copy what it leads to into its place")
+            store = Store.open(folder, rename)
+            if self.verify:
+                require(self._unsealed(name))
+        return store
+
+    def files(self, name: str, folder: str) -> Path | None:
+        """Return the folder of files beside the arrays of a component, or None if it has none.
+
+        Raises:
+            BundleError: as `store`; or, with `verify`, a file in it has changed.
+        """
+        store = self.store(name)
+        with _reading(f"{name} in bundle {self.path}"):
+            if self.verify:
+                require(store.damaged(store.files_in(folder)))
+        return store.folder / folder if store.files_in(folder) else None
 
     def damages(self, name: str) -> list[str]:
         """List the files and arrays of a component that differ from what was written."""
         try:
-            store = self.store(name)
+            store = replace(self, verify=False).store(name)
         except BundleError as error:
             return [str(error)]
         return self._unsealed(name) or store.damaged_files() or store.damaged_arrays()
@@ -189,7 +218,58 @@ class Bundle:
         return self.entries[name]
 
 
-def _entry(name: str, data: dict) -> Entry:
+@contextmanager
+def _about(file: Path) -> Iterator[None]:
+    """Turn what is wrong with `bundle.json` into one line.
+
+    Raises:
+        BundleError: the block raised an error of the file's contents.
+    """
+    try:
+        yield
+    except BundleError:
+        raise
+    except StoreError as error:
+        raise BundleError(f"{error}: make the bundle again") from None
+    # A configuration checks its fields against each other, with numbers that may be anything.
+    except (ValueError, ArithmeticError) as error:
+        reason = f"{first_line(error):.500}"
+        raise BundleError(f"{file} is damaged ({reason}): make the bundle again") from None
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turn what is wrong with weights into one line.
+
+    Raises:
+        BundleError: the weights cannot be read, or do not fit.
+    """
+    try:
+        yield
+    except WeightError as error:
+        raise BundleError(str(error)) from None
+    except (StoreError, SettingError) as error:
+        raise BundleError(f"cannot read the weights of {where}: {error}") from None
+
+
+def _contents(data: Any) -> tuple[Any, dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the format, the settings and the components in the contents of `bundle.json`.
+
+    Raises:
+        SettingError: one of them is missing, or something else.
+    """
+    match data:
+        case {"format": format, "settings": dict(settings), "components": dict(components)}:
+            if all(isinstance(entry, dict) for entry in components.values()):
+                return format, settings, components
+    raise SettingError("it has no format, settings and components")
+
+
+def _readable(format: Any) -> bool:
+    return type(format) is int and format in READABLE
+
+
+def _entry(name: str, data: dict[str, Any]) -> Entry:
     """Return the entry that `bundle.json` holds as `data`.
 
     Raises:
@@ -197,20 +277,30 @@ def _entry(name: str, data: dict) -> Entry:
         SettingError: its config or its source cannot be read.
     """
     if name not in COMPONENTS:
-        raise BundleError(f"unknown component {name!r}; known are {', '.join(COMPONENTS)}")
-    if not COMPONENT_FOLDER.fullmatch(data["folder"]):
-        raise BundleError(f"{name} lies in {data['folder']!r}, which is no folder of a bundle")
-    if data["format"] not in READABLE:
-        raise BundleError(f"{name} has format {data['format']}, this version reads {_WORDS}")
-    config = data["config"]
+        raise BundleError(f"unknown component {name!r:.50}; known are {', '.join(COMPONENTS)}")
+    match data:
+        case {
+            "folder": str(folder),
+            "parameters": int(parameters),
+            "checksum": str(checksum),
+        } if type(parameters) is int and parameters >= 0:
+            pass
+        case _:
+            raise SettingError(f"{name} has no folder, parameters and checksum")
+    if not COMPONENT_FOLDER.fullmatch(folder):
+        raise BundleError(f"{name} lies in {folder!r:.200}, which is no folder of a bundle")
+    if not _readable(data["format"]):
+        raise BundleError(f"{name} has format {data['format']!r:.20}, this version reads {_WORDS}")
+    config = data.get("config")
     if data["format"] == 2:
         config = format2.read_config(name, config)
+    check_numbers(config, f"{name}.config")
     return Entry(
         from_json(COMPONENTS[name].config, config, f"{name}.config"),
-        data["folder"],
-        from_json(Source, data["source"], f"{name}.source"),
-        data["parameters"],
-        data["checksum"],
+        folder,
+        from_json(Source, data.get("source"), f"{name}.source"),
+        parameters,
+        checksum,
         data["format"],
         data,
     )

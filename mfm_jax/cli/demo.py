@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=options.path, default=Path("demo"), help="a folder; default: demo"
     )
     options.add_bundle(parser)
+    options.add_verify(parser)
     parser.add_argument("--clip", type=int, metavar="SEED", help="seed of another clip")
     parser.set_defaults(run=run)
 
@@ -48,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     events = ", ".join(f"{e.time:.2f} s {e.material}" for e in clip.events)
     print(f"{silent}: contacts at {events or 'no time'}")
 
-    model = VideoToAudio.open(args.bundle)
+    model = VideoToAudio.open(args.bundle, verify=args.verify)
     info = probe(silent)
     waves = model(list(windows(silent, model.spec)))
     wave = stitch(list(waves), model.spec, round(info.seconds * RATE))
     write_wav(args.output / "sound.wav", wave)
     write_video(silent, args.output / "sound.mp4", wave)
     draw(args.output / "spectrogram.png", wave, clip)
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(args.bundle, verify=args.verify)
     if "listener" in bundle.entries:
         print(scores(bundle.load("listener", np.float32), wave, clip))
     spent = time.monotonic() - started

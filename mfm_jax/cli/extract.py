@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="only the clips of this split of a CSV")
     parser.add_argument("-o", "--output", required=True, type=options.path, metavar="FEATURES")
     options.add_bundle(parser)
+    options.add_verify(parser)
     parser.add_argument("--batch", type=int, default=8, help="clips computed at once; default: 8")
     parser.add_argument(
         "--timechat",
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{name} must be at least 1, got {value}")
     share = distributed.share(options.processes(args))
     clips = list_clips(args.clips, videos=args.videos, split=args.split)
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(args.bundle, verify=args.verify)
     with Progress(len(clips), "clips") as progress:
         failed = extract(
             bundle,

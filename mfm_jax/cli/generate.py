@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", help="mp4 or wav, of files in an output folder; default: mp4")
     options.add_bundle(parser)
+    options.add_verify(parser)
     parser.add_argument("--prompt", help="text for the sound wanted (bundles with a text encoder)")
     parser.add_argument("--negative-prompt", help="text for the sound to keep away from")
     parser.add_argument("--seed", type=int, default=0)
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
                 args.videos,
                 args.output,
                 bundle=args.bundle,
+                verify=args.verify,
                 prompt=args.prompt,
                 negative_prompt=args.negative_prompt,
                 seed=args.seed,

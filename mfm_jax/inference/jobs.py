@@ -60,6 +60,7 @@ def generate(
     out: str | Path,
     *,
     bundle: str | Path | None = None,
+    verify: bool = True,
     prompt: str | None = None,
     negative_prompt: str | None = None,
     seed: int = 0,
@@ -83,6 +84,7 @@ def generate(
         videos: files, folders or globs.
         out: a folder, or FILE.mp4 or FILE.wav for one video.
         bundle: a folder; the miniature that comes with the package if None.
+        verify: compare its weights with their checksums.
         prompt: text for the sound wanted, if the bundle has a text encoder.
         negative_prompt: text for the sound to keep away from.
         steps: of the sampler, 1 to `STEPS`.
@@ -108,14 +110,14 @@ def generate(
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("format", format, FORMATS)
 
-    opened = Bundle.open(TINY_BUNDLE if bundle is None else Path(bundle))
+    opened = Bundle.open(TINY_BUNDLE if bundle is None else local_path(bundle), verify=verify)
     sampling = _sampling(opened.settings, sampler, steps, guidance, eta)
     names = [videos] if isinstance(videos, str | Path) else videos
     jobs = plan(expand([str(local_path(name)) for name in names]), local_path(out), format)
     layout, batch = layout_and_batch(batch, fsdp=fsdp, tensor=tensor)
     # T5 is dropped before the other networks are loaded.
     texts = _encode(opened, precision, prompt, negative_prompt)
-    model = VideoToAudio.open(opened.path, precision, layout)
+    model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
     run(model, jobs, batch, progress, seed=seed, sampling=sampling, texts=texts)
     if failures := [job.failed for job in jobs if job.failed]:
         raise GenerationError(failures)

@@ -35,7 +35,7 @@ from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
 from mfm_jax.runtime.sharding import Layout, MeshConfig, constrain, make_mesh
-from mfm_jax.storage.paths import TINY_BUNDLE
+from mfm_jax.storage.paths import TINY_BUNDLE, local_path
 from mfm_jax.typing import Array, Bool, Float, Shaped
 
 
@@ -156,6 +156,8 @@ class VideoToAudio:
         bundle: str | Path | None = None,
         precision: DTypeLike = "float32",
         layout: Layout | None = None,
+        *,
+        verify: bool = True,
     ) -> "VideoToAudio":
         """Load every network that generation needs.
 
@@ -163,13 +165,14 @@ class VideoToAudio:
             bundle: a folder; the miniature that comes with the package if None.
             precision: type of the weights, in which the networks then compute.
             layout: shardings on devices of this process; its first device alone if None.
+            verify: compare the weights with their checksums.
 
         Raises:
             BundleError: there is no such bundle, or a component is missing or does not fit.
         """
         if layout is None:
             layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
-        opened = Bundle.open(TINY_BUNDLE if bundle is None else Path(bundle))
+        opened = Bundle.open(TINY_BUNDLE if bundle is None else local_path(bundle), verify=verify)
         load = partial(opened.load, dtype=jnp.dtype(precision), sharding=layout.weight)
         names = ["cavp", "timechat", "mapper", "unet", "vae", "vocoder"]
         with_text = len(opened.config("unet").contexts) > 1

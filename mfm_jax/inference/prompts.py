@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.errors import UsageError
+from mfm_jax.errors import UsageError, first_line
 from mfm_jax.inference.pipeline import Text
 from mfm_jax.models.t5 import T5Encoder
 from mfm_jax.typing import Array, Bool, Float, Int
@@ -42,14 +42,24 @@ class PromptEncoder:
         """
         if "t5" not in bundle.entries or len(bundle.config("unet").contexts) < 2:
             raise UsageError(f"bundle {bundle.path} has no text encoder: leave the prompts out")
-        folder = bundle.store("t5").folder / "tokenizer"
-        if not folder.is_dir():
+        folder = bundle.files("t5", "tokenizer")
+        if folder is None:
             raise UsageError(f"t5 in bundle {bundle.path} has no tokenizer: leave the prompts out")
         try:
             from transformers import AutoTokenizer
         except ImportError:
             raise UsageError("a prompt needs a tokenizer: pip install transformers") from None
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            # Otherwise transformers asks the user whether to run what a file names.
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            # Damaged files, and those that need code, raise many types.
+            raise UsageError(
+                f"the tokenizer of t5 in bundle {bundle.path} cannot be opened "
+                f"({first_line(error)}): convert t5 again, or leave the prompts out"
+            ) from None
         return cls(bundle.load("t5", jnp.dtype(precision)), tokenizer)
 
     def __call__(self, text: str) -> Text:

@@ -3,44 +3,32 @@
 Orbax does not notice a flipped byte, so `index.json` lists every array and every file with its
 SHA-256. Who refers to the folder keeps the checksum of that index.
 
-    index.json       the arrays in the order written, and the files
+    index.json       the arrays in the order written, and the files (`mfm_jax.storage.index`)
     part-0/ ...      Orbax checkpoints of at most `PART` bytes, or of one array that is larger
     anything else    files that travel with the arrays, such as a tokenizer
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mfm_jax.errors import UserError, first_line
-from mfm_jax.storage.files import write_text
+from mfm_jax.errors import first_line, system_reason
+from mfm_jax.storage.files import flush_tree, write_text
+from mfm_jax.storage.index import INDEX, Listed, StoreError, read_index
 
-INDEX = "index.json"
 PART = 64 << 20  # bytes of arrays in one checkpoint, a few of which are held in memory
 # A process reads entire chunks, so small ones let it read little more than its own shard.
 CHUNK = 256 << 10
 TILE = 256  # rows and columns that are transposed at once
-
-
-class StoreError(UserError):
-    """A folder of arrays that is damaged or cannot be written; the message says why."""
-
-
-class Listed(NamedTuple):
-    """An array as the index lists it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    part: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -60,24 +48,10 @@ class Store:
             rename: tells the names of the arrays from those on the disk; the same if not given.
 
         Raises:
-            StoreError: there is none, or it does not parse.
+            StoreError: there is none, or it lists what no such folder can hold.
         """
-        try:
-            data = json.loads((folder / INDEX).read_bytes())
-            stored = {name if rename is None else rename(name): name for name in data["arrays"]}
-            listed = ((name, data["arrays"][there]) for name, there in stored.items())
-            arrays = {
-                name: Listed(tuple(a["shape"]), a["dtype"], a["part"], a["sha256"])
-                for name, a in listed
-            }
-            files = {n: (f[0], f[1]) for n, f in data["files"].items()}
-        except FileNotFoundError:
-            raise StoreError(f"{folder / INDEX} is missing") from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise StoreError(f"{folder / INDEX} is damaged") from None
-        if len(stored) < len(data["arrays"]):
-            raise StoreError(f"{folder / INDEX} is damaged: it has arrays under old and new names")
-        return cls(folder, arrays, files, stored)
+        index = read_index(folder, rename)
+        return cls(folder, index.arrays, index.files, index.stored)
 
     @property
     def size(self) -> int:
@@ -111,14 +85,16 @@ class Store:
         """
         names = {self.stored[name]: name for name in self.parts()[part]}
         targets = {there: target(name, self.arrays[name]) for there, name in names.items()}
-        folder = (self.folder / f"part-{part}").resolve()
+        folder = self.folder / part_folder(part)
+        if folder.is_symlink():
+            raise StoreError(f"{folder.name} is a link: copy what it leads to into its place")
         options = ocp.options.MultiprocessingOptions() if together else _alone()
         with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
             try:
-                restored = checkpointer.restore(folder, targets)
+                restored = checkpointer.restore(folder.resolve(), targets)
             except Exception as error:
                 # Orbax and tensorstore raise many types for missing or damaged files.
-                raise StoreError(f"part-{part} cannot be read: {first_line(error)}") from None
+                raise StoreError(f"{folder.name} cannot be read: {first_line(error)}") from None
         return {name: restored[there] for there, name in names.items()}
 
     def read_part(self, part: int) -> dict[str, np.ndarray]:
@@ -129,22 +105,45 @@ class Store:
         """
         return self.restore(lambda _, a: np.empty(a.shape, np.dtype(a.dtype)), part)
 
+    def files_in(self, folder: str) -> list[str]:
+        """Return the listed files in `folder`, such as "part-0"."""
+        return sorted(name for name in self.files if name.startswith(f"{folder}/"))
+
+    def added(self) -> list[str]:
+        """Return the files that the index does not list.
+
+        Hidden files are left out: file managers and network file systems leave them, and nothing
+        reads them.
+        """
+        there = {str(path.relative_to(self.folder)) for path in _files(self.folder)}
+        return sorted(n for n in there - self.files.keys() if not Path(n).name.startswith("."))
+
+    def damage(self, name: str) -> str | None:
+        """Return what is wrong with a listed file, if anything."""
+        path, (size, sha256) = self.folder / name, self.files[name]
+        try:
+            if path.stat().st_size == size and digest_file(path) == sha256:
+                return None
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({system_reason(error)})"
+        return f"{name} was changed"
+
+    def damaged(self, names: Iterable[str]) -> list[str]:
+        """Return what is wrong with listed files; empty if nothing is."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return [problem for problem in pool.map(self.damage, names) if problem]
+
     def damaged_files(self, *, parts: bool = True) -> list[str]:
         """List the files that are missing, changed or added; empty if the folder matches its index.
 
         Args:
             parts: also check the files of the arrays, not only those beside them.
         """
-        found = {str(p.relative_to(self.folder)) for p in _files(self.folder)}
-        problems = [f"{name} is missing" for name in sorted(self.files.keys() - found)]
-        problems += [f"{name} does not belong there" for name in sorted(found - self.files.keys())]
-        for name in sorted(found & self.files.keys()):
-            if not parts and name.startswith("part-"):
-                continue
-            path, (size, sha256) = self.folder / name, self.files[name]
-            if path.stat().st_size != size or digest_file(path) != sha256:
-                problems.append(f"{name} was changed")
-        return problems
+        names = [name for name in sorted(self.files) if parts or not name.startswith("part-")]
+        strange = [f"{name} does not belong there" for name in self.added()]
+        return self.damaged(names) + strange
 
     def damaged_arrays(self) -> list[str]:
         """List the arrays that restore to other values than were written."""
@@ -161,21 +160,27 @@ class Store:
         return problems
 
 
+def part_folder(part: int) -> str:
+    """Return the name of the folder of a part."""
+    return f"part-{part}"
+
+
 def write_store(folder: Path, arrays: Iterable[tuple[str, Any]]) -> None:
     """Write a stream of `(name, array)` into the existing `folder`, then the index.
 
     At most three times `PART` bytes are in memory, or three arrays. Files that are already in the
-    folder are listed in the index, too.
+    folder are listed in the index, too. Everything that the index lists is on the disk before it.
     """
     listed: dict[str, Listed] = {}
     files = _sums(folder, folder)
+    flush_tree(folder)
     # One part is written while the next one is made.
     with ThreadPoolExecutor(1) as writer:
         writing: Future | None = None
         for number, part in enumerate(_in_parts(arrays)):
             if writing is not None:
                 files |= writing.result()
-            writing = writer.submit(_save, folder, f"part-{number}", part)
+            writing = writer.submit(_save, folder, part_folder(number), part)
             for name, array in part.items():
                 listed[name] = Listed(array.shape, str(array.dtype), number, digest_array(array))
         if writing is not None:
@@ -239,6 +244,7 @@ def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str
         try:
             args = ocp.args.PyTreeSave(dict(arrays), save_args=chunks)
             checkpointer.save((folder / part).resolve(), args=args)
+            flush_tree(folder / part)
         except Exception as error:
             # As in reading, these are of many types; a full disk is one of them.
             raise StoreError(first_line(error)) from None

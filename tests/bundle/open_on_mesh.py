@@ -2,7 +2,8 @@
 
     python -m tests.bundle.open_on_mesh BUNDLE DEVICES [PORT PROCESSES INDEX]
 
-Prints the bytes that it read and a checksum of the shards that it holds, as JSON.
+Prints the bytes that it read, with and without the comparison with checksums, and a checksum of the
+shards that it holds, as JSON; or what is wrong with the bundle.
 """
 
 import json
@@ -27,7 +28,7 @@ def main(bundle: str, devices: str, port: str = "", processes: str = "1", index:
     jax.config.update("jax_num_cpu_devices", int(devices))
     if port:
         jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(index))
-    from mfm_jax.bundle import Bundle
+    from mfm_jax.bundle import Bundle, BundleError
     from mfm_jax.runtime.sharding import Axes
     from mfm_jax.storage.weights import named_weights
 
@@ -41,8 +42,14 @@ def main(bundle: str, devices: str, port: str = "", processes: str = "1", index:
 
     opened = Bundle.open(Path(bundle))
     before = bytes_read()
-    network = opened.load("gpt2", sharding=sharding)
-    read = bytes_read() - before
+    try:
+        network = opened.load("gpt2", sharding=sharding)
+    except BundleError as error:
+        print(json.dumps({"refused": str(error)}))
+        return
+    verified = bytes_read() - before
+    network = opened.load("gpt2", sharding=sharding, verify=False)
+    read = bytes_read() - before - verified
     weights = named_weights(network)
     shards = {
         name: [np.asarray(s.data, np.float64).sum() for s in array.addressable_shards]
@@ -50,7 +57,8 @@ def main(bundle: str, devices: str, port: str = "", processes: str = "1", index:
     }
     held = sum(s.data.nbytes for array in weights.values() for s in array.addressable_shards)
     split = sum(not array.sharding.is_fully_replicated for array in weights.values())
-    print(json.dumps({"read": read, "held": held, "split": split, "sums": shards}))
+    found = {"read": read, "verified": verified, "held": held, "split": split, "sums": shards}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A bundle opens directly onto a mesh, and each process reads its own shards only."""
+"""A bundle opens directly onto a mesh; each process reads its shards, and all check the files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfm_jax.bundle import Source, write_bundle
+from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract, named_weights
 from tests.bundles import filled
@@ -50,18 +51,38 @@ def test_eight_devices_hold_an_eighth_each(written):
         np.testing.assert_allclose(found["sums"][name], sums, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-def test_each_of_two_processes_reads_its_half(written):
+def two_processes() -> list[list[str]]:
+    """Return the arguments of two processes of one program."""
     port = str(free_port())
-    alone, *both = [
-        *opened(written, ["1"]),
-        *opened(written, ["1", port, "2", "0"], ["1", port, "2", "1"]),
-    ]
+    return [["1", port, "2", index] for index in "01"]
+
+
+def test_each_of_two_processes_reads_its_half(written):
+    """And checks half of the files, which are the same for both."""
+    alone, *both = [*opened(written, ["1"]), *opened(written, *two_processes())]
     size = sum(weight.nbytes for weight in named_weights(written.load("gpt2")).values())
     assert size <= alone["read"] < 1.1 * size
+    assert 2 * size <= alone["verified"] < 2.2 * size
     for process in both:
         assert process["held"] < 0.52 * size
         assert process["read"] < 0.6 * size
+        # Files are not divided, and most of the weights lie in one.
+        assert process["verified"] < 0.6 * size + size
+    assert sum(process["verified"] for process in both) < 2.3 * size
     for name, (whole,) in alone["sums"].items():
         halves = [process["sums"][name][0] for process in both]
         total = sum(halves) if written.store("gpt2").arrays[name].shape[1:] else halves[0]
         np.testing.assert_allclose(total, whole, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_damage_that_one_process_finds_stops_all(written, tmp_path):
+    shutil.copytree(written.path, tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    store = bundle.store("gpt2")
+    name = max(store.files, key=lambda name: store.files[name][0])
+    whole = bytearray((store.folder / name).read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (store.folder / name).write_bytes(bytes(whole))
+    first, second = (found["refused"] for found in opened(bundle, *two_processes()))
+    assert f"it is damaged ({name} was changed): make it again" in first
+    assert "it is damaged (process 0 has found damage): make it again" in second

@@ -82,7 +82,7 @@ def old(tmp_path_factory):
 
 
 def same(bundle: Bundle, name: str, network) -> None:
-    opened = named_weights(bundle.load(name, check=True))
+    opened = named_weights(bundle.load(name, verify=True))
     expected = named_weights(network)
     assert opened.keys() == expected.keys()
     for key, weight in expected.items():
@@ -170,9 +170,9 @@ def test_damage_of_old_components_is_found(tmp_path):
     index = file.parent / bundle.entries["unet"].folder / store.INDEX
     index.write_text(index.read_text().replace("blocks.0.norm1", "blocks.0.normX", 1))
     with pytest.raises(BundleError, match=r"unet .* is damaged"):
-        bundle.load("unet", check=True)
+        bundle.load("unet", verify=True)
     with pytest.raises(BundleError, match=r"missing: .*attn1_norm.*unexpected: .*normX"):
-        bundle.load("unet")
+        bundle.load("unet", verify=False)
 
 
 def test_an_array_under_both_names_is_damage(tmp_path):

@@ -52,7 +52,7 @@ def converted(tmp_path, model: str, *options: str):
     """Convert `checkpoint` with the command, and return the network in its bundle."""
     source, bundle = str(tmp_path / "checkpoint"), str(tmp_path / "bundle")
     assert main([model, source, "-o", bundle, *options]) == 0
-    return Bundle.open(tmp_path / "bundle").load(model, check=True)
+    return Bundle.open(tmp_path / "bundle").load(model, verify=True)
 
 
 def config_file(tmp_path, config) -> list[str]:

@@ -1,17 +1,21 @@
 """Prompts: T5 is opened once, compiled once, and padding changes nothing."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from mfm_jax.bundle import BundleError, Component, write_bundle
 from mfm_jax.errors import UsageError
 from mfm_jax.inference import jobs, prompts
 from mfm_jax.inference.prompts import LENGTH, PromptEncoder, encode_tokens
 from mfm_jax.models.t5 import T5Config, T5Encoder
+from mfm_jax.models.unet import UNetConfig
 from mfm_jax.storage.weights import abstract
-from tests.bundles import filled, untrained_bundle
+from tests.bundles import filled, untrained_bundle, untrained_component
 
 
 def tokenise(text: str, *, truncation: bool, max_length: int) -> SimpleNamespace:
@@ -55,6 +59,34 @@ def test_both_prompts_share_one_t5_and_no_prompt_needs_none(encoder, tmp_path, m
     assert prompt is not None
     assert negative is not None
     assert jobs._encode(bundle, "float32", None, "rain")[0] is None
+
+
+def test_a_tokenizer_that_would_run_code_is_refused(tmp_path):
+    """Nothing is run, and nobody is asked whether to."""
+    config = replace(UNetConfig.tiny(), attentions=((), (0, 1), (0, 1)), contexts=(128, 64))
+
+    def add_files(folder):
+        (folder / "tokenizer").mkdir()
+        names = {"AutoTokenizer": ["tokenization_mine.Mine", None]}
+        told = {"tokenizer_class": "Mine", "auto_map": names}
+        (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(told))
+        (folder / "tokenizer" / "tokenization_mine.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n"
+        )
+
+    parts = {
+        n: untrained_component(n, c, 0) for n, c in (("unet", config), ("t5", T5Config.tiny()))
+    }
+    parts["t5"] = Component(*parts["t5"], add_files)
+    bundle = write_bundle(tmp_path / "b", parts)
+    with pytest.raises(UsageError, match=r"the tokenizer of t5 .* cannot be opened") as caught:
+        prompts.PromptEncoder.open(bundle)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    (file,) = (tmp_path / "b").glob("t5-*/tokenizer/tokenizer_config.json")
+    file.write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer_config\.json was changed"):
+        prompts.PromptEncoder.open(bundle)
 
 
 def test_a_bundle_without_text_says_so(tmp_path):
