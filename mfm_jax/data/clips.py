@@ -1,6 +1,7 @@
 """Lists of clips: a folder of videos, a CSV that names them, or VGGSound's own CSV."""
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -54,7 +55,8 @@ def list_clips(source: Path, *, videos: Path | None = None, split: str | None = 
     elif source.is_file():
         clips = _read_csv(source, videos or source.parent, split)
     else:
-        raise DataError(f"{source} does not exist: give a folder of videos or a CSV")
+        wrong = "is a device or a pipe" if source.exists() else "does not exist"
+        raise DataError(f"{source} {wrong}: give a folder of videos or a CSV")
     return _one_of_a_kind(clips, source)
 
 
@@ -64,10 +66,20 @@ def videos_in(folder: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    found = sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not is_hidden(p)
+    )
     if not found:
         raise DataError(f"no video in folder {folder} ({', '.join(VIDEO_SUFFIXES)})")
     return found
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether a name begins with a dot: those of unfinished files do, and macOS's `._x.mp4`.
+
+    No hidden file is a video, whatever its suffix.
+    """
+    return path.name.startswith(".")
 
 
 def _named(folder: Path, file: str, start: float = 0.0) -> Clip:
@@ -77,7 +89,8 @@ def _named(folder: Path, file: str, start: float = 0.0) -> Clip:
 
 def _read_csv(source: Path, videos: Path, split: str | None) -> list[Clip]:
     try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
+        # Names of files need not be UTF-8.
+        with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.reader(file)
             first = next(rows, [])
             if len(first) == 4 and first[1].isdigit() and first[3] in SPLITS:
@@ -86,7 +99,7 @@ def _read_csv(source: Path, videos: Path, split: str | None) -> list[Clip]:
                 _check_header(source, first, split)
                 named = csv.DictReader(file, first)
                 found = [_read_row(source, videos, n, row) for n, row in enumerate(named, 2)]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DataError(f"{source} is not a CSV of UTF-8 text ({error}): save it as one") from None
     clips = [clip for clip in found if split in (None, clip.split)]
     if found and not clips:
@@ -133,8 +146,18 @@ def _read_row(source: Path, videos: Path, line: int, row: dict) -> Clip:
     if not 0 <= seconds < float("inf"):
         raise DataError(f"{source}, line {line}: start {start!r} is no number of seconds")
     clip = _named(videos, file, seconds)
+    if not (_is_text(file) or os.path.lexists(clip.path)):
+        raise DataError(
+            f"{source} is not a CSV of UTF-8 text (line {line}: no file is called {file!r}): save "
+            "it as one"
+        )
     name = (row.get("id") or "").strip() or clip.id
     return replace(clip, id=name, split=(row.get("split") or "").strip())
+
+
+def _is_text(name: str) -> bool:
+    """Return whether all bytes of `name` could be decoded."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 def _one_of_a_kind(clips: Iterable[Clip], source: Path) -> list[Clip]:

@@ -3,9 +3,8 @@
 Training the mapper needs no pictures or sound: it reads features (`mfm_jax.data.features`).
 """
 
-import multiprocessing
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mfm_jax.data.clips import Clip
+from mfm_jax.data.clips import Clip, is_hidden
 from mfm_jax.data.records import DatasetWriter, Failure, Field, RecordSource
 from mfm_jax.data.sources import Labels
-from mfm_jax.errors import MediaError
+from mfm_jax.errors import MediaError, one_line
 from mfm_jax.media.audio import RATE, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.runtime.failures import FailureLog
+from mfm_jax.runtime.workers import map_in_processes
+from mfm_jax.storage.files import signature
 from mfm_jax.typing import Float
 
 SHORTEST = 0.5
@@ -41,6 +43,9 @@ def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray
     Raises:
         MediaError: the clip cannot be read, has no sound, or is over before it is `SHORTEST` long.
     """
+    if is_hidden(clip.path):
+        raise MediaError(f"{clip.path} is a hidden file and no video: leave it out")
+    before = signature(clip.path)
     window = next(windows(clip.path, spec, start=clip.start, count=1))
     if window.seconds < SHORTEST:
         raise MediaError(
@@ -50,6 +55,8 @@ def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray
     wave = read_audio(clip.path, start=clip.start, seconds=spec.seconds)
     if wave is None:
         raise MediaError(f"{clip.path} has no sound: leave it out")
+    if signature(clip.path) != before:
+        raise MediaError(f"{clip.path} was changed while it was read: try it again")
     return window, wave
 
 
@@ -119,31 +126,31 @@ def write_decoded(
     write = partial(_write_shard, writer, spec, labels)
     missing = writer.missing()
     with tqdm(total=len(missing), unit="shard", disable=None) as bar:
-        if processes == 1 or len(missing) < 2:
-            for shard in missing:
-                write(shard)
-                bar.update()
-        else:
-            # A forked process would inherit JAX's threads and PyAV's; a spawned one starts clean.
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-                for _ in pool.map(write, missing):
-                    bar.update()
+        alone = processes == 1 or len(missing) < 2
+        done = (
+            map(write, missing) if alone else map_in_processes(write, missing, processes=processes)
+        )
+        for failed in done:
+            for clip, reason in failed:
+                bar.write(one_line(f"{clip} is left out: {reason}"), file=sys.stderr)
+            bar.update()
     return writer.finish()
 
 
 def _write_shard(
     writer: DatasetWriter, spec: WindowSpec, labels: Labels | None, shard: int
-) -> None:
+) -> list[Failure]:
+    log = FailureLog(writer.folder)
+
     def examples() -> Iterator[dict[str, np.ndarray] | Failure]:
         for clip in writer.shards[shard]:
             try:
                 known = {} if labels is None else labels.of(clip, spec.seconds)
                 yield {**decode_clip(clip, spec), **known}
-            except MediaError as error:
-                yield Failure(clip.id, str(error))
+            except Exception as error:
+                yield Failure(clip.id, log.reason(str(clip.path), error))
 
-    writer.write(shard, examples())
+    return writer.write(shard, examples())
 
 
 class DecodedSource(RecordSource):

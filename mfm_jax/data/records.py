@@ -23,7 +23,15 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.errors import system_reason
-from mfm_jax.storage.files import atomic_write, flush, remove_parts, write_text
+from mfm_jax.runtime.failures import LOG
+from mfm_jax.storage.files import (
+    atomic_write,
+    flush,
+    flush_tree,
+    remove_parts,
+    report_full_disk,
+    write_text,
+)
 
 SHARD = 256
 """Clips in one file by default: an interruption loses at most so much work."""
@@ -99,7 +107,7 @@ class DatasetWriter:
             found["fields"] = dict.fromkeys(about["fields"]) | found["fields"]
             about["fields"] = dict.fromkeys(found["fields"]) | about["fields"]
             check_same(folder, default | found, default | about)
-        elif any(not entry.startswith(".") for entry in there):
+        elif any(not entry.startswith(".") for entry in there - {LOG}):
             raise DataError(f"{folder} is not empty and no dataset: choose another folder")
         else:
             write_text(folder / UNFINISHED, json.dumps(about, indent=1) + "\n")
@@ -112,8 +120,10 @@ class DatasetWriter:
         """Return the numbers of the shards that are not written yet."""
         return [i for i in range(len(self.shards)) if not self._note(i).exists()]
 
-    def write(self, shard: int, examples: Iterable[dict[str, np.ndarray] | Failure]) -> None:
-        """Write one shard.
+    def write(
+        self, shard: int, examples: Iterable[dict[str, np.ndarray] | Failure]
+    ) -> list[Failure]:
+        """Write one shard and return the clips that are not in it.
 
         Args:
             examples: for each clip of the shard, in order, its arrays or why it has none.
@@ -125,12 +135,14 @@ class DatasetWriter:
                     if isinstance(example, Failure):
                         failed.append(example)
                         continue
-                    record = serialise({"id": clip.id, **example})
+                    record = serialise({"id": _bytes(clip.id), **example})
                     out.write(record)
                     size, count = size + len(record), count + 1
             flush(part)  # before a note says that it is there
+        flush(self.folder / RECORDS)
         note = {"examples": count, "bytes": size, "failed": failed}
         write_text(self._note(shard), json.dumps(note) + "\n")
+        return failed
 
     def finish(self) -> list[Failure]:
         """Describe the dataset once all shards are there, and return the clips that are not in it.
@@ -141,15 +153,33 @@ class DatasetWriter:
         notes = self._notes()
         failed = _failures(notes)
         if not any(note["examples"] for note in notes):
-            shutil.rmtree(self.folder)
+            self._remove()
             raise DataError(f"none of {len(failed)} clips can be used: {failed[0].reason}")
         if (self.folder / UNFINISHED).exists():
-            with atomic_write(self.folder / FAILED) as part, part.open("w", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([("clip", "reason"), *failed])
-            self._describe([n["examples"] for n in notes], sum(n["bytes"] for n in notes))
+            self._list_failed(failed)
+            with report_full_disk(self.folder):
+                self._describe([n["examples"] for n in notes], sum(n["bytes"] for n in notes))
+            flush_tree(self.folder)  # before the description says that it is there
             with suppress(FileNotFoundError):  # another process was as fast
                 os.replace(self.folder / UNFINISHED, self.folder / self.name)
+            flush(self.folder)
         return failed
+
+    def _remove(self) -> None:
+        """Remove everything but the record of faults of the program."""
+        for name in (UNFINISHED, FAILED):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in (RECORDS, SHARDS):
+            shutil.rmtree(self.folder / name)
+        if not (self.folder / LOG).exists():
+            shutil.rmtree(self.folder)
+
+    def _list_failed(self, failed: Iterable[Failure]) -> None:
+        with (
+            atomic_write(self.folder / FAILED) as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            csv.writer(file, lineterminator="\n").writerows([("clip", "reason"), *failed])
 
     def failed(self) -> list[Failure]:
         """Return the clips that failed in the shards written so far."""
@@ -158,7 +188,7 @@ class DatasetWriter:
     def _notes(self) -> list[dict[str, Any]]:
         """Read the notes of the shards written so far."""
         files = [self._note(i) for i in range(len(self.shards))]
-        return [json.loads(file.read_text()) for file in files if file.exists()]
+        return [_read_note(file) for file in files if file.exists()]
 
     def _shard(self, shard: int) -> Path:
         name = f"clips-train.array_record-{shard:05d}-of-{len(self.shards):05d}"
@@ -185,8 +215,20 @@ class DatasetWriter:
         )
 
 
+def _bytes(name: str) -> bytes:
+    """Return the bytes of a name that Python decoded, which need not be UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def _failures(notes: Iterable[Mapping[str, Any]]) -> list[Failure]:
     return [Failure(*failure) for note in notes for failure in note["failed"]]
+
+
+def _read_note(file: Path) -> dict[str, Any]:
+    found = _read_json(file)
+    if found is None or not {"examples", "bytes", "failed"} <= found.keys():
+        raise DataError(f"{file} is damaged: remove it and start again")
+    return found
 
 
 def read_about(file: Path) -> dict[str, Any]:
@@ -196,13 +238,23 @@ def read_about(file: Path) -> dict[str, Any]:
         DataError: there is nothing, or it is not finished, or damaged.
     """
     try:
-        return json.loads(file.read_text())
+        found = _read_json(file)
     except FileNotFoundError:
         raise DataError(
             f"{file.parent} is no finished dataset (no {file.name}): make it (again)"
         ) from None
-    except ValueError:
-        raise DataError(f"{file} is damaged: remove {file.parent} and make it again") from None
+    if found is None or not {"clips", "ids", "fields"} <= found.keys():
+        raise DataError(f"{file} is damaged: remove {file.parent} and make it again")
+    return found
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None if it holds none."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -285,7 +337,7 @@ class RecordSource:
 
     def id_of(self, index: int) -> str:
         """Return the id of one clip."""
-        return self._records[int(index)]["id"].decode()
+        return self._records[int(index)]["id"].decode("utf-8", "surrogateescape")
 
     def __repr__(self) -> str:
         # Grain keeps it beside the state of an iterator: the folder may move, the data may not.

@@ -168,7 +168,8 @@ def hold_out(clips: list[Clip], share: float) -> tuple[list[Clip], list[Clip]]:
     Args:
         share: expected share of held-out clips, from 0 to 1.
     """
-    rank = {clip: int(sha256(clip.id.encode()).hexdigest()[:8], 16) / 2**32 for clip in clips}
+    names = {clip: clip.id.encode("utf-8", "surrogateescape") for clip in clips}
+    rank = {clip: int(sha256(name).hexdigest()[:8], 16) / 2**32 for clip, name in names.items()}
     order = sorted(clips, key=rank.__getitem__)
     count = sum(rank[clip] < share for clip in clips)
     count = min(max(count, 2), len(clips) - 1)

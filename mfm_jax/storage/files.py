@@ -171,7 +171,8 @@ def flush_tree(folder: Path) -> None:
     """Wait until everything in `folder`, and its own name, is on the disk."""
     for path in (*folder.rglob("*"), folder, folder.parent):
         if not path.is_symlink():
-            flush(path)
+            with suppress(FileNotFoundError):  # a temporary file of another process
+                flush(path)
 
 
 @contextmanager
@@ -181,6 +182,15 @@ def _open(path: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def signature(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is written to or replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,8 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from mfm_jax.data.clips import Clip, DataError, list_clips
+from mfm_jax.data.sources import hold_out
 
 
 def touch(folder, *names):
@@ -119,6 +121,32 @@ def test_not_a_csv_at_all(tmp_path):
     (tmp_path / "clips.csv").write_bytes(b"file\n\xff\xfe\x00\n")
     with pytest.raises(DataError, match="not a CSV of UTF-8 text"):
         list_clips(tmp_path / "clips.csv")
+
+
+def test_hidden_files_are_no_videos(tmp_path):
+    touch(tmp_path, "a.mp4", "._a.mp4", ".a-0123.mp4", ".mp4", "-b.mp4", "_c.mp4")
+    assert [clip.id for clip in list_clips(tmp_path)] == ["-b", "_c", "a"]
+    (videos := tmp_path / "videos").mkdir()
+    touch(videos, "._---g-f_I2yQ_000001.mp4", "x.mp4")
+    clips = list_clips(write(tmp_path, VGGSOUND, "vggsound.csv"), videos=videos)
+    assert clips[0].path == videos / "---g-f_I2yQ_000001.mp4"
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    names = [os.fsdecode(name) for name in (b"caf\xe9", b"\xff\xfe")]
+    touch(tmp_path, *(f"{name}.mp4" for name in names))
+    assert [clip.id for clip in list_clips(tmp_path)] == names
+    source = tmp_path / "clips.csv"
+    source.write_bytes(b"file\n" + b"".join(os.fsencode(f"{name}.mp4\n") for name in names))
+    assert list_clips(source) == list_clips(tmp_path)
+    train, heldout = hold_out(list_clips(source), 0.5)
+    assert len(train) + len(heldout) == 2
+
+
+def test_what_is_neither_a_folder_nor_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="is a device or a pipe: give a folder of videos or a CSV"):
+        list_clips(tmp_path / "pipe")
 
 
 def test_nothing_there(tmp_path):

@@ -1,5 +1,5 @@
 import csv
-import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.records import DatasetWriter, Failure, Field, RecordSource
+from mfm_jax.runtime.failures import LOG
 from mfm_jax.storage.files import MACHINE
 
 FIELDS = {"x": Field((2, 3), "float16"), "n": Field((), "int32")}
@@ -156,11 +157,79 @@ def test_nothing_is_left_when_every_clip_fails(tmp_path):
     assert not folder.exists()
 
 
-def test_a_damaged_description(tmp_path):
+def test_a_fault_of_the_program_stays_recorded_when_every_clip_fails(tmp_path):
+    folder = tmp_path / "all-bad"
+    for _ in range(2):
+        writing = begin(folder)
+        (folder / LOG).write_text("Traceback")
+        with pytest.raises(DataError, match="none of 11 clips can be used"):
+            write(writing, bad={clip.id for clip in CLIPS})
+        assert [path.name for path in folder.iterdir()] == [LOG]
+
+
+def test_names_of_clips_may_be_any_bytes(tmp_path):
+    names = sorted(os.fsdecode(name) for name in (b"caf\xe9", b"\xff\xfe", "\u732b".encode()))
+    writing = begin(tmp_path, clips=[Clip(name, Path(f"{name}.mp4")) for name in names])
+    array = example(CLIPS[0])
+    writing.write(0, [array, array, Failure(names[2], f"{names[2]} is empty")])
+    assert writing.finish() == [Failure(names[2], f"{names[2]} is empty")]
+    source = RecordSource(tmp_path, "about.json")
+    assert [source.id_of(i) for i in range(len(source))] == names[:2]
+    assert os.fsencode(names[2]) in (tmp_path / "failed.csv").read_bytes()
+
+
+NOT_JSON = ('{"made": [1', "[" * 100_000, "[]", "{}", "\0")
+
+
+@pytest.mark.parametrize("text", NOT_JSON, ids=range(len(NOT_JSON)))
+def test_a_damaged_description(tmp_path, text):
     write(begin(tmp_path))
-    (tmp_path / "about.json").write_text(json.dumps(ABOUT)[:-3])
+    (tmp_path / "about.json").write_text(text)
     with pytest.raises(DataError, match="is damaged"):
         RecordSource(tmp_path, "about.json")
+    with pytest.raises(DataError, match="is damaged"):
+        begin(tmp_path)
+
+
+def test_a_damaged_note_is_made_again_once_it_is_removed(tmp_path):
+    writing = begin(tmp_path)
+    writing.write(1, (example(clip) for clip in writing.shards[1]))
+    note = tmp_path / "shards" / "00001.json"
+    note.write_text("")
+    with pytest.raises(DataError, match=r"00001\.json is damaged: remove it and start again"):
+        write(begin(tmp_path))
+    note.unlink()
+    write(begin(tmp_path))
+
+
+def test_what_a_description_names_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    """A file, and its name in the folder, before the note; all of it before the description."""
+    done, fsync, rename = [], os.fsync, os.rename
+
+    def synced(handle):
+        done.append(("on the disk", Path(f"/proc/self/fd/{handle}").readlink()))
+        fsync(handle)
+
+    def renamed(source, target, **where):
+        done.append(("named", Path(target)))
+        rename(source, target, **where)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, renamed)
+    write(begin(tmp_path))
+
+    def between(first, last):
+        return {os.path.relpath(path, tmp_path) for _, path in done[first:last]}
+
+    named = {path.name: i for i, (what, path) in enumerate(done) if what == "named"}
+    shard = named["clips-train.array_record-00001-of-00003"]
+    what, part = done[shard - 1]
+    assert (what, part.parent, part.name[0]) == ("on the disk", tmp_path / "records", ".")
+    assert "records" in between(shard, named["00001.json"])
+    before = between(named["00002.json"], named["about.json"])
+    assert {"failed.csv", "records/dataset_info.json", "records/features.json"} <= before
+    assert {"records", "shards", "."} <= before
 
 
 def test_shards_of_another_size(tmp_path, monkeypatch):
