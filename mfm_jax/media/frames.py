@@ -15,6 +15,7 @@ from PIL import Image
 from mfm_jax.errors import MediaError
 from mfm_jax.media.containers import opened, reading
 from mfm_jax.media.orientation import Orientation
+from mfm_jax.media.sandbox import sandboxed_items
 from mfm_jax.media.timeline import Timeline, numbered_packets, packet_of, read_timeline
 from mfm_jax.media.windows import (
     Window,
@@ -128,6 +129,7 @@ class _Picture:
         return self.orientation.apply(squashed.to_ndarray())
 
 
+@sandboxed_items
 def windows(
     path: Path, spec: WindowSpec, start: float = 0.0, count: int | None = None
 ) -> Iterator[Window]:

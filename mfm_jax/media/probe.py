@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mfm_jax.media.sandbox import sandboxed
 from mfm_jax.media.timeline import read_timeline
 
 
@@ -20,6 +21,7 @@ class VideoInfo:
     mirrored: bool = False  # True if a player swaps left and right before it turns them
 
 
+@sandboxed
 def probe(path: Path) -> VideoInfo:
     """Read a video's length, rate, size and orientation in one pass over its packets.
 

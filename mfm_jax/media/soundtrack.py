@@ -10,6 +10,7 @@ import numpy as np
 from mfm_jax.errors import MediaError
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.containers import opened, reading
+from mfm_jax.media.sandbox import sandboxed
 from mfm_jax.media.timeline import Timeline, numbered_packets, packet_of, read_timeline
 from mfm_jax.typing import Float
 
@@ -20,6 +21,7 @@ RUN_IN = 0.5
 """Seconds that are decoded before a later start: codecs need the packets before."""
 
 
+@sandboxed
 def read_audio(
     path: Path, rate: int = RATE, start: float = 0.0, seconds: float | None = None
 ) -> Float[np.ndarray, " A"] | None:

@@ -25,6 +25,7 @@ from mfm_jax.media.encode import (
 from mfm_jax.media.formats import Format, format_of
 from mfm_jax.media.frames import decoded_frames
 from mfm_jax.media.remux import carry_over, copied_picture, obstacle
+from mfm_jax.media.sandbox import sandboxed
 from mfm_jax.media.soundtrack import fitted
 from mfm_jax.media.timeline import Timeline, read_timeline
 from mfm_jax.storage.files import atomic_write, check_target
@@ -54,6 +55,7 @@ def _check_is_other(source: Path, target: Path) -> None:
         raise WriteError(f"{target} is the source itself: choose another output path")
 
 
+@sandboxed
 def write_video(
     source: Path, target: Path, wave: Float[np.ndarray, " A"], rate: int = RATE
 ) -> list[str]:
