@@ -1,6 +1,7 @@
 """Options that several commands share, with one name and one meaning each."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -75,6 +76,26 @@ def add_config(parser: argparse.ArgumentParser, about: str, *, required: bool = 
         default=[],
         metavar="FIELD=VALUE",
         help="change fields of the config, such as mesh.fsdp=4 (repeatable)",
+    )
+
+
+class _Sandbox(argparse.Action):
+    """Ask for the sandbox in this process and in those that it starts."""
+
+    def __call__(self, *_: Any) -> None:
+        from mfm_jax.media.sandbox import SWITCH
+
+        os.environ[SWITCH] = "1"
+
+
+def add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """Add `--sandbox`."""
+    parser.add_argument(
+        "--sandbox",
+        action=_Sandbox,
+        nargs=0,
+        help="decode and write each video in a process with limited memory and time, for files of "
+        "strangers",
     )
 
 

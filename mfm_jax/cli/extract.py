@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=options.path, metavar="FEATURES")
     options.add_bundle(parser)
     options.add_verify(parser)
+    options.add_sandbox(parser)
     parser.add_argument("--batch", type=int, default=8, help="clips computed at once; default: 8")
     parser.add_argument(
         "--timechat",

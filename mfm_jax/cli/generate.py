@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", help="mp4 or wav, of files in an output folder; default: mp4")
     options.add_bundle(parser)
     options.add_verify(parser)
+    options.add_sandbox(parser)
     parser.add_argument("--prompt", help="text for the sound wanted (bundles with a text encoder)")
     parser.add_argument("--negative-prompt", help="text for the sound to keep away from")
     parser.add_argument("--seed", type=int, default=0)
