@@ -94,6 +94,9 @@ def drawn(manifest: Manifest, seed: int = 0, floats: torch.dtype | None = None) 
         key: tensor(number, shape, getattr(torch, dtype))
         for number, (key, (shape, dtype)) in enumerate(manifest.items())
     }
+    for key in state:
+        if key.endswith("position_ids"):
+            state[key] = torch.arange(state[key].numel()).reshape(state[key].shape)
     # T5's word embeddings, which two keys share.
     if "encoder.embed_tokens.weight" in state:
         state["encoder.embed_tokens.weight"] = state["shared.weight"].clone()
@@ -185,11 +188,20 @@ def from_full_audioldm2(folder: Path, network: Network) -> Checkpoint:
 
 def from_cnn14(folder: Path, network: Network) -> Checkpoint:
     """Write Cnn14 as PANNs publishes it, in the format before zip files."""
-    return _old(folder, network, "cnn14", "Cnn14_16k_mAP=0.438.pth")
+    built_in = {
+        key: cnn14.TABLE.value(key, tuple(shape)) for key, (shape, _) in network.manifest.items()
+    }
+    front_end = {
+        k: torch.tensor(a, dtype=torch.float32) for k, a in built_in.items() if a is not None
+    }
+    return _old(folder, network, "cnn14", "Cnn14_16k_mAP=0.438.pth", front_end)
 
 
-def _old(folder: Path, network: Network, model: str, name: str) -> Checkpoint:
-    file, saved = folder / name, {"model": drawn(network.manifest), "epoch": 32}
+def _old(
+    folder: Path, network: Network, model: str, name: str, constant: State | None = None
+) -> Checkpoint:
+    state = drawn(network.manifest) | (constant or {})
+    file, saved = folder / name, {"model": state, "epoch": 32}
     torch.save(saved, file, _use_new_zipfile_serialization=False)
     return Checkpoint(model, (file,), (Part(file, WEIGHTS),), _told(folder, network))
 

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="drop tensors that are not read; the way back then gives less than came in",
     )
     parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="take averages (EMA) of the weights where a source has them beside the weights",
+    )
+    parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="of audioldm2 (repeatable)"
     )
     parser.add_argument("--vocabulary", type=options.path, metavar="VOCAB_TXT", help="for timechat")

@@ -10,7 +10,7 @@ from convert import gpt2, licences, scheduler, sequence, t5, unet, vae, vocoder
 from convert.incoming import Derived, Incoming, Reading, with_prefix
 from convert.model import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, Model, Read, Request
 from convert.outgoing import Outgoing
-from convert.source import open_weights, read_json
+from convert.source import Weights, read_json
 from convert.table import ConversionError, Table
 from convert.tensors import Tensor
 from mfm_jax.bundle import Bundle
@@ -47,13 +47,13 @@ def _one(
     """Read a network from the folder of its name."""
     folder = top / name
     ours = config(read_json(folder, CONFIG))
-    weights = open_weights(folder, excuse=request.excuse)
-    files = (folder / CONFIG, *weights.files)
     layout = table(ours)
-    if any(key.endswith(".weight_g") for key in weights.tensors):
-        layout = vocoder.weight_norm_table(ours)
+    spelling = vae.spelling if name == "vae" else str
+    weights = request.open(folder, lambda key: layout.knows(spelling(key)))
+    tensors = vae.spelled(weights.tensors) if name == "vae" else weights.tensors
+    files = (folder / CONFIG, *weights.files)
     licence = request.licence or licences.AUDIOLDM2
-    return Incoming(name, ours, layout, weights.tensors, files, licence)
+    return Incoming(name, ours, layout, tensors, files, licence)
 
 
 def _texts(top: Path, request: Request) -> Parts:
@@ -72,14 +72,20 @@ def _sequence(top: Path, request: Request) -> Incoming:
     said = read_json(top / "language_model", CONFIG)
     projection = read_json(top / "projection_model", CONFIG)
     ours = sequence.config(projection, said, gpt2.config(said))
+    layout = sequence.diffusers_table(ours)
+    parts: dict[str, Callable[[Path], Weights]] = {
+        sequence.LANGUAGE: lambda folder: gpt2.open_trunk(folder, request),
+        sequence.PROJECTION: lambda folder: request.open(
+            folder, lambda key: layout.knows(sequence.PROJECTION + key)
+        ),
+    }
     tensors: dict[str, Tensor] = {}
     files: tuple[Path, ...] = ()
-    for prefix in (sequence.LANGUAGE, sequence.PROJECTION):
+    for prefix in parts:
         folder = top / prefix.removesuffix(".")
-        weights = open_weights(folder, excuse=request.excuse)
-        tensors |= with_prefix(gpt2.without_head(weights.tensors), prefix)
+        weights = parts[prefix](folder)
+        tensors |= with_prefix(weights.tensors, prefix)
         files += (folder / CONFIG, *weights.files)
-    layout = sequence.diffusers_table(ours)
     licence = request.licence or licences.AUDIOLDM2
     return Incoming("sequence", ours, layout, tensors, files, licence)
 

@@ -42,12 +42,12 @@ def table(config: AudioMAEConfig) -> Table:
 
 def read(request: Request) -> Read:
     """Read the encoder from its own file or from AudioLDM2's checkpoint."""
-    weights = request.weights()
+    config = own_config(request, AudioMAEConfig) or AudioMAEConfig.base()
+    layout = table(config)
+    weights = request.weights(lambda key: key.startswith(IN_AUDIOLDM2) or layout.knows(key))
     inside = without_prefix(weights.tensors, IN_AUDIOLDM2)
     tensors = inside or weights.tensors
     released = combined([licences.AUDIOMAE, licences.AUDIOLDM2]) if inside else licences.AUDIOMAE
-    config = own_config(request, AudioMAEConfig) or AudioMAEConfig.base()
-    layout = table(config)
     licence = own_licence(request, released)
     return Read([Incoming("audiomae", config, layout, tensors, weights.files, licence)])
 

@@ -1,11 +1,8 @@
-"""Convert CAVP, Diff-Foley's `cavp_epoch66.ckpt`: both towers, or the video tower alone.
-
-The tables' keys lack the `module.` that a multi-GPU run puts into them.
-"""
+"""Convert CAVP, Diff-Foley's `cavp_epoch66.ckpt`: both towers, or the video tower alone."""
 
 from convert import licences
 from convert.cnn14 import trunk_rows
-from convert.incoming import Incoming, renamed
+from convert.incoming import Incoming
 from convert.model import Model, Read, Request, own_config, own_licence, write_own
 from convert.rows import DENSE, batch_norm, named
 from convert.table import Computed, Ignore, Row, Table
@@ -55,12 +52,10 @@ TABLE = Table(
 
 def read(request: Request) -> Read:
     """Read the video tower, in the released sizes; the audio tower is kept for the way back."""
-    weights = request.weights()
-    # The original loader removes it anywhere in a key.
-    tensors = renamed(weights.tensors, lambda key: key.replace("module.", ""), request.excuse)
+    weights = request.weights(VIDEO_TABLE.knows)
     config = own_config(request, CAVPConfig) or CAVPConfig.diff_foley()
     licence = own_licence(request, licences.CAVP)
-    return Read([Incoming("cavp", config, VIDEO_TABLE, tensors, weights.files, licence)])
+    return Read([Incoming("cavp", config, VIDEO_TABLE, weights.tensors, weights.files, licence)])
 
 
 MODEL = Model(

@@ -13,16 +13,17 @@ from convert.outgoing import to_torch as write_torch
 from convert.source import resolve
 from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
+from mfm_jax.errors import one_line
 from mfm_jax.runtime.progress import Progress
-
 from mfm_jax.storage.paths import local_path
+
 
 def from_torch(args: argparse.Namespace) -> None:
     """Read checkpoints into a bundle."""
     model = find_model(args.model)
-    sources = tuple(
     for source in args.sources:
         local_path(source)  # or the hub's name of a repository, which is no address either
+    sources = tuple(
         resolve(source, patterns=model.patterns, revision=args.revision) for source in args.sources
     )
     request = Request(
@@ -32,8 +33,13 @@ def from_torch(args: argparse.Namespace) -> None:
         vocabulary=args.vocabulary,
         config=args.config,
         only=args.only,
+        averaged=args.ema,
     )
     read = model.read(request)
+    for note in request.notes:
+        print(one_line(note))
+    if args.ema and not request.notes:
+        raise ConversionError("there are no averages (EMA) of the weights: leave out --ema")
     with Progress(None, "MB") as progress:
         choices = Choices(
             made_by=_command(args),
@@ -87,4 +93,5 @@ def _command(args: argparse.Namespace) -> str:
     options = [option for pattern in args.excuse for option in ("--excuse", pattern)]
     options += ["--precision", args.precision] if args.precision else []
     options += ["--drop-unused"] if args.drop_unused else []
+    options += ["--ema"] if args.ema else []
     return shlex.join([*args.program.split(), args.model, *names, *options])

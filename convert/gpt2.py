@@ -4,7 +4,10 @@ Their kernels are stored as `[in, out]`, as ours.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from convert import licences
 from convert.configs import builtin, divides, integer, number, required
@@ -12,9 +15,8 @@ from convert.incoming import Incoming, without_prefix
 from convert.model import CONFIG, WEIGHTS, Model, Read, Request
 from convert.outgoing import Outgoing, kept
 from convert.rows import named, norm
-from convert.source import open_weights, read_json
-from convert.table import Computed, Ignore, Row, Table
-from convert.tensors import Tensor
+from convert.source import Weights, read_json
+from convert.table import Computed, Ignore, Row, Shape, Table
 from mfm_jax.bundle import Bundle
 from mfm_jax.models.gpt2 import GPT2Config
 
@@ -29,6 +31,8 @@ BUILT_IN = {
     "scale_attn_by_inverse_layer_idx": False,
     "scale_attn_weights": True,
 }
+TRUNK = "transformer."
+"""The prefix of the network in a model with a head."""
 END = 50256
 """The end-of-text token, the last of GPT-2's own vocabulary."""
 
@@ -104,6 +108,10 @@ def words(theirs: str, ours: str, width: int) -> Computed:
     return Computed(f"{theirs}wte.weight", f"{ours}norm.scale", 0, (1, width), "float32")
 
 
+def _causal(key: str, shape: Shape) -> np.ndarray:
+    return np.tri(shape[-1] if shape else 1, dtype=bool)[None, None]
+
+
 def table(config: GPT2Config) -> Table:
     """Return the table of the network alone.
 
@@ -112,7 +120,7 @@ def table(config: GPT2Config) -> Table:
     return Table(
         (*rows(), words("", "", config.width)),
         ignore=(
-            Ignore("h.*.attn.bias", "the causal mask"),
+            Ignore("h.*.attn.bias", "the causal mask", value=_causal),
             Ignore("h.*.attn.masked_bias", "the value of masked scores"),
             Ignore("lm_head.weight", "repeats the word embeddings", foreign=True),
         ),
@@ -126,16 +134,17 @@ def incoming(folder: Path, request: Request) -> Incoming:
     # Only AudioLDM2's language model, a fine-tuned GPT-2, has this setting.
     released = licences.AUDIOLDM2 if "max_new_tokens" in said else licences.GPT2
     licence = licences.stated(request.licence, said, released)
-    weights = open_weights(folder, excuse=request.excuse)
+    weights = open_trunk(folder, request)
     files = (folder / CONFIG, *weights.files)
-    tensors = without_head(weights.tensors)
-    return Incoming("gpt2", sizes, table(sizes), tensors, files, licence)
+    return Incoming("gpt2", sizes, table(sizes), weights.tensors, files, licence)
 
 
-def without_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the tensors of the network alone; a model with a head has them under a prefix."""
-    inside = without_prefix(tensors, "transformer.")
-    return inside or tensors
+def open_trunk(folder: Path, request: Request) -> Weights:
+    """Open the tensors of the network alone; a model with a head has them under a prefix."""
+    known = table(GPT2Config.small()).knows  # of any size
+    weights = request.open(folder, lambda key: known(key.removeprefix(TRUNK)))
+    inside = without_prefix(weights.tensors, TRUNK)
+    return replace(weights, tensors=inside or weights.tensors)
 
 
 def word_count(bundle: Bundle, component: str, key: str) -> int:

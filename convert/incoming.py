@@ -18,9 +18,10 @@ import numpy as np
 from convert.safetensors_file import write
 from convert.table import Shape, Table, raise_if_any
 from convert.tensors import Tensor, digest, excused
-from mfm_jax.bundle import COMPONENTS, Bundle, Component, Settings, Source, combined, write_bundle
+from mfm_jax.bundle import Bundle, Component, Settings, Source, combined, write_bundle
+from mfm_jax.bundle.limits import abstract_component
 from mfm_jax.diffusion import Schedule
-from mfm_jax.storage.weights import abstract, named_weights
+from mfm_jax.storage.weights import named_weights
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 """The precisions that networks compute in."""
@@ -120,8 +121,9 @@ def fit(incoming: Incoming, choices: Choices) -> Fit:
     Raises:
         ConversionError: lists the missing, unknown and misshaped keys that no pattern excuses, and
             those in a precision that networks do not compute in.
+        SettingError: the config makes no sense.
     """
-    network = abstract(partial(COMPONENTS[incoming.component].build, incoming.config))
+    network = abstract_component(incoming.component, incoming.config, len(incoming.tensors))
     ours = {name: tuple(leaf.shape) for name, leaf in named_weights(network).items()}
     table = incoming.table
     expected, optional = table.shapes(ours), table.optional(ours)
@@ -164,6 +166,28 @@ def _check_precision(incoming: Incoming, keys: Iterable[str], choices: Choices) 
     )
 
 
+def _check_values(incoming: Incoming, choices: Choices) -> None:
+    """Check tensors whose values our network has built in: others tell another network."""
+    wrong = set()
+    for key, tensor in incoming.tensors.items():
+        expected = incoming.table.value(key, tensor.shape)
+        if expected is None:
+            continue
+        if expected.shape != tensor.shape or not _close(tensor.read(), expected):
+            wrong.add(key)
+    raise_if_any(
+        f"{incoming.component}: this is another network, with the same names but another front end "
+        "or other masks (--excuse PATTERN lets keys pass)",
+        {"not as in the release": choices.unexcused(wrong)},
+    )
+
+
+def _close(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Return whether an array has the expected values but for the rounding of any precision."""
+    difference = np.abs(found.astype(np.float64) - expected)
+    return bool(np.max(difference, initial=0.0) <= 1e-2 * np.max(np.abs(expected), initial=0.0))
+
+
 def to_bundle(
     path: Path,
     parts: Sequence[Incoming | Derived],
@@ -178,6 +202,9 @@ def to_bundle(
         BundleError: `path` is not a bundle.
     """
     fits = [fit(part, choices) if isinstance(part, Incoming) else None for part in parts]
+    for part in parts:
+        if isinstance(part, Incoming):
+            _check_values(part, choices)
 
     def scheduled(settings: Settings) -> Settings:
         return settings if schedule is None else replace(settings, schedule=schedule)

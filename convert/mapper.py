@@ -15,7 +15,6 @@ from convert.licences import LICENCE
 from convert.model import CONFIG, OURS, WEIGHTS, Model, Read, Request, own_config, own_licence
 from convert.outgoing import Outgoing
 from convert.rows import DENSE, named, norm
-from convert.source import open_weights
 from convert.table import Row, Table
 from convert.tensors import SourceError
 from mfm_jax.bundle import UNKNOWN, Bundle
@@ -62,13 +61,14 @@ def read(request: Request) -> Read:
     if ours is None:
         raise SourceError(f"{folder} holds no mapper that was exported from here")
     licence = own_licence(request, UNKNOWN)
-    rest = open_weights(folder / REST, excuse=request.excuse)
+    layout = table(ours)
+    rest = request.open(folder / REST, layout.knows)
     tensors, files = dict(rest.tensors), (folder / CONFIG, *rest.files)
     if ours.kind == "gpt2":
-        trunk = open_weights(folder / "gpt2", excuse=request.excuse)
+        trunk = request.open(folder / "gpt2", lambda key: layout.knows(GPT2 + key))
         tensors |= with_prefix(trunk.tensors, GPT2)
         files += trunk.files
-    return Read([Incoming("mapper", ours, table(ours), tensors, files, licence)])
+    return Read([Incoming("mapper", ours, layout, tensors, files, licence)])
 
 
 def write(bundle: Bundle) -> list[Outgoing]:

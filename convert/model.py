@@ -1,19 +1,20 @@
 """A model of the command line: how it is read from files and written to them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from convert.incoming import Derived, Incoming
 from convert.licences import LICENCE, stated
 from convert.outgoing import Outgoing
-from convert.source import Weights, open_weights, read_json
+from convert.source import Averaged, Weights, open_weights, read_json
+from convert.spelling import Known, averaged, spelled, without_averages
 from convert.table import Table
 from convert.tensors import SourceError
 from mfm_jax.bundle import COMPONENTS, Bundle, format2
+from mfm_jax.bundle.limits import check_numbers
 from mfm_jax.diffusion import Schedule
-from mfm_jax.errors import SettingError
 from mfm_jax.runtime.config import from_json, to_json
 
 CONFIG = "config.json"
@@ -33,6 +34,8 @@ class Request:
     vocabulary: Path | None = None  # bert-base-uncased's vocab.txt, for TimeChat
     config: Path | None = None  # for sizes other than the released of a network without one
     only: Sequence[str] = ()  # components of a model that has several; all if empty
+    averaged: bool = False  # take averages (EMA) of the weights where there are some
+    notes: list[str] = field(default_factory=list)  # lines for the user, added when reading
 
     def folder(self) -> Path:
         """Return the only source, a folder with a config.json.
@@ -44,15 +47,42 @@ class Request:
             raise SourceError("give one folder that holds both config.json and the weights")
         return self.sources[0]
 
-    def weights(self) -> Weights:
-        """Open the weights of the only source.
+    def weights(self, known: Known) -> Weights:
+        """Open the weights of the only source, as `open` does.
 
         Raises:
             SourceError: there are several sources, or it cannot be read.
         """
         if len(self.sources) != 1:
             raise SourceError(f"this model has one source, {len(self.sources)} are given")
-        return open_weights(self.sources[0], excuse=self.excuse)
+        return self.open(self.sources[0], known)
+
+    def open(self, path: Path, known: Known) -> Weights:
+        """Open weights under the names that a network knows, and averages of them if wanted.
+
+        Raises:
+            SourceError: it cannot be read.
+            ConversionError: two tensors have the same name, or averages do not fit.
+        """
+        weights = open_weights(path, excuse=self.excuse)
+        tensors, inside, where = without_averages(weights.tensors)
+        averages, only, files = weights.averaged, weights.only_averages, weights.files
+        if inside and tensors:
+            averages = Averaged(where, inside, weights.files)
+        elif inside:
+            tensors, only = inside, where
+        if only:
+            self.notes.append(f"{path}: has only averages (EMA) of the weights, in {only}")
+        if averages is not None and self.averaged:
+            tensors = averaged(tensors, averages)
+            files = (*files, *(file for file in averages.files if file not in files))
+            self.notes.append(f"{path}: the averages (EMA) in {averages.where} are taken")
+        elif averages is not None:
+            self.notes.append(
+                f"{path}: has averages (EMA) of the weights in {averages.where}; "
+                "the weights are taken, with --ema the averages"
+            )
+        return Weights(spelled(tensors, known, self.excuse), files)
 
 
 class Read(NamedTuple):
@@ -82,8 +112,10 @@ def own_config(request: Request, kind: type) -> Any:
         try:
             # Fields of older exports have other names, as those of older bundles.
             component = next(name for name, known in COMPONENTS.items() if known.config is kind)
-            return from_json(kind, format2.read_config(component, data[OURS]), OURS)
-        except SettingError as error:
+            told = format2.read_config(component, data[OURS])
+            check_numbers(told, OURS)
+            return from_json(kind, told, OURS)
+        except ValueError as error:
             raise SourceError(f"{file}: {error}") from None
     if request.config:
         raise SourceError(f"{request.config} was not exported from here: it has no {OURS!r}")

@@ -50,6 +50,7 @@ DATA = set(TYPES.split()) | {
     for name, value in vars(builtins).items()
     if isinstance(value, type) and issubclass(value, BaseException)
 }
+METHODS = {"builtins.getattr", "__builtin__.getattr"}  # how a bound method is written
 PYTHON_NAMES = {"__main__", "__new__", "__newobj__", "__newobj_ex__", "__future__", "__builtin__"}
 
 
@@ -65,6 +66,18 @@ class Unknown:
     """The inert result of calling `path` in the file."""
 
     path: str
+
+
+class Built:
+    """A base of objects that a file makes in two steps; they alone have a state."""
+
+    def build(self, state: Any) -> None:
+        """Take the state, as the file gives it.
+
+        Raises:
+            Problem: it is not the state of such an object.
+        """
+        raise NotImplementedError
 
 
 def _named(module: Any, name: Any) -> Global:
@@ -85,7 +98,7 @@ def _named(module: Any, name: Any) -> Global:
 def _reason(parts: list[str]) -> str | None:
     """Return why the function with this dotted name is refused, or None."""
     if parts[0] in ("builtins", "__builtin__") and len(parts) == 2:
-        return None if parts[1] in DATA else "runs code"
+        return None if parts[1] in DATA or ".".join(parts) in METHODS else "runs code"
     for length in range(1, len(parts) + 1):
         if ".".join(parts[:length]) in REASONS:
             return REASONS[".".join(parts[:length])]
@@ -197,8 +210,7 @@ class Machine:
             case "NEWOBJ_EX":
                 self._replace(3, self._called)
             case "BUILD":
-                # Objects with a meaning here have no state but their entries.
-                self._replace(2, lambda made, state: made)
+                self._replace(2, _built)
             case "INST":
                 made = _named(*argument.split(" ", 1))
                 self._push(self._called(made, tuple(self._marked())))
@@ -247,6 +259,8 @@ class Machine:
             raise Problem(CUT)
         if isinstance(function, Global) and function.path in TABLES:
             return self._table(*arguments[:1])
+        if isinstance(function, Global) and function.path in METHODS:
+            return _method(arguments)
         if isinstance(function, Global) and function.path in self.functions:
             return self.functions[function.path](*arguments)
         return Unknown(function.path)
@@ -269,6 +283,28 @@ class Machine:
             case _ if self.load is not None:
                 return self.load(saved)
         raise Problem(CUT)
+
+
+def _built(made: Any, state: Any) -> Any:
+    """Return what was made; of most objects the state is dropped."""
+    if isinstance(made, Built):
+        made.build(state)
+    return made
+
+
+def _method(arguments: tuple[Any, ...]) -> Unknown:
+    """Return what stands for an attribute of an object, such as a method bound to a scheduler.
+
+    Raises:
+        Problem: the same name, spelled out, would be refused.
+    """
+    match arguments:
+        case (Global(path) | Unknown(path), str(name)):
+            of_python = path.startswith(("builtins.", "__builtin__."))
+            return Unknown(_named("object" if of_python else path, name).path)
+        case (_, str(name)):
+            return Unknown(_named("object", name).path)
+    raise Problem(CUT)
 
 
 def _fill(table: dict[Any, Any], entries: Iterable[Any]) -> None:

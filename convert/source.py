@@ -1,11 +1,10 @@
 """Find weights: in a file, a folder of shards, or a repository of the Hugging Face hub."""
 
-import fnmatch
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,37 @@ from convert import safetensors_file, torch_file
 from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
 from mfm_jax.errors import first_line
 
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-# File patterns to search a folder for, in order; the first with a match is used.
-SEARCHED = (
-    ("*.safetensors.index.json",),
-    ("model.safetensors", "diffusion_pytorch_model.safetensors"),
-    ("*.bin.index.json",),
-    ("pytorch_model.bin", "diffusion_pytorch_model.bin"),
-    tuple(f"*{suffix}" for suffix in SUFFIXES),
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
+# The files that a library looks for, in its order; the first that is there is used. transformers
+# prefers a whole file to an index (modeling_utils.py, _get_resolved_checkpoint_files), diffusers an
+# index to a whole file (models/modeling_utils.py, from_pretrained).
+LIBRARIES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ("diffusion_pytorch_model.bin.index.json", "diffusion_pytorch_model.bin"),
 )
+SAFETENSORS = LIBRARIES[:2]
+# Both libraries put the name of a variant, such as fp16, into the name of a file: before the suffix
+# of a whole file, and before the last suffix of an index or, earlier, elsewhere in it.
+VARIANT = re.compile(
+    r"(?P<name>(diffusion_pytorch_|pytorch_)?model)(\.(?P<a>\w+))?\.(?P<kind>safetensors|bin)"
+    r"(?P<index>(\.(?P<b>\w+))?\.index(\.(?P<c>\w+))?\.json)?"
+)
+INDEX = re.compile(r".*\.index(\.\w+)?\.json")
+AVERAGED = "ema"
+"""The variant with averages of the weights."""
 JSON = 10 << 20  # bytes at most of a file of settings or an index
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Averages (EMA) of the weights that lie beside these."""
+
+    where: str  # the entry, the prefix or the file that has them
+    tensors: Mapping[str, Tensor]
+    files: tuple[Path, ...]
+    named: bool = True  # otherwise they are a list, and cannot be taken
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,8 @@ class Weights:
 
     tensors: dict[str, Tensor]
     files: tuple[Path, ...]  # that hold them, an index included
+    averaged: Averaged | None = None
+    only_averages: str = ""  # where they are, if these are averages and there are no others
 
 
 def is_hub_id(text: str) -> bool:
@@ -80,7 +102,8 @@ def resolve(
 def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
     """Open a checkpoint file, an index of shards, or a folder with one of these.
 
-    The content of a file decides its format. Links out of a folder are not followed.
+    The content of a file decides its format. Links out of a folder are not followed. Of several
+    files in a folder the one counts that transformers or diffusers would choose.
 
     Args:
         excuse: patterns of names that may be in several shards; the last one is taken.
@@ -90,35 +113,100 @@ def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
             their index.
     """
     path = Path(path)
-    if path.is_dir():
-        path = contained(path, _chosen(path))
-    if path.name.endswith(".index.json"):
+    if not path.is_dir():
+        return _open(path, excuse)
+    chosen, averaged = _chosen(path)
+    weights = _open(contained(path, chosen), excuse)
+    if weights.averaged is None and averaged:
+        beside = _open(contained(path, averaged), excuse)
+        weights = replace(weights, averaged=Averaged(averaged, beside.tensors, beside.files))
+    return weights
+
+
+def _open(path: Path, excuse: Sequence[str]) -> Weights:
+    """Open a checkpoint file or an index of shards."""
+    if INDEX.fullmatch(path.name):
         return _open_shards(path, excuse)
-    return Weights(_tensors(path), (path,))
+    saved = _saved(path)
+    averaged = None
+    if saved.averaged and saved.tensors:
+        averaged = Averaged(saved.averaged_in, saved.averaged, (path,))
+    elif saved.unnamed:
+        averaged = Averaged(saved.unnamed, {}, (path,), named=False)
+    only = "" if saved.tensors else saved.averaged_in
+    return Weights(saved.tensors or saved.averaged, (path,), averaged, only)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _saved(path: Path) -> torch_file.Saved:
     with about(path), path.open("rb") as file:
         start = file.read(1024)
     of_torch = start.startswith((torch_file.ZIP, torch_file.PLAIN))
     # An unrecognised file with this suffix gets the errors of the safetensors reader.
     damaged = path.suffix == ".safetensors" and not of_torch and not torch_file.what_else(start)
     if damaged or safetensors_file.is_safetensors(path):
-        return safetensors_file.read_header(path)
-    return torch_file.state_dict(path)
+        return torch_file.Saved(safetensors_file.read_header(path))
+    return torch_file.saved(path)
 
 
-def _chosen(folder: Path) -> str:
-    """Return the name of the file in `folder` with the weights or their index."""
+def _chosen(folder: Path) -> tuple[str, str | None]:
+    """Return the file with the weights in `folder`, or their index; and one with averages."""
     with about(folder):
-        names = [file.name for file in folder.iterdir() if not file.is_dir()]
-        for patterns in SEARCHED:
-            found = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+        names = sorted(file.name for file in folder.iterdir() if not file.is_dir())
+        variants = _variants(names)
+        averaged = next(iter(_preferred(variants.pop(AVERAGED, {}))), None)
+        for found in (_preferred(variants.pop("", {})), _indices(names), *_of_one(variants)):
             if len(found) > 1:
                 raise Problem(f"holds several checkpoints: name one of {listed(found)}")
             if found:
-                return found[0]
+                return found[0], averaged
+        if averaged:
+            return averaged, None
+        found = [name for name in names if name.endswith(SUFFIXES)]
+        if len(found) > 1:
+            raise Problem(f"holds several checkpoints: name one of {listed(found)}")
+        if found:
+            return found[0], None
         raise Problem(f"holds no checkpoint: no file ends in {', '.join(SUFFIXES)}")
+
+
+def _variants(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the libraries' files by variant, each by its name without it; "" is none."""
+    variants: dict[str, dict[str, str]] = {}
+    for name in names:
+        if told := _told(name):
+            variant, plain = told
+            variants.setdefault(variant, {})[plain] = name
+    return variants
+
+
+def _told(name: str) -> tuple[str, str] | None:
+    """Return the variant of a library's file and its name without it, or None for other files."""
+    found = VARIANT.fullmatch(name)
+    if found is None:
+        return None
+    plain = f"{found['name']}.{found['kind']}{'.index.json' if found['index'] else ''}"
+    known = any(plain in order for order in LIBRARIES)
+    return (found["a"] or found["b"] or found["c"] or "", plain) if known else None
+
+
+def _preferred(files: Mapping[str, str]) -> list[str]:
+    """Return what each library would open, those with safetensors if any; `files` by plain name."""
+    for libraries in (SAFETENSORS, LIBRARIES):
+        found = [next((files[n] for n in order if n in files), None) for order in libraries]
+        if any(found):
+            return [name for name in found if name]
+    return []
+
+
+def _of_one(variants: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    """Return the files of the only variant; if there are several, those of all of them."""
+    return [[name for files in variants.values() for name in _preferred(files)]]
+
+
+def _indices(names: Iterable[str]) -> list[str]:
+    """Return the indices of shards with other names; one of safetensors if there is any."""
+    found = [name for name in names if INDEX.fullmatch(name) and not _told(name)]
+    return [n for n in found if ".safetensors." in n] or [n for n in found if ".bin." in n]
 
 
 def _open_shards(index: Path, excuse: Sequence[str]) -> Weights:
@@ -132,7 +220,7 @@ def _open_shards(index: Path, excuse: Sequence[str]) -> Weights:
         missing = [name for name, file in files.items() if not file.is_file()]
         if missing:
             raise Problem(f"lists files that are missing: {listed(missing)}")
-    shards = {name: _tensors(file) for name, file in files.items()}
+    shards = {name: _saved(file).tensors for name, file in files.items()}
     for problem, keys in _misfits(places, shards, excuse):
         if keys:
             raise SourceError(f"{index} does not fit its shards, {problem}: {listed(keys)}")

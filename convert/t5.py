@@ -20,7 +20,7 @@ from convert.incoming import Incoming
 from convert.model import CONFIG, WEIGHTS, Model, Read, Request
 from convert.outgoing import Outgoing
 from convert.rows import DENSE
-from convert.source import contained, open_weights, read_json
+from convert.source import contained, read_json
 from convert.table import Ignore, Row, Table, Tied
 from convert.tensors import SourceError
 from mfm_jax.bundle import Bundle
@@ -137,7 +137,7 @@ TOKENIZER_FILES = (
 def incoming(folder: Path, tokenizer: Path, request: Request, licence: str) -> Incoming:
     """Read the encoder from a folder, with its tokenizer."""
     ours = config(read_json(folder, CONFIG))
-    weights = open_weights(folder, excuse=request.excuse)
+    weights = request.open(folder, TABLE.knows)
     files = (folder / CONFIG, *weights.files)
     copy = partial(copy_tokenizer, tokenizer)
     return Incoming("t5", ours, TABLE, weights.tensors, files, licence, copy)

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -47,36 +48,6 @@ class Row:
     def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
         """Convert ours to theirs."""
         return _moved(ours, _flipped(self.move), len(_several(self.theirs)), sizes)
-
-
-@dataclass(frozen=True)
-class WeightNorm:
-    """Their weight norm: `gain` and `direction` make one weight `gain * direction / |direction|`.
-
-    The norm is over all axes but the first. The way back writes the norm as gain and the weight as
-    direction: the effective weight is the same, but the sign of the gain is lost.
-    """
-
-    gain: str
-    direction: str
-    ours: str
-    move: str | None = None
-
-    @property
-    def theirs(self) -> tuple[str, str]:
-        """Both of their names."""
-        return self.gain, self.direction
-
-    def read(self, theirs: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Convert theirs to ours; the product is computed in float32."""
-        gain, direction = (a.astype(np.float32) for a in theirs)
-        weight = (gain * direction / _norm(direction)).astype(theirs[1].dtype)
-        return _moved([weight], self.move, 1, sizes)
-
-    def write(self, ours: list[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
-        """Convert ours to theirs."""
-        (weight,) = _moved(ours, _flipped(self.move), 1, sizes)
-        return [_norm(weight.astype(np.float32)).astype(weight.dtype), weight]
 
 
 @dataclass(frozen=True)
@@ -124,15 +95,18 @@ class Computed:
 class Ignore:
     """Keys of theirs (a pattern, `*` for anything) that are not read, and the reason.
 
-    The tensors are kept for the way back, unless they belong to another network (`foreign`).
+    The tensors are kept for the way back, unless they belong to another network (`foreign`). Where
+    our network has the `value` built in, a tensor with another is one of another network.
     """
 
     pattern: str
     reason: str
     foreign: bool = False
+    # Returns the values that a tensor must have, from its key and shape.
+    value: Callable[[str, Shape], np.ndarray] | None = None
 
 
-Rule = Row | WeightNorm | Rows
+Rule = Row | Rows
 
 
 class Unit(NamedTuple):
@@ -221,6 +195,24 @@ class Table:
                         _fill(row.theirs, indices),
                         np.full(row.shape, row.value, np.dtype(row.dtype)),
                     )
+
+    def knows(self, key: str) -> bool:
+        """Return whether the table says something of the tensor `key` of theirs."""
+        return self._names.fullmatch(key) is not None or self.ignored(key)
+
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        names = [name for row in self.rules for name in _several(row.theirs)]
+        names += [row.theirs for row in self.rows if isinstance(row, Computed)]
+        names += [row.copy for row in self.tied]
+        return re.compile("|".join(_matcher(name).pattern for name in names))
+
+    def value(self, key: str, shape: Shape) -> np.ndarray | None:
+        """Return the values that a tensor which is not read must have, if that is known."""
+        for row in self.ignore:
+            if row.value is not None and fnmatch.fnmatchcase(key, row.pattern):
+                return row.value(key, shape)
+        return None
 
     def ignored(self, key: str) -> bool:
         """Return whether the table has `key` as one that is not read."""
@@ -315,10 +307,6 @@ def _moved(arrays: list[np.ndarray], move: str | None, into: int, sizes: Sizes) 
 
 def _flipped(move: str | None) -> str | None:
     return None if move is None else " -> ".join(reversed([s.strip() for s in move.split("->")]))
-
-
-def _norm(v: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.sum(v**2, axis=tuple(range(1, v.ndim)), keepdims=True))
 
 
 def _several(names: Names) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -62,6 +62,27 @@ class Deflated:
     size: int  # bytes, compressed
 
 
+@dataclass(eq=False)
+class Crc:
+    """The CRC-32 of an entry of a zip file, compared when something in it is first read."""
+
+    entry: str
+    expected: int
+    offset: int  # as in `Tensor`
+    size: int  # bytes
+    checked: bool = False
+
+    def check(self, found: int) -> None:
+        """Compare the CRC-32 of the entry's bytes.
+
+        Raises:
+            Problem: it is another.
+        """
+        if found != self.expected:
+            raise Problem(f"has other bytes than it says in its entry {self.entry}: get it again")
+        self.checked = True
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor in a file, not read yet."""
@@ -72,6 +93,7 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None  # in elements; None is C order
     deflated: Deflated | None = None  # the stream that contains it, if any
+    crc: Crc | None = field(default=None, compare=False)  # of the entry that contains it, if any
 
     @property
     def nbytes(self) -> int:
@@ -84,12 +106,14 @@ class Tensor:
         For a strided tensor everything between its first and last element is read.
 
         Raises:
-            SourceError: the file cannot be read or ends too soon, or memory is short.
+            SourceError: the file cannot be read or ends too soon, its entry in a zip file has
+                another CRC-32 than it says, or memory is short.
         """
         with about(self.file):
             try:
                 flat = np.empty(extent(self.shape, self.strides), self.dtype)
                 self._fill(flat.view(np.uint8).data)
+                self._check(flat)
                 if self.strides is None or 0 in self.shape:
                     return flat.reshape(self.shape)
                 steps = [stride * self.dtype.itemsize for stride in self.strides]
@@ -115,6 +139,59 @@ class Tensor:
                         break
         if target:
             raise Problem("is cut short: get it again")
+
+    def _check(self, flat: np.ndarray) -> None:
+        """Compare the CRC-32 of the entry around the tensor, whose bytes are `flat`, once."""
+        if self.crc is None or self.crc.checked:
+            return
+        if (self.offset, flat.nbytes) == (self.crc.offset, self.crc.size):
+            self.crc.check(zlib.crc32(flat.view(np.uint8).data))
+            return
+        with self.file.open("rb", buffering=0) as file:
+            whole = self.deflated
+            pieces = _stored(file, self.crc) if whole is None else _inflated(file, whole)
+            found, left = 0, self.crc.size
+            for data in pieces:
+                found = zlib.crc32(data[:left], found)
+                left -= min(left, len(data))
+        self.crc.check(found)
+
+
+class Held(Tensor):
+    """An array that a file holds inside its pickle, and so is in memory already."""
+
+    def __init__(self, file: Path, array: np.ndarray) -> None:
+        super().__init__(file, 0, array.dtype, array.shape)
+        object.__setattr__(self, "array", array)
+
+    array: np.ndarray
+
+    def read(self) -> np.ndarray:
+        """Return a copy of the array."""
+        return np.array(self.array, order="C")
+
+
+class Reshaped(Tensor):
+    """A tensor in another shape with as many elements."""
+
+    def __init__(self, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        super().__init__(tensor.file, tensor.offset, tensor.dtype, shape)
+        object.__setattr__(self, "tensor", tensor)
+
+    tensor: Tensor
+
+    def read(self) -> np.ndarray:
+        """Read the tensor and reshape it."""
+        return self.tensor.read().reshape(self.shape)
+
+
+def _stored(file: FileIO, crc: Crc) -> Iterator[bytes]:
+    """Yield the bytes of an entry that is not compressed, at most `CHUNK` at once."""
+    file.seek(crc.offset)
+    left = crc.size
+    while left and (data := file.read(min(CHUNK, left))):
+        left -= len(data)
+        yield data
 
 
 def _inflated(file: FileIO, stream: Deflated) -> Iterator[bytes]:

@@ -12,8 +12,7 @@ from convert import licences
 from convert.incoming import Incoming, with_prefix
 from convert.model import Model, Read, Request, own_config, own_licence, write_own
 from convert.rows import DENSE, QKV, named, norm
-from convert.source import open_weights
-from convert.table import Ignore, Row, Table
+from convert.table import Ignore, Row, Shape, Table
 from convert.tensors import SourceError, Tensor
 from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.text.wordpiece import Vocabulary, timestamp_vocabulary
@@ -83,6 +82,11 @@ def qformer_rows(queries: str, theirs: str, ours: str, *, text: bool) -> tuple[R
     )
 
 
+def _counted(key: str, shape: Shape) -> np.ndarray:
+    """Return the positions of words: 0, 1, 2, ..."""
+    return np.arange(shape[-1] if shape else 1)[None]
+
+
 def table(config: TimeChatConfig) -> Table:
     """Return the table of the branch; `config` says which optional parts it has."""
     text = config.image_qformer.words is not None
@@ -98,7 +102,7 @@ def table(config: TimeChatConfig) -> Table:
             *(named("llama_proj", "llama", DENSE) if config.llama_width else ()),
         ),
         ignore=(
-            Ignore("*Qformer.bert.embeddings.position_ids", "counts 0, 1, 2, ...: not a weight"),
+            Ignore("*Qformer.bert.embeddings.position_ids", "not a weight", value=_counted),
             *(Ignore(f"{VIT}{part}.*", "TimeChat reads what comes before") for part in UNUSED),
             Ignore("Qformer.cls.*", "InstructBLIP's head for words", foreign=True),
             Ignore("llm_proj.*", "InstructBLIP's way into its language model", foreign=True),
@@ -119,20 +123,25 @@ def resize_frame_positions(
 
 def read(request: Request) -> Read:
     """Read the union of the files, in the order in which TimeChat loads them."""
-    files = [open_weights(source, excuse=request.excuse) for source in request.sources]
+    config = own_config(request, TimeChatConfig)
+    if config is None:
+        config = TimeChatConfig.timechat_7b(_vocabulary(request))
+    layout = table(config)
+
+    def known(key: str) -> bool:
+        return layout.knows(key) or layout.knows(VIT + key)
+
+    files = [request.open(source, known) for source in request.sources]
     files.sort(key=lambda weights: _turn(weights.tensors))
     tensors: dict[str, Tensor] = {}
     for weights in files:
         alone = "patch_embed.proj.weight" in weights.tensors
         tensors |= with_prefix(weights.tensors, VIT) if alone else weights.tensors
-    config = own_config(request, TimeChatConfig)
-    if config is None:
-        config = TimeChatConfig.timechat_7b(_vocabulary(request))
     if FRAMES in tensors:
         config = replace(config, frames=tensors[FRAMES].shape[0])
     paths = tuple(path for weights in files for path in weights.files)
     licence = own_licence(request, licences.TIMECHAT)
-    return Read([Incoming("timechat", config, table(config), tensors, paths, licence)])
+    return Read([Incoming("timechat", config, layout, tensors, paths, licence)])
 
 
 def _turn(keys) -> int:

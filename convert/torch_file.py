@@ -1,15 +1,17 @@
 """Read files of `torch.save` without torch, and without running code in them.
 
 Such a file has a pickle, which `convert.pickle_machine` reads as data. Only the functions that
-torch writes for tensors have a meaning here, so weights can be read from a checkpoint with other
-objects.
+torch and numpy write for tensors and arrays have a meaning here, so weights can be read from a
+checkpoint with other objects.
 
 Two of the three layouts (torch/serialization.py) are read: zip files (since torch 1.6), and plain
-files, in which the contents of the storages follow the pickle (since torch 0.2).
+files, in which the contents of the storages follow the pickle (since torch 0.2). Weights that were
+saved as numpy's arrays are read as well, from these, from a pickle alone and from `.npz`.
 """
 
 import io
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -20,9 +22,13 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from convert import numpy_arrays
+from convert.numpy_arrays import PickledArray, stored_array
 from convert.pickle_machine import CUT, Global, Unknown, unpickled
 from convert.tensors import (
+    Crc,
     Deflated,
+    Held,
     Problem,
     Tensor,
     about,
@@ -33,12 +39,14 @@ from convert.tensors import (
 )
 
 ZIP, PLAIN = b"PK", b"\x80"  # first bytes of the two layouts
-PICKLE = 256 << 20  # bytes at most of a pickle
+PICKLE = 512 << 20  # bytes at most of a pickle, which may hold arrays
 # Bytes at most of a tensor that repeats the elements of its storage, as expanded masks do.
 REPEATED = 256 << 20
 BYTE = np.dtype(np.uint8)
 BIG_ENDIAN = "has big-endian numbers: save it again on a little-endian machine"
 ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+ENTRIES = ("state_dict", "model", "model_state_dict", "params", "module", "shadow")
+"""Where trainers put the weights, the first that has some."""
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a plain file
 
 DTYPES = {
@@ -92,8 +100,18 @@ class Storage:
     dtype: np.dtype
 
 
-def state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a file by name, from its `state_dict` or `model`, or its top level.
+@dataclass(frozen=True)
+class Saved:
+    """The weights in a file."""
+
+    tensors: dict[str, Tensor]
+    averaged: dict[str, Tensor] = field(default_factory=dict)  # averages (EMA) of the weights
+    averaged_in: str = ""  # the entry with the averages
+    unnamed: str = ""  # an entry with averages that have no names, if any
+
+
+def saved(path: Path) -> Saved:
+    """Return the weights in a file by name, from one of the usual entries or its top level.
 
     Other entries, such as the number of epochs, are left out.
 
@@ -105,14 +123,68 @@ def state_dict(path: Path) -> dict[str, Tensor]:
         if not isinstance(content, dict):
             made = getattr(content, "path", type(content).__name__)
             raise Problem(f"holds no table of tensors but a {made}: save its state_dict() instead")
-        for table in (content.get("state_dict"), content.get("model"), content):
-            if isinstance(table, dict) and any(isinstance(v, Tensor) for v in table.values()):
-                return _tensors(table)
-        keys = listed(key for key in content if isinstance(key, str)) or "none"
-        raise Problem(f"holds no table of tensors, nor in state_dict or model; its keys: {keys}")
+        averages = {
+            key: value
+            for key, value in content.items()
+            if isinstance(key, str) and isinstance(value, dict | list) and is_average(key)
+        }
+        found = {k: _tensors(path, t) for k, v in averages.items() if (t := _table(v)) is not None}
+        unnamed = next((k for k, v in averages.items() if k not in found and _lists(v)), "")
+        others = {key: value for key, value in content.items() if key not in averages}
+        averaged_in = max(found, key=lambda key: len(found[key]), default="")
+        averaged = found.get(averaged_in, {})
+        table = _table(others)
+        if table is None and averaged:
+            return Saved({}, averaged, averaged_in, unnamed)
+        if table is None:
+            keys = listed(key for key in content if isinstance(key, str)) or "none"
+            where = ", ".join(ENTRIES[:-1])
+            raise Problem(
+                f"holds no table of tensors, nor in {where} or {ENTRIES[-1]}; its keys: {keys}"
+            )
+        return Saved(_tensors(path, table), averaged, averaged_in, unnamed)
 
 
-def _tensors(table: Mapping[Any, Any]) -> dict[str, Tensor]:
+def is_average(key: str) -> bool:
+    """Return whether the name of an entry, or a part of a name, says that weights are averaged."""
+    return re.search(r"(^|_)(ema|swa|averaged?)(_|$)", key.lower()) is not None
+
+
+def _table(content: Any, depth: int = 3) -> Mapping[Any, Any] | None:
+    """Return the table of weights in an object: in one of the usual entries, or it itself."""
+    if not isinstance(content, dict) or not depth:
+        return None
+    for entry in ENTRIES:
+        if (table := _table(content.get(entry), depth - 1)) is not None:
+            return table
+    return content if holds_weights(content) else None
+
+
+def _lists(content: Any) -> bool:
+    """Return whether there are lists of tensors in an object, as some averages are saved."""
+    lists = content.values() if isinstance(content, dict) else [content]
+    return any(
+        isinstance(values, list) and any(isinstance(value, Tensor) for value in values)
+        for values in lists
+    )
+
+
+def holds_weights(content: Any) -> bool:
+    """Return whether an object is a table of tensors or of numpy's arrays of numbers."""
+    return isinstance(content, dict) and any(
+        isinstance(v, Tensor) or (isinstance(v, PickledArray) and v.array is not None)
+        for v in content.values()
+    )
+
+
+def holds_arrays(content: Any) -> bool:
+    """Return whether a pickle alone is a table of numpy's arrays, or has one in a usual entry."""
+    table = _table(content)
+    return table is not None and any(isinstance(v, PickledArray) for v in table.values())
+
+
+def _tensors(path: Path, table: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a table by name; the arrays if there are only arrays."""
     lost = [
         f"{key} ({value.path})"
         for key, value in table.items()
@@ -122,7 +194,11 @@ def _tensors(table: Mapping[Any, Any]) -> dict[str, Tensor]:
     ]
     if lost:
         raise Problem(f"has tensors of kinds that cannot be read: {listed(lost)}")
-    return {checked_name(key): v for key, v in table.items() if isinstance(v, Tensor)}
+    tensors = {checked_name(key): v for key, v in table.items() if isinstance(v, Tensor)}
+    if tensors:
+        return tensors
+    arrays = {key: v.array for key, v in table.items() if isinstance(v, PickledArray)}
+    return {checked_name(key): Held(path, v) for key, v in arrays.items() if v is not None}
 
 
 def read(path: Path) -> Any:
@@ -170,12 +246,12 @@ def what_else(start: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file of `torch.save`. Nothing is extracted, so names of entries can do no harm."""
+    """A zip file. Nothing is extracted, so names of entries can do no harm."""
 
     path: Path
     file: BinaryIO
     entries: Mapping[str, zipfile.ZipInfo]
-    folder: str  # of all entries, with its slash
+    folder: str = ""  # of all entries, with its slash
     found: dict[str, Tensor] = field(default_factory=dict)
 
     def entry(self, name: str) -> Tensor:
@@ -203,7 +279,14 @@ class Archive:
             raise Problem(CUT)
         stream = None if stored else Deflated(start, entry.compress_size)
         shape = checked_shape((entry.file_size,), BYTE)
-        return Tensor(self.path, start if stored else 0, BYTE, shape, deflated=stream)
+        offset = start if stored else 0
+        crc = Crc(entry.filename, entry.CRC, offset, entry.file_size) if self.summed else None
+        return Tensor(self.path, offset, BYTE, shape, deflated=stream, crc=crc)
+
+    @property
+    def summed(self) -> bool:
+        """Whether the archive has CRCs: torch can leave them out, and then writes zeros."""
+        return any(entry.CRC for entry in self.entries.values())
 
     def load(self, saved: Any) -> Storage:
         """Return the storage of a persistent id."""
@@ -221,6 +304,9 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
         # A damaged table of contents causes exceptions of many types.
         raise Problem(CUT) from None
     entries = {info.filename: info for info in infos}
+    if entries and all(name.endswith(".npy") for name in entries) and len(entries) == len(infos):
+        arrays = Archive(path, file, entries)
+        return {n.removesuffix(".npy"): stored_array(arrays.entry(n)) for n in entries}
     pickles = [n for n in entries if n.split("/")[-1] == "data.pkl" and n.count("/") < 2]
     if len(pickles) != 1 or len(entries) != len(infos):
         raise Problem("is a zip archive, but none of torch.save: unpack it, give the file inside")
@@ -277,7 +363,10 @@ def _read_plain(path: Path, file: BinaryIO) -> Any:
     def next_pickle(load: Callable[[Any], Any] | None = None) -> Any:
         return unpickled(BoundedFile(file), load, FUNCTIONS)
 
-    if next_pickle() != MAGIC:
+    first = next_pickle()
+    if holds_arrays(first):
+        return first
+    if first != MAGIC:
         raise Problem("is a pickle, but none of torch.save: load it and save it with torch.save")
     if next_pickle() != PROTOCOL:
         raise Problem("is of an unknown version: load it with torch.load and save it again")
@@ -409,4 +498,5 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type": _subclass,
     "torch._tensor._rebuild_from_type_v2": _subclass,
     "torch.Size": _first,
+    **numpy_arrays.FUNCTIONS,
 }

@@ -1,10 +1,13 @@
 """Convert AudioLDM 2's VAE, as diffusers saves it in `vae/`."""
 
+import re
 from collections.abc import Mapping
 
 from convert.configs import builtin, integer, integers, number, required
+from convert.incoming import renamed
 from convert.rows import CONV, DENSE, POINTWISE, named, norm
 from convert.table import Row, Table
+from convert.tensors import Reshaped, Tensor
 from mfm_jax.models.vae import VAEConfig
 
 FILE = "vae config"
@@ -64,6 +67,33 @@ def their_config(ours: VAEConfig) -> dict:
         "layers_per_block": ours.resnets,
         "norm_num_groups": ours.groups,
         "scaling_factor": ours.scaling_factor,
+    }
+
+
+ATTENTION = re.compile(r"(?P<front>.*\.attentions\.\d+\.)(?P<map>\w+)(?P<rest>\.(weight|bias))")
+CALLED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""What diffusers calls the maps of its attention, by their name in older files."""
+
+
+def spelling(key: str) -> str:
+    """Return what diffusers calls a tensor today (`_convert_deprecated_attention_blocks`)."""
+    found = ATTENTION.fullmatch(key)
+    if found is None or found["map"] not in CALLED:
+        return key
+    return f"{found['front']}{CALLED[found['map']]}{found['rest']}"
+
+
+def spelled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under today's names, and maps that are 1 x 1 convolutions as matrices.
+
+    Raises:
+        ConversionError: a tensor comes under both names.
+    """
+    return {
+        key: Reshaped(tensor, tensor.shape[:2])
+        if ".attentions." in key and tensor.shape[2:] == (1, 1)
+        else tensor
+        for key, tensor in renamed(tensors, spelling, ()).items()
     }
 
 

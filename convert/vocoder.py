@@ -1,9 +1,9 @@
-"""Convert AudioLDM 2's HiFi-GAN, as diffusers saves it in `vocoder/`, weight norm folded or not."""
+"""Convert AudioLDM 2's HiFi-GAN, as diffusers saves it in `vocoder/`."""
 
 from collections.abc import Mapping
 
 from convert.configs import builtin, integer, integers, required
-from convert.table import Computed, ConversionError, Row, Table, WeightNorm
+from convert.table import Computed, ConversionError, Row, Table
 from mfm_jax.media.audio import RATE
 from mfm_jax.models.vocoder import VocoderConfig
 
@@ -78,17 +78,8 @@ BIASES = tuple(Row(f"{theirs}.bias", f"{ours}.bias") for theirs, ours, _ in CONV
 
 
 def table(config: VocoderConfig) -> Table:
-    """Return the table of the network with its weight norm folded, as released."""
+    """Return the table of the network, with its weight norm folded, as released."""
     weights = (Row(f"{theirs}.weight", f"{ours}.kernel", move) for theirs, ours, move in CONVS)
-    return Table((*weights, *BIASES, *_buffers(config)))
-
-
-def weight_norm_table(config: VocoderConfig) -> Table:
-    """Return the table of the network with the two weights of each weight norm."""
-    weights = (
-        WeightNorm(f"{theirs}.weight_g", f"{theirs}.weight_v", f"{ours}.kernel", move)
-        for theirs, ours, move in CONVS
-    )
     return Table((*weights, *BIASES, *_buffers(config)))
 
 

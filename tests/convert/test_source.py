@@ -62,31 +62,76 @@ def test_says_what_is_wrong_with_a_file(tmp_path):
         open_weights(tmp_path / "y")
 
 
-PREFERRED = [
-    "model.safetensors.index.json",
+# As transformers and diffusers search; the latter prefers an index to a whole file.
+OF_TRANSFORMERS = [
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
+    "pytorch_model.fp16.bin",
+    "pytorch_model.bin.index.fp16.json",
+    "last.ckpt",
+]
+OF_DIFFUSERS = [
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+    "diffusion_pytorch_model.fp16.safetensors",
     "last.ckpt",
 ]
 
 
-@pytest.mark.parametrize("first", range(len(PREFERRED)))
-def test_a_folder_is_searched_in_order(tmp_path, first):
+@pytest.mark.parametrize(
+    "names",
+    [names[first:] for names in (OF_TRANSFORMERS, OF_DIFFUSERS) for first in range(len(names))],
+    ids=lambda names: names[0],
+)
+def test_a_folder_is_searched_in_order(tmp_path, names):
     put(tmp_path / "config.json", {})
     (tmp_path / "unet.pth").mkdir()
-    for name in PREFERRED[first:]:
-        if name.endswith(".index.json"):
-            shard = put(
-                tmp_path / f"{name}.shards" / name.replace(".index.json", ""), weights(name)
-            )
+    for name in names:
+        if ".index." in name:
+            suffix = ".safetensors" if "safetensors" in name else ".bin"
+            shard = put(tmp_path / f"{name}.shards" / f"x{suffix}", weights(name))
             place = str(shard.relative_to(tmp_path))
             put(tmp_path / name, {"metadata": {}, "weight_map": {name: place}})
         else:
             put(tmp_path / name, weights(name))
     opened = open_weights(tmp_path)
-    assert values(opened) == {PREFERRED[first]: 1}
-    assert opened.files[0] == tmp_path / PREFERRED[first]
+    assert values(opened) == {names[0]: 1}
+    assert opened.files[0] == tmp_path / names[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors.index.fp16.json",
+        "model.safetensors.fp16.index.json",
+        "model.fp16.safetensors.index.json",
+        "diffusion_pytorch_model.bin.index.bf16.json",
+    ],
+)
+def test_the_only_variant_is_opened(tmp_path, name):
+    shard = put(tmp_path / "model-00001-of-00001.fp16.safetensors", weights("a"))
+    put(tmp_path / name, {"weight_map": {"a": shard.name}})
+    assert values(open_weights(tmp_path)) == {"a": 1}
+    assert values(open_weights(tmp_path / name)) == {"a": 1}
+
+
+def test_averages_beside_the_weights_are_named(tmp_path):
+    """diffusers puts them into a variant; alone they are the weights."""
+    put(tmp_path / "diffusion_pytorch_model.ema.safetensors", weights("a"))
+    assert open_weights(tmp_path).averaged is None
+    assert values(open_weights(tmp_path)) == {"a": 1}
+    put(tmp_path / "diffusion_pytorch_model.safetensors", weights("b", "a"))
+    opened = open_weights(tmp_path)
+    assert values(opened) == {"b": 1, "a": 2}
+    assert opened.averaged.where == "diffusion_pytorch_model.ema.safetensors"
+    assert opened.averaged.tensors["a"].read()[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -95,6 +140,7 @@ def test_a_folder_is_searched_in_order(tmp_path, first):
         ["a.pth", "b.ckpt", "c.pt", "d.bin"],
         ["model.safetensors", "diffusion_pytorch_model.safetensors"],
         ["a.safetensors.index.json", "b.safetensors.index.json"],
+        ["model.fp16.safetensors", "model.bf16.safetensors"],
     ],
 )
 def test_of_several_checkpoints_one_has_to_be_named(tmp_path, names):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from convert import pickle_machine, torch_file
 from convert.pickle_machine import Global, Unknown
 from convert.tensors import CHUNK, Problem, SourceError, Tensor
-from convert.torch_file import FUNCTIONS, Storage, read, state_dict
+from convert.torch_file import FUNCTIONS, Storage, read, saved
 
 NAMES = (
     "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz "
@@ -31,6 +31,11 @@ NAMES = (
 TORCH = [getattr(torch, name) for name in NAMES.split()]
 LAYOUTS = {"zip": True, "plain": False}
 unpickled = functools.partial(pickle_machine.unpickled, functions=FUNCTIONS)
+
+
+def state_dict(path):
+    """Return the weights in a file."""
+    return saved(path).tensors
 
 
 class Custom:
@@ -224,7 +229,7 @@ def test_finds_the_tensors(save):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 1, "net": {"w": torch.zeros(1)}, 5: 6}, "in state_dict or model.*: epoch, net$"),
+        ({"epoch": 1, "net": {"w": torch.zeros(1)}, 5: 6}, "in state_dict, model, .*: epoch, net$"),
         ({}, "its keys: none"),
         ([torch.zeros(1)], "but a list: save its state_dict"),
         (torch.zeros(1), "but a Tensor: save its state_dict"),
@@ -297,6 +302,41 @@ def test_reads_the_tensors_among_other_objects(save, protocol):
     assert tree["number"][:3] == (1 << 100, -5, 1.5)
     moments = tree["optimizer_states"][0]["state"][0]["exp_avg"]
     np.testing.assert_allclose(moments.read(), 0.1, rtol=1e-6)
+
+
+class Scheduler:
+    """A class that the reader does not know, with methods."""
+
+    def __init__(self):
+        self.phases = [1, 2]
+
+    def anneal(self, start):
+        return start
+
+    @staticmethod
+    def cosine(start):
+        return start
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_reads_the_tensors_beside_bound_methods(save, protocol):
+    """As schedulers of several versions of PyTorch have them in their state."""
+    weights = {"w": torch.arange(3.0)}
+    methods = {
+        "bound": Scheduler().anneal,
+        "static": Scheduler.cosine,
+        "of a list": [].append,
+        "of a table": collections.OrderedDict().get,
+        "of a text": "a".join,
+        "of a class": collections.OrderedDict.fromkeys,
+        "unbound": str.upper,
+        "called": functools.partial(Scheduler().anneal, 1),
+    }
+    path = save({"state_dict": weights, "lr_schedulers": [methods]}, pickle_protocol=protocol)
+    all_same(path, weights)
+    (tree,) = read(path)["lr_schedulers"]
+    assert tree["bound"] == Unknown(f"{__name__}.Scheduler.anneal")
+    assert all(isinstance(value, Global | Unknown) for value in tree.values())
 
 
 def plain(leaves):
@@ -453,7 +493,7 @@ def test_runs_nothing(tmp_path, attack, layout):
 
 HOSTILE = (
     "posix.system nt.system os.popen os.path.join subprocess.Popen sys.modules sys.exit pty.spawn "
-    "builtins.eval builtins.exec builtins.open builtins.__import__ builtins.getattr builtins.print "
+    "builtins.eval builtins.exec builtins.open builtins.__import__ builtins.print "
     "builtins.map builtins.memoryview builtins.super __builtin__.execfile __builtin__.apply "
     "builtins.object.__reduce__ builtins.int.from_bytes commands.getoutput runpy.run_path "
     "importlib.import_module importlib.util.find_spec code.interact socket.socket shutil.rmtree "
@@ -480,6 +520,23 @@ def test_refuses_names_that_no_checkpoint_needs(path):
     module, _, last = path.partition(".")
     with pytest.raises(Problem, match=f"names {re.escape(path)}, which"):
         unpickled(io.BytesIO(program(text(module), text(last), b"\x93")))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        call(
+            "builtins.getattr", call("builtins.getattr", name("torch"), text("os")), text("system")
+        ),
+        call("__builtin__.getattr", name("os_model.os"), text("system")),
+        call("builtins.getattr", name("a.b"), text("__globals__")),
+        call("builtins.getattr", call("a.B"), text("__class__")),
+        call("builtins.getattr", b"]", text("__reduce__")),
+    ],
+)
+def test_attributes_lead_no_further_than_names(made):
+    with pytest.raises(Problem, match="which reaches into the interpreter"):
+        unpickled(io.BytesIO(program(made)))
 
 
 @pytest.mark.parametrize("path", HARMLESS.split())
@@ -816,14 +873,16 @@ def test_refuses_storages_that_do_not_fit(tmp_path, change, message):
         written(**good | change)
 
 
+BASE = torch.arange(12.0).reshape(3, 4)
+CONTENT = {"state_dict": {"a": BASE, "b": BASE.t(), "c": torch.nn.Parameter(BASE + 1)}, "n": 1}
+
+
 def valid_files():
     """Small checkpoints of every layout, by name."""
-    base = torch.arange(12.0).reshape(3, 4)
-    content = {"state_dict": {"a": base, "b": base.t(), "c": torch.nn.Parameter(base + 1)}, "n": 1}
     files = {}
     for layout, new in LAYOUTS.items():
         buffer = io.BytesIO()
-        torch.save(content, buffer, _use_new_zipfile_serialization=new)
+        torch.save(CONTENT, buffer, _use_new_zipfile_serialization=new)
         files[layout] = buffer.getvalue()
     buffer = io.BytesIO()
     with (
@@ -849,7 +908,37 @@ def test_damage_is_one_line_or_harmless(tmp_path_factory, layout, data):
         content[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(bytes(content[: data.draw(st.none() | st.integers(0, len(content)))]))
     with contextlib.suppress(SourceError):
-        assert all(t.read().shape == t.shape for t in state_dict(path).values())
+        found = {name: tensor.read() for name, tensor in state_dict(path).items()}
+        if layout != "plain":  # which has no checksums
+            assert found.keys() == CONTENT["state_dict"].keys()
+            assert all(same(found[k], tensor) for k, tensor in CONTENT["state_dict"].items())
+
+
+@pytest.mark.parametrize("layout", ["zip", "deflated"])
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path, layout):
+    """Also where other tensors share the storage; torch.load says nothing of it."""
+    for number in range(3):
+        content = bytearray(VALID[layout])
+        entry = next(
+            e for e in zipfile.ZipFile(io.BytesIO(content)).infolist() if "data/" in e.filename
+        )
+        start = entry.header_offset + 30 + len(entry.filename)
+        start += struct.unpack("<H", content[entry.header_offset + 28 :][:2])[0]
+        content[start + entry.compress_size * (number + 1) // 4] ^= 1
+        (tmp_path / "x").write_bytes(content)
+        for name in ("a", "b"):
+            tensor = state_dict(tmp_path / "x")[name]
+            with pytest.raises(SourceError, match=r"other bytes than it says|damaged"):
+                tensor.read()
+
+
+def test_files_that_torch_wrote_without_checksums_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(CONTENT, tmp_path / "x")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    all_same(tmp_path / "x", CONTENT["state_dict"])
 
 
 @pytest.mark.parametrize("layout", VALID)

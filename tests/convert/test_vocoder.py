@@ -7,15 +7,13 @@ import torch
 import transformers
 
 from convert.table import ConversionError
-from convert.vocoder import config, table, their_config, weight_norm_table
+from convert.vocoder import config, table, their_config
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.storage.weights import abstract, parameter_count
 from tests.exported import open_exported, random_network
 from tests.table_checks import check_table
 
 TABLE = table(VocoderConfig.audioldm2())
-WEIGHT_NORM_TABLE = weight_norm_table(VocoderConfig.audioldm2())
-
 
 TINY = VocoderConfig(
     channels=12,
@@ -43,31 +41,10 @@ def module():
     return abstract(lambda rngs: Vocoder(ours, rngs=rngs))
 
 
-def with_weight_norm(manifest):
-    """Return the manifest of the network before its weight norm was folded."""
-    unfolded = {}
-    for key, (shape, dtype) in manifest.items():
-        if key.endswith(".weight"):
-            unfolded[f"{key}_g"] = [[shape[0]] + [1] * (len(shape) - 1), dtype]
-            unfolded[f"{key}_v"] = [shape, dtype]
-        else:
-            unfolded[key] = [shape, dtype]
-    return unfolded
-
-
 def test_table_fits_the_released_checkpoint(manifest, module):
     buffers = 2 * 64
     assert parameter_count(module) == 55_265_025 - buffers
     check_table(TABLE, manifest, module)
-
-
-def test_tables_do_not_take_each_others_checkpoints(manifest):
-    TABLE.check_keys(manifest)
-    WEIGHT_NORM_TABLE.check_keys(with_weight_norm(manifest))
-    with pytest.raises(ConversionError, match=r"unknown: conv_post\.weight_g"):
-        TABLE.check_keys(with_weight_norm(manifest))
-    with pytest.raises(ConversionError, match=r"unknown: conv_post\.weight"):
-        WEIGHT_NORM_TABLE.check_keys(manifest)
 
 
 def test_buffers_are_written_back_as_zero_and_one():
