@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             share=share,
             shard=args.shard,
             progress=progress.advance,
+            say=progress.say,
         )
     for failure in failed:
         progress.say(f"mfm extract: {failure.id}: {failure.reason}")

@@ -12,7 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "videos", nargs="+", type=options.path, metavar="VIDEO", help="files, folders or globs"
     )
     parser.add_argument(
-        "-o", "--output", required=True, type=options.path, help="a folder, or FILE.mp4 or FILE.wav"
+        "-o",
+        "--output",
+        required=True,
+        type=options.path,
+        help="a folder, or FILE.mp4 (.mov, .m4v, .mkv, .webm) or FILE.wav",
     )
     parser.add_argument("--format", help="mp4 or wav, of files in an output folder; default: mp4")
     options.add_bundle(parser)

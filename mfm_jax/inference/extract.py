@@ -25,13 +25,14 @@ from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.decoded import first_window, samples_of
 from mfm_jax.data.features import DESCRIPTION, ENCODERS, describe
 from mfm_jax.data.records import DatasetWriter, Failure, Field
-from mfm_jax.errors import MediaError
 from mfm_jax.inference.encoders import encode_cavp, encode_timechat, stack_cavp, stack_timechat
 from mfm_jax.media.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
 from mfm_jax.media.windows import Window, WindowSpec
 from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.vae import VAE
+from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.files import check_folder
 from mfm_jax.storage.weights import abstract
 from mfm_jax.typing import Array, Float, Shaped
 
@@ -79,11 +80,12 @@ class Preparation:
         return sentence_length(self.bundle)
 
     def clip(self, clip: Clip) -> Prepared | Failure:
-        """Decode a clip's first window, unless it is to be dropped."""
-        try:
-            window, wave = first_window(clip, self.spec)
-        except MediaError as error:
-            return Failure(clip.id, str(error))
+        """Decode a clip's first window, unless it is to be dropped.
+
+        Raises:
+            MediaError: as `first_window`.
+        """
+        window, wave = first_window(clip, self.spec)
         if "silent" in self.drop and (loud := level(wave)) < SILENT:
             return Failure(clip.id, f"dropped: silent, {loud:.0f} dBFS")
         if "static" in self.drop and (change := _change(window.timechat_THWC)) < STATIC:
@@ -191,6 +193,7 @@ def extract(
     share: tuple[int, int] = (0, 1),
     shard: int | None = None,
     progress: Callable[[int], None] = lambda clips: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Failure]:
     """Store the features of the first window of each clip, where `folder` lacks them.
 
@@ -198,8 +201,9 @@ def extract(
     `cavp_seconds` and `timechat_seconds` `[T]`, `audiomae` `[1 + patches, D]`, and `latents`
     `[H, W, C]`. Clips are in the order of their ids. An interrupted run goes on where it stopped.
     Clips that cannot be read or have no sound are left out, listed in `failed.csv` and returned.
-    `progress` is called with the number of clips just done. A batch is divided over this process's
-    devices.
+    Exceptions that nobody expected are recorded in `failures.log` as well.
+    `progress` is called with the number of clips just done, and `say` with a line for each that is
+    left out. A batch is divided over this process's devices.
 
     Args:
         batch: clips computed at once, a multiple of the devices.
@@ -216,6 +220,7 @@ def extract(
         DataError: the bundle has no encoder or no such TimeChat tokens, `folder` holds something
             else, or no clip can be read.
         BundleError: a component's weights cannot be read.
+        WriteError: nothing can be written into `folder`, or there is no room for it.
     """
     names = [name for name in ENCODERS if name in bundle.entries]
     if not names:
@@ -223,6 +228,7 @@ def extract(
     llama = timechat == "llama" and "timechat" in names
     if llama and bundle.config("timechat").llama_width is None:
         raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
+    check_folder(folder)
     preparation = Preparation(bundle, tuple(drop))
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))
     sharding = layout.batch(batch)
@@ -238,14 +244,28 @@ def extract(
             name: bundle.load(name, jnp.float32, sharding=lambda *_: layout.replicated)
             for name in names
         }
-        with ThreadPoolExecutor(THREADS) as pool:
+        extraction = Extraction(preparation, networks, sharding, timechat, FailureLog(folder))
+        pool = ThreadPoolExecutor(THREADS)
+        try:
             for shard in missing:
-                prepared = _ahead(pool, preparation.clip, writer.shards[shard], 2 * batch)
-                examples = _examples(
-                    preparation, networks, prepared, batch, sharding, timechat, progress
-                )
-                writer.write(shard, examples)
+                found = extraction.features(pool, writer.shards[shard], batch)
+                writer.write(shard, _told(found, progress, say))
+        finally:
+            pool.shutdown(cancel_futures=True)
     return writer.finish() if not writer.missing() else writer.failed()
+
+
+def _told(
+    found: Iterable[dict[str, np.ndarray] | Failure],
+    progress: Callable[[int], None],
+    say: Callable[[str], None],
+) -> Iterator[dict[str, np.ndarray] | Failure]:
+    """Pass the features of clips on, and report each clip that is done or left out."""
+    for one in found:
+        if isinstance(one, Failure):
+            say(f"{one.id} is left out: {one.reason}")
+        yield one
+        progress(1)
 
 
 def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> dict[str, Field]:
@@ -273,27 +293,51 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _examples(
-    preparation: Preparation,
-    networks: Networks,
-    prepared: Iterator[Prepared | Failure],
-    batch: int,
-    sharding: NamedSharding,
-    timechat: str,
-    progress: Callable[[int], None],
-) -> Iterator[dict[str, np.ndarray] | Failure]:
-    """Yield the features of each clip, in order, computed `batch` at a time to keep one shape."""
-    while group := list(islice(prepared, batch)):
-        good = [clip for clip in group if isinstance(clip, Prepared)]
-        rows = iter(range(len(good)))
-        if good:
-            full = good + [good[-1]] * (batch - len(good))
-            inputs = jax.device_put(preparation.batch(full), sharding)
-            features = jax.device_get(encode(networks, inputs, timechat=timechat))
-        for clip in group:
-            if isinstance(clip, Failure):
-                yield clip
-            else:
-                row = next(rows)
-                yield {name: value[row] for name, value in features.items()}
-        progress(len(group))
+@dataclass(frozen=True)
+class Extraction:
+    """Computes the features of clips. A clip fails alone, whatever it raises."""
+
+    preparation: Preparation
+    networks: Networks
+    sharding: NamedSharding
+    timechat: str  # which of its tokens
+    log: FailureLog
+
+    def features(
+        self, pool: ThreadPoolExecutor, clips: Sequence[Clip], batch: int
+    ) -> Iterator[dict[str, np.ndarray] | Failure]:
+        """Yield the features of each clip, in order, computed `batch` at a time: one shape."""
+        prepared = zip(clips, _ahead(pool, self.prepare, clips, 2 * batch), strict=True)
+        while group := list(islice(prepared, batch)):
+            good = [(clip, one) for clip, one in group if isinstance(one, Prepared)]
+            encoded = iter(self.encode(good, batch))
+            for _, one in group:
+                yield one if isinstance(one, Failure) else next(encoded)
+
+    def prepare(self, clip: Clip) -> Prepared | Failure:
+        """Decode a clip; return why it cannot be, if so."""
+        try:
+            return self.preparation.clip(clip)
+        except Exception as error:
+            return self._failure(clip, error)
+
+    def encode(
+        self, clips: Sequence[tuple[Clip, Prepared]], batch: int
+    ) -> list[dict[str, np.ndarray] | Failure]:
+        """Compute features. Where clips fail together, each is tried alone."""
+        if not clips:
+            return []
+        prepared = [one for _, one in clips]
+        full = prepared + [prepared[-1]] * (batch - len(prepared))
+        try:
+            inputs = jax.device_put(self.preparation.batch(full), self.sharding)
+            features = jax.device_get(encode(self.networks, inputs, timechat=self.timechat))
+        except Exception as error:
+            if len(clips) == 1:
+                return [self._failure(clips[0][0], error)]
+        else:
+            return [{n: value[row] for n, value in features.items()} for row in range(len(clips))]
+        return [found for pair in clips for found in self.encode([pair], batch)]
+
+    def _failure(self, clip: Clip, error: Exception) -> Failure:
+        return Failure(clip.id, self.log.reason(str(clip.path), error))

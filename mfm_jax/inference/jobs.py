@@ -2,8 +2,11 @@
 
 import glob
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -11,19 +14,23 @@ import jax
 import numpy as np
 
 from mfm_jax.bundle import Bundle, Settings
-from mfm_jax.data.clips import videos_in
-from mfm_jax.errors import UsageError, UserError, system_reason
+from mfm_jax.data.clips import is_hidden, videos_in
+from mfm_jax.errors import MediaError, UsageError, UserError
 from mfm_jax.inference.pipeline import Sampling, Text, VideoToAudio, stitch
 from mfm_jax.inference.prompts import PromptEncoder
 from mfm_jax.media.audio import RATE, write_wav
+from mfm_jax.media.formats import CONTAINERS
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.windows import Window, WindowSpec
-from mfm_jax.media.write import write_video
+from mfm_jax.media.write import check_video_target, write_video
+from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.files import check_folder, check_target, signature
 from mfm_jax.storage.paths import TINY_BUNDLE, local_path
+from mfm_jax.typing import Float
 
 BATCH = 4
 """Windows computed at once, rounded up to a multiple of the devices."""
@@ -42,6 +49,8 @@ class Job:
     samples: int = 0
     windows: int = 0
     waves: list[np.ndarray] = field(default_factory=list)
+    signature: tuple[int, ...] | None = None  # of the source, when its reading began
+    written: bool = False
     failed: str | None = None
 
 
@@ -82,7 +91,7 @@ def generate(
 
     Args:
         videos: files, folders or globs.
-        out: a folder, or FILE.mp4 or FILE.wav for one video.
+        out: a folder, or for one video FILE.mp4 (.mov, .m4v, .mkv, .webm) or FILE.wav.
         bundle: a folder; the miniature that comes with the package if None.
         verify: compare its weights with their checksums.
         prompt: text for the sound wanted, if the bundle has a text encoder.
@@ -115,38 +124,126 @@ def generate(
     names = [videos] if isinstance(videos, str | Path) else videos
     jobs = plan(expand([str(local_path(name)) for name in names]), local_path(out), format)
     layout, batch = layout_and_batch(batch, fsdp=fsdp, tensor=tensor)
-    # T5 is dropped before the other networks are loaded.
-    texts = _encode(opened, precision, prompt, negative_prompt)
-    model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
-    run(model, jobs, batch, progress, seed=seed, sampling=sampling, texts=texts)
+    work = Work(jobs, progress)
+    work.check_targets()
+    if not all(job.failed for job in jobs):
+        # T5 is dropped before the other networks are loaded.
+        text, negative = _encode(opened, precision, prompt, negative_prompt)
+        model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
+        compute = partial(model, seed=seed, sampling=sampling, prompt=text, negative=negative)
+        work.run(compute, model.spec, batch)
     if failures := [job.failed for job in jobs if job.failed]:
         raise GenerationError(failures)
     return [job.target for job in jobs]
 
 
-def run(
-    model: VideoToAudio,
-    jobs: Sequence[Job],
-    batch: int,
-    progress: Progress | None,
-    *,
-    seed: int,
-    sampling: Sampling,
-    texts: tuple[Text | None, Text | None],
-) -> None:
-    """Make and write the sound of every job; `failed` says why a job has none."""
-    prompt, negative = texts
-    for group in batches(_read(jobs, model.spec), batch):
-        live = [window for _, window in group]
-        # The shape is always the same: one compilation, and equal sound whatever else is computed.
-        full = live + [live[-1]] * (batch - len(live))
-        waves = model(full, seed, sampling, prompt, negative)
-        for (job, _), wave in zip(group, waves, strict=False):
-            job.waves.append(wave)
-            if finish(job, model.spec) and progress is not None:
-                progress.say(f"{job.source} -> {job.target}")
-        if progress is not None:
-            progress.advance(len(live))
+Compute = Callable[[Sequence[Window]], Float[np.ndarray, "B A"]]
+"""Makes the sound of windows."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Makes and writes the sound of every job. A job that cannot be done is marked and told."""
+
+    jobs: Sequence[Job]
+    progress: Progress | None = None
+
+    def check_targets(self) -> None:
+        """Check that every file can be written, before anything is computed for it."""
+        for job in self.jobs:
+            with self.failure_of(job):
+                if os.path.realpath(job.target) == os.path.realpath(job.source):
+                    raise UsageError(
+                        f"output {job.target} is the input itself: choose another output"
+                    )
+                if _is_sound(job.target):
+                    check_target(job.target)
+                else:
+                    check_video_target(job.source, job.target)
+
+    def run(self, compute: Compute, spec: WindowSpec, batch: int) -> None:
+        """Do all jobs, `batch` windows at a time, whichever videos they are of."""
+
+        def in_full(windows: Sequence[Window]) -> Float[np.ndarray, "B A"]:
+            # The shape is always the same: one compilation, and equal sound whatever else there is.
+            return compute([*windows, *[windows[-1]] * (batch - len(windows))])
+
+        for group in batches(self.read(spec), batch):
+            for job, wave in self.compute(in_full, group):
+                job.waves.append(wave)
+                self.finish(job, spec)
+            if self.progress is not None:
+                self.progress.advance(len(group))
+        for job in self.jobs:
+            if not (job.failed or job.written):
+                self.fail(job, MediaError(f"{job.source} was changed while it was read: try again"))
+
+    def read(self, spec: WindowSpec) -> Iterator[tuple[Job, Window]]:
+        """Yield every window of every readable video."""
+        for job in self.jobs:
+            if job.failed:
+                continue
+            with self.failure_of(job):
+                job.signature = signature(job.source)
+                info = probe(job.source)
+                job.samples = round(info.seconds * RATE)
+                job.windows = len(spec.starts(info.seconds))
+                for window in windows(job.source, spec):
+                    yield job, window
+                    if job.failed:
+                        break
+
+    def compute(
+        self, compute: Compute, group: Sequence[tuple[Job, Window]]
+    ) -> list[tuple[Job, np.ndarray]]:
+        """Return the waves of windows. Where they fail together, each video is tried alone."""
+        try:
+            waves = compute([window for _, window in group])
+        except Exception as error:
+            jobs = {id(job): job for job, _ in group}
+            if len(jobs) == 1:
+                self.fail(group[0][0], error)
+                return []
+        else:
+            return [(job, wave) for (job, _), wave in zip(group, waves, strict=False)]
+        alone = ([pair for pair in group if pair[0] is job] for job in jobs.values())
+        return [made for pairs in alone for made in self.compute(compute, pairs)]
+
+    def finish(self, job: Job, spec: WindowSpec) -> None:
+        """Write the file of a job that has all its windows."""
+        if job.failed or len(job.waves) != job.windows:
+            return
+        wave = stitch(job.waves, spec, job.samples)
+        job.waves.clear()
+        with self.failure_of(job):
+            if signature(job.source) != job.signature:
+                raise MediaError(f"{job.source} was changed while it was read: try again")
+            notes = []
+            if _is_sound(job.target):
+                write_wav(job.target, wave)
+            else:
+                notes = write_video(job.source, job.target, wave)
+            job.written = True
+            self.say(f"{job.source} -> {job.target}{''.join(f'; {note}' for note in notes)}")
+
+    @contextmanager
+    def failure_of(self, job: Job) -> Iterator[None]:
+        """Turn every exception in the block into the failure of a job."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(job, error)
+
+    def fail(self, job: Job, error: Exception) -> None:
+        """Mark a job as failed, and tell it at once."""
+        job.failed = FailureLog(job.target.parent).reason(str(job.source), error)
+        job.waves.clear()
+        self.say(f"failed: {job.failed}")
+
+    def say(self, line: str) -> None:
+        """Print a line where progress is shown."""
+        if self.progress is not None:
+            self.progress.say(line)
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:
@@ -156,20 +253,8 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
         yield group
 
 
-def finish(job: Job, spec: WindowSpec) -> bool:
-    """Write the file of a job that has all its windows; return True if it is written."""
-    if job.failed or len(job.waves) < job.windows:
-        return False
-    wave = stitch(job.waves, spec, job.samples)
-    job.waves.clear()
-    try:
-        if job.target.suffix == ".wav":
-            write_wav(job.target, wave)
-        else:
-            write_video(job.source, job.target, wave)
-    except UserError as error:
-        job.failed = str(error)
-    return job.failed is None
+def _is_sound(target: Path) -> bool:
+    return target.suffix.lower() == ".wav"
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -181,19 +266,25 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            matches = videos_in(path)
-        elif path.exists() or not glob.has_magic(pattern):
-            matches = [path]
-        else:
-            matches = sorted(map(Path, glob.glob(pattern, recursive=True)))
-            if not matches:
-                raise UsageError(f"no file matches {pattern}")
-        found.update(dict.fromkeys(matches))
+        found.update(dict.fromkeys(_matches(pattern)))
     if not found:
         raise UsageError("no videos are given: name files, folders or globs")
     return list(found)
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    try:
+        if path.is_dir():
+            return videos_in(path)
+        if path.exists() or not glob.has_magic(pattern):
+            return [path]
+    except OSError:
+        return [path]  # it cannot be looked at, which is told of it alone
+    found = map(Path, glob.glob(pattern, recursive=True))
+    if matches := sorted(path for path in found if not is_hidden(path)):
+        return matches
+    raise UsageError(f"no file matches {pattern}")
 
 
 def plan(sources: Sequence[Path], output: Path, form: str | None) -> list[Job]:
@@ -202,24 +293,25 @@ def plan(sources: Sequence[Path], output: Path, form: str | None) -> list[Job]:
     Raises:
         UsageError: one output file for several videos, two videos of one name, or an output that
             cannot be a folder.
+        WriteError: the folder cannot be made or written into.
     """
-    if output.suffix.lower() in (".mp4", ".wav") and not output.is_dir():
+    suffix = output.suffix.lower()
+    if suffix in (".wav", *CONTAINERS) and not os.path.isdir(output):
         if len(sources) > 1:
             raise UsageError(f"{len(sources)} videos do not fit one file {output}: name a folder")
-        if form is not None and output.suffix != f".{form}":
+        if form is not None and suffix != f".{form}":
             raise UsageError(f"format {form} and output {output} contradict each other")
         targets = [output]
     else:
-        if output.exists() and not output.is_dir():
-            raise UsageError(f"output {output} is a file: name a folder, or FILE.mp4 or FILE.wav")
+        if os.path.isfile(output):
+            known = ", ".join(f"FILE{suffix}" for suffix in (".wav", *CONTAINERS))
+            raise UsageError(f"output {output} is a file: name a folder, or {known}")
         targets = [output / f"{source.stem}.{form or 'mp4'}" for source in sources]
     jobs: dict[Path, Job] = {}
     for source, target in zip(sources, targets, strict=True):
         if target in jobs:
             raise UsageError(f"{jobs[target].source} and {source} would both become {target}")
         jobs[target] = Job(source, target)
-        if target.resolve() == source.resolve():
-            jobs[target].failed = f"output {target} is the input itself: choose another output"
     make_folder(targets[0].parent)
     return list(jobs.values())
 
@@ -228,13 +320,10 @@ def make_folder(folder: Path) -> None:
     """Make an output folder.
 
     Raises:
-        UsageError: it cannot be made.
+        WriteError: it cannot be made, or no file can be written into it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = system_reason(error)
-        raise UsageError(f"cannot make output folder {folder}: {reason}") from None
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def layout_and_batch(
@@ -259,21 +348,6 @@ def layout_and_batch(
             f"batch {batch} does not divide over {shards} devices: use a multiple of {shards}"
         )
     return Layout(make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), devices)), batch
-
-
-def _read(jobs: Sequence[Job], spec: WindowSpec) -> Iterator[tuple[Job, Window]]:
-    """Yield every window of every readable video; a job whose video fails is marked."""
-    for job in jobs:
-        if job.failed:
-            continue
-        try:
-            info = probe(job.source)
-            job.samples = round(info.seconds * RATE)
-            job.windows = len(spec.starts(info.seconds))
-            for window in windows(job.source, spec):
-                yield job, window
-        except UserError as error:
-            job.failed = str(error)
 
 
 def _check_least(least: int, **values: float | int | None) -> None:

@@ -63,6 +63,32 @@ def atomic_write(target: Path) -> Iterator[Path]:
         part.replace(target)
 
 
+def check_folder(folder: Path) -> None:
+    """Check that `folder` is there or can be made, and that files can be written into it.
+
+    Raises:
+        WriteError: it cannot.
+    """
+    try:
+        place = folder.absolute()
+        while True:
+            try:
+                mode = place.stat().st_mode
+                break
+            except FileNotFoundError:
+                if os.path.lexists(place):
+                    raise OSError(0, "a link leads nowhere") from None
+                place = place.parent
+        if not stat.S_ISDIR(mode):
+            raise OSError(0, "a file has its name")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise OSError(0, "permission denied")
+    except OSError as error:
+        raise WriteError(
+            f"cannot write into {folder} ({system_reason(error)}): choose another folder"
+        ) from None
+
+
 def check_target(target: Path) -> None:
     """Check that `atomic_write` can write `target`, before much is computed for it.
 

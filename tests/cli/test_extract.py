@@ -55,6 +55,7 @@ def test_clips_that_fail_are_named_and_the_rest_done(listed, bundle, tmp_path, c
     code, lines = run(capsys, clips, "-o", folder, "--bundle", bundle, "--batch", 2)
     assert code == 1
     assert lines == [
+        f"empty is left out: {clips}/empty.mp4 is empty: copy or download it again",
         f"mfm extract: empty: {clips}/empty.mp4 is empty: copy or download it again",
         f"{folder}: features of 1 of 2 clips",
     ]
@@ -70,8 +71,9 @@ def test_vggsound_with_a_video_that_is_gone(listed, bundle, tmp_path, capsys):
     options = ["--videos", videos, "--split", "train", "-o", folder, "--bundle", bundle]
     code, lines = run(capsys, tmp_path / "vggsound.csv", *options)
     assert code == 1
-    assert lines[0].startswith(f"mfm extract: -gone_-_____000000: {videos}/-gone_-_____000000.mp4")
-    assert lines[1:] == [f"{folder}: features of 1 of 2 clips"]
+    assert lines[0].startswith(f"-gone_-_____000000 is left out: {videos}/-gone_-_____000000.mp4")
+    assert lines[1].startswith(f"mfm extract: -gone_-_____000000: {videos}/-gone_-_____000000.mp4")
+    assert lines[2:] == [f"{folder}: features of 1 of 2 clips"]
     assert len(FeatureSource(folder)) == 1
 
 

@@ -139,7 +139,7 @@ WRONG = {
     ),
     "sampler": (["-o", "{tmp}/o", "--sampler", "euler"], "use ddim, dpm++"),
     "folder is a file": (["-o", "{short}.txt"], "is a file: name a folder"),
-    "folder under a file": (["-o", "{short}/sub"], "cannot make output folder"),
+    "folder under a file": (["-o", "{short}/sub"], "cannot write into"),
     "contradiction": (["-o", "{tmp}/o.mp4", "--format", "wav"], "contradict each other"),
     "empty folder": (["{tmp}/empty", "-o", "{tmp}/o"], "no video in folder"),
     "no match": (["{tmp}/*.mkv", "-o", "{tmp}/o"], "no file matches"),

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import jax
 import numpy as np
@@ -142,6 +144,44 @@ def test_neither_batch_size_nor_order_changes_anything(clips, tmp_path):
     for i in range(7):
         assert set(ours[i]) == {"audiomae"}
         close(ours[i]["audiomae"], theirs[i]["audiomae"])
+
+
+def test_a_clip_fails_alone_whatever_it_raises_and_whatever_it_is_called(
+    clips, tmp_path, monkeypatch
+):
+    parts = {"audiomae": untrained()["audiomae"]}
+    bundle = write_bundle(tmp_path / "b", parts, settings=SETTINGS)
+    name = os.fsdecode(b"caf\xe9")
+    shutil.copy(clips[0].path, tmp_path / f"{name}.mp4")
+    (tmp_path / "._x.mp4").write_bytes(clips[0].path.read_bytes())
+    odd = [Clip(n, tmp_path / f"{n}.mp4") for n in (name, "._x")]
+    bad = extraction.Preparation(bundle).clip(clips[4]).fbank
+    read, encode = extraction.first_window, extraction.encode
+
+    def reading(clip, spec):
+        if clip.id == "2":
+            raise ZeroDivisionError("odd clock")
+        return read(clip, spec)
+
+    def encoding(networks, inputs, **how):
+        if any(np.array_equal(row, bad) for row in inputs["audiomae"]):
+            raise IndexError("odd sound")
+        return encode(networks, inputs, **how)
+
+    monkeypatch.setattr(extraction, "first_window", reading)
+    monkeypatch.setattr(extraction, "encode", encoding)
+    told, folder = [], tmp_path / "features"
+    failed = extract(bundle, [*clips[:7], *odd], folder, batch=4, say=told.append)
+    source = FeatureSource(folder)
+    assert [source.id_of(i) for i in range(len(source))] == ["0", "1", "3", "5", "6", name]
+    assert told == [f"{clip} is left out: {reason}" for clip, reason in failed]
+    reasons = dict(failed)
+    assert reasons.keys() == {"._x", "2", "4"}
+    assert "is a hidden file and no video" in reasons["._x"]
+    assert "a fault of the program (ZeroDivisionError in test_extract.py, line" in reasons["2"]
+    assert "(IndexError in test_extract.py, line" in reasons["4"]
+    record = (folder / "failures.log").read_text()
+    assert record.count("Traceback (most recent call last)") == 2
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(

@@ -10,6 +10,7 @@ from mfm_jax.data.features import DESCRIPTION, FeatureSource, check
 from mfm_jax.data.records import check_same
 from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.inference.extract import extract
+from mfm_jax.runtime.distributed import say
 from mfm_jax.train.recipes.decoded import BundleRecipe
 
 BATCH = 16
@@ -35,7 +36,7 @@ class FeatureRecipe(BundleRecipe):
             folders = Split(*(workdir / "features" / name for name in SPLITS))
             tensor = self.expects.get("timechat", "video")
             compute = partial(
-                extract, bundle, batch=BATCH, timechat=tensor, licence=self.source.licence
+                extract, bundle, batch=BATCH, timechat=tensor, licence=self.source.licence, say=say
             )
             self.fill(folders, DESCRIPTION, workdir, compute)
         for folder in folders:
