@@ -12,7 +12,6 @@ from mfm_jax.runtime import signals
 if __name__ == "__main__":
     signals.catch("python train.py")  # before the other imports, which take seconds
 
-import json
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -26,15 +25,15 @@ from mfm_jax.cli.train import main as run_command_line
 from mfm_jax.data.loader import batches, clips_of
 from mfm_jax.errors import SettingError
 from mfm_jax.runtime import distributed
-from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.sharding import Layout, fetch, make_mesh
 from mfm_jax.storage.checkpoints import Checkpoints
-from mfm_jax.storage.files import report_full_disk, write_text
+from mfm_jax.storage.files import report_full_disk
 from mfm_jax.storage.weights import initialise, with_weights
 from mfm_jax.train.log import Metrics
 from mfm_jax.train.recipe import TrainConfig, TrainSetup
 from mfm_jax.train.speed import Profile, StepTimer
 from mfm_jax.train.step import TrainState
+from mfm_jax.train.workdir import CHECKPOINTS, claimed, record, tell
 
 
 def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0) -> int:
@@ -46,24 +45,36 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
         command: what started the run, for the bundle's provenance.
         profile: steps to trace.
     """
+    config.recipe.check(workdir)
+    with report_full_disk(workdir), claimed(workdir, config) as changes:
+        return run(config, workdir, command, changes, profile)
+
+
+def run(
+    config: TrainConfig, workdir: Path, command: str, changes: Mapping[str, Any], profile: int
+) -> int:
+    """Train in a folder that is claimed; `changes` are those of the config since the run began."""
     recipe = config.recipe
     layout = Layout(make_mesh(config.mesh))
     share = layout.share(config.batch)
     setup = TrainSetup.of(config, layout)
     step = setup.step()
     counted = setup.counted_step(step)
-    if jax.process_index() == 0:
-        write_text(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
-
-    dataset, heldout = recipe.prepare(workdir)
-    module = recipe.warm_start(initialise(recipe.build, config.seed), dataset)
-    state = setup.init_state(module)
 
     # The newest checkpoint that can be read, else the one before, else a fresh start.
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep, say=distributed.say)
-    restored = checkpoints.restore(state.items())
-    state = state if restored is None else TrainState.of(restored)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.keep, say=distributed.say)
+    restored = checkpoints.restore(setup.abstract_state().items())
+    if jax.process_index() == 0:
+        record(workdir, config)
+    dataset, heldout = recipe.prepare(workdir)
+    if restored is None:
+        state = setup.init_state(recipe.warm_start(initialise(recipe.build, config.seed), dataset))
+    else:
+        state = TrainState.of(restored)
     start = int(state.step)
+    steps = max(start, config.steps)
+    for line in tell(changes, config, start) if start else ():
+        distributed.say(line)
     data = batches(
         dataset,
         batch=config.batch, seed=config.seed, train=True,
@@ -76,18 +87,15 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
 
     timer = StepTimer.of(config.batch, jax.devices())
     with (
-        report_full_disk(workdir),
         Stop() as stop,
         jax.set_mesh(layout.mesh),
         closing(
-            Metrics(
-                workdir, timer, start=start, steps=config.steps, every=config.log_every, clips=clips
-            )
+            Metrics(workdir, timer, start=start, steps=steps, every=config.log_every, clips=clips)
         ) as metrics,
         closing(Profile(workdir / "profile", start=start, count=profile)) as trace,
     ):
-        for done in range(start, max(start, config.steps) + 1):
-            last, score = done >= config.steps, None
+        for done in range(start, steps + 1):
+            last, score = done == steps, None
             if last or done % config.eval_every == 0:
                 metrics.flush()
                 scores = recipe.evaluate(setup.averaged_module(state), heldout, config.batch)

@@ -15,12 +15,13 @@ from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import one_line
 from mfm_jax.runtime.progress import Progress
-from mfm_jax.storage.paths import local_path
+from mfm_jax.storage.paths import array_path, local_path
 
 
 def from_torch(args: argparse.Namespace) -> None:
     """Read checkpoints into a bundle."""
     model = find_model(args.model)
+    array_path(args.output)
     for source in args.sources:
         local_path(source)  # or the hub's name of a repository, which is no address either
     sources = tuple(
@@ -62,7 +63,7 @@ def to_torch(args: argparse.Namespace) -> None:
     """
     if len(args.sources) != 1:
         raise ConversionError("with --to torch give one bundle")
-    bundle = Bundle.open(local_path(args.sources[0]))
+    bundle = Bundle.open(array_path(args.sources[0]))
     parts = find_model(args.model).write(bundle)
     with Progress(None, "MB") as progress:
         write_torch(bundle, parts, args.output, _Megabytes(progress))

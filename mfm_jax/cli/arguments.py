@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from mfm_jax.errors import one_line
 from mfm_jax.runtime.distributed import Processes
 from mfm_jax.runtime.precision import PRECISIONS
-from mfm_jax.storage.paths import TINY_BUNDLE, PathError, local_path
+from mfm_jax.storage.paths import TINY_BUNDLE, PathError, array_path, local_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +45,11 @@ class LazyParser(Parser):
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """Add `--bundle`."""
     parser.add_argument(
-        "--bundle", type=path, default=TINY_BUNDLE, metavar="DIR", help="default: the miniature"
+        "--bundle",
+        type=array_folder,
+        default=TINY_BUNDLE,
+        metavar="DIR",
+        help="default: the miniature",
     )
 
 
@@ -120,12 +124,17 @@ def processes(args: argparse.Namespace) -> Processes:
     return Processes(args.distributed, args.coordinator, args.processes, args.process)
 
 
-def path(text: str) -> Path:
+def path(text: str, read: Callable[[str], Path] = local_path) -> Path:
     """Read a path; a `type` of argparse."""
     try:
-        return local_path(text)
+        return read(text)
     except PathError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def array_folder(text: str) -> Path:
+    """Read the path of a bundle, a run or features; a `type` of argparse."""
+    return path(text, array_path)
 
 
 def at_least_one(text: str) -> int:

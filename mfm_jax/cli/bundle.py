@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("verify", verify, "compare all files and weights with their checksums"),
     ):
         verb = verbs.add_parser(name, help=about, description=f"{about.capitalize()}.")
-        verb.add_argument("bundle", type=options.path, metavar="DIR")
+        verb.add_argument("bundle", type=options.array_folder, metavar="DIR")
         verb.set_defaults(run=run)
 
 

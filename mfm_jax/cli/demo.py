@@ -38,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     from mfm_jax.media.frames import windows
     from mfm_jax.media.probe import probe
     from mfm_jax.media.write import write_frames, write_video
+    from mfm_jax.runtime.seeds import check_seed
 
+    if args.clip is not None:
+        check_seed(args.clip, "--clip")
     make_folder(args.output)
     started = time.monotonic()
     world = World()

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a CSV's videos; default: beside it",
     )
     parser.add_argument("--split", help="only the clips of this split of a CSV")
-    parser.add_argument("-o", "--output", required=True, type=options.path, metavar="FEATURES")
+    parser.add_argument(
+        "-o", "--output", required=True, type=options.array_folder, metavar="FEATURES"
+    )
     options.add_bundle(parser)
     options.add_verify(parser)
     options.add_sandbox(parser)

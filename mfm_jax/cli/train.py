@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "a file, or the name of a shipped config such as tiny or base", required=True
     )
     parser.add_argument(
-        "--workdir", type=options.path, required=True, metavar="DIR", help="checkpoints and metrics"
+        "--workdir",
+        type=options.array_folder,
+        required=True,
+        metavar="DIR",
+        help="checkpoints and metrics",
     )
     parser.add_argument(
         "--profile",

@@ -12,7 +12,8 @@ from mfm_jax.bundle import UNKNOWN
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import Field, read_about
-from mfm_jax.storage.paths import local_path
+from mfm_jax.storage.files import check_folder
+from mfm_jax.storage.paths import array_path, local_path
 
 SPLITS = ("train", "heldout")
 """The folders of training and held-out clips, features and decoded clips."""
@@ -68,6 +69,13 @@ class ClipSource:
         """The most clips of each split that are used; None for all."""
         return Split(None, None)
 
+    def check(self) -> None:
+        """Check the files and folders that the source names; nothing is made.
+
+        Raises:
+            UserError: one of them cannot be used.
+        """
+
     def clips(self, workdir: Path) -> Split:
         """Return the lists of training and held-out clips; files that can be made are made.
 
@@ -114,6 +122,12 @@ class ClipFiles(ClipSource):
     def limits(self) -> Split:
         return Split(self.limit, None)
 
+    def check(self) -> None:
+        if self.cache:
+            check_folder(array_path(self.cache))
+        if self.features() is None:
+            self.clips(Path())
+
     def clips(self, workdir: Path) -> Split:
         path, videos = self._path(), local_path(self.videos) if self.videos else None
         if self.features() is not None:
@@ -146,7 +160,7 @@ class ClipFiles(ClipSource):
         return folders if all(there) else None
 
     def decoded(self, workdir: Path) -> Path:
-        return local_path(self.cache) if self.cache else super().decoded(workdir)
+        return array_path(self.cache) if self.cache else super().decoded(workdir)
 
     def _path(self) -> Path:
         if not self.path:

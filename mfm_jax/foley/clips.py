@@ -11,7 +11,7 @@ from mfm_jax.errors import SettingError
 from mfm_jax.foley.labels import FoleyLabels
 from mfm_jax.foley.world import SPLITS, World, stage, write_world
 from mfm_jax.media.windows import WindowSpec
-from mfm_jax.storage.files import one_at_a_time
+from mfm_jax.storage.files import check_folder, one_at_a_time
 from mfm_jax.storage.paths import local_path
 
 WINDOW = WindowSpec.tiny().seconds
@@ -55,6 +55,10 @@ class FoleyClips(ClipSource):
         A video of the hard grade is cut into several clips, so its clips cannot be counted by seed.
         """
         return Split(self.train, self.heldout) if self.grade == "base" else Split(None, None)
+
+    def check(self) -> None:
+        if self.folder:
+            check_folder(local_path(self.folder))
 
     def clips(self, workdir: Path) -> Split:
         world, folder = GRADES[self.grade], self._folder(workdir) / "clips"

@@ -33,6 +33,7 @@ from mfm_jax.models.vae import VAE
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.storage.files import check_folder
+from mfm_jax.storage.paths import array_path
 from mfm_jax.storage.weights import abstract
 from mfm_jax.typing import Array, Float, Shaped
 
@@ -228,7 +229,7 @@ def extract(
     llama = timechat == "llama" and "timechat" in names
     if llama and bundle.config("timechat").llama_width is None:
         raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
-    check_folder(folder)
+    check_folder(array_path(folder))
     preparation = Preparation(bundle, tuple(drop))
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))
     sharding = layout.batch(batch)

@@ -27,9 +27,10 @@ from mfm_jax.media.write import check_video_target, write_video
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.runtime.progress import Progress
+from mfm_jax.runtime.seeds import check_seed
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.storage.files import check_folder, check_target, signature
-from mfm_jax.storage.paths import TINY_BUNDLE, local_path
+from mfm_jax.storage.paths import TINY_BUNDLE, array_path, local_path
 from mfm_jax.typing import Float
 
 BATCH = 4
@@ -112,14 +113,15 @@ def generate(
         GenerationError: some videos failed; the others are done.
     """
     _check_least(1, batch=batch, steps=steps, fsdp=fsdp, tensor=tensor)
-    _check_least(0, guidance=guidance, eta=eta, seed=seed)
+    _check_least(0, guidance=guidance, eta=eta)
+    check_seed(seed)
     if steps is not None and steps > STEPS:
         raise UsageError(f"steps must be at most {STEPS}, got {steps}")
     _check_choice("sampler", sampler, SAMPLERS)
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("format", format, FORMATS)
 
-    opened = Bundle.open(TINY_BUNDLE if bundle is None else local_path(bundle), verify=verify)
+    opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
     sampling = _sampling(opened.settings, sampler, steps, guidance, eta)
     names = [videos] if isinstance(videos, str | Path) else videos
     jobs = plan(expand([str(local_path(name)) for name in names]), local_path(out), format)

@@ -34,8 +34,9 @@ from mfm_jax.models.timechat import TimeChat
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
+from mfm_jax.runtime.seeds import random_key
 from mfm_jax.runtime.sharding import Layout, MeshConfig, constrain, make_mesh
-from mfm_jax.storage.paths import TINY_BUNDLE, local_path
+from mfm_jax.storage.paths import TINY_BUNDLE, array_path
 from mfm_jax.typing import Array, Bool, Float, Shaped
 
 
@@ -172,7 +173,7 @@ class VideoToAudio:
         """
         if layout is None:
             layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
-        opened = Bundle.open(TINY_BUNDLE if bundle is None else local_path(bundle), verify=verify)
+        opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
         load = partial(opened.load, dtype=jnp.dtype(precision), sharding=layout.weight)
         names = ["cavp", "timechat", "mapper", "unet", "vae", "vocoder"]
         with_text = len(opened.config("unet").contexts) > 1
@@ -238,7 +239,7 @@ class VideoToAudio:
     ) -> GenerationInputs:
         """Return the inputs of the compiled programs, not yet sharded over the devices."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.key(seed), jnp.array([w.index for w in windows], jnp.uint32)
+            random_key(seed), jnp.array([w.index for w in windows], jnp.uint32)
         )
         text, negative = self._texts(len(windows), prompt, negative)
         return GenerationInputs(self.frames(windows), keys, text, negative)

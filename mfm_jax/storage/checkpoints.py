@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from mfm_jax.errors import UserError, first_line
 from mfm_jax.runtime.sharding import fetch
+from mfm_jax.storage.files import flush_tree
 from mfm_jax.typing import Array, Shaped
 
 ABOUT = "about"
@@ -39,6 +40,7 @@ class Checkpoints:
             ),
         )
         self._scores: dict[int, float] = {}
+        self._unflushed: int | None = None  # the last step that was saved
         for step in self._manager.all_steps():
             try:
                 self._scores[step] = self._about(step)["score"]
@@ -69,16 +71,20 @@ class Checkpoints:
             # would read buffers that the next step overwrites, as the step donates them.
             trees = jax.tree.map(jnp.copy, trees)
         score = math.inf if score is None else score
-        about = {"sums": {name: sums(tree) for name, tree in trees.items()}, "score": score}
+        about = {
+            "sums": {name: sums(tree) for name, tree in trees.items()},
+            "arrays": {name: shapes(tree) for name, tree in trees.items()},
+            "score": score,
+        }
         args = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         args[ABOUT] = ocp.args.JsonSave(about)
         self._wait(step)
-        self._tidy(self.keep - 1)
+        self._tidy(max(1, self.keep - 1))  # one stays until the new one is complete
         try:
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:
             raise self._unwritten(step, error) from None
-        self._scores[step] = score
+        self._scores[step], self._unflushed = score, step
 
     def restore(self, like: Mapping[str, Any], step: int | None = None) -> dict[str, Any] | None:
         """Return the items of the newest complete checkpoint, or of `step`; None if there is none.
@@ -150,10 +156,15 @@ class Checkpoints:
         """Return the items of one checkpoint.
 
         Raises:
-            ValueError: their checksums are not those that were saved. Orbax raises other types.
+            ValueError: there are other arrays, or their checksums are not those that were saved.
+                Orbax raises other types.
         """
         wanted = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
         about = self._about(step)
+        saved = about.get("arrays", {})  # version 0.1 did not list them
+        for name in wanted:
+            if name in saved:
+                _check_same(name, shapes(wanted[name]), saved[name])
         args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         found = self._manager.restore(step, args=ocp.args.Composite(**args))
         for name in wanted:
@@ -166,10 +177,14 @@ class Checkpoints:
         return self._manager.restore(step, args=args)[ABOUT]
 
     def _wait(self, step: int) -> None:
+        """Wait until the last save is complete and on the disk, before older ones are deleted."""
         try:
             self._manager.wait_until_finished()
+            if self._unflushed is not None and jax.process_index() == 0:
+                flush_tree(self.folder / str(self._unflushed))
         except Exception as error:
             raise self._unwritten(step, error) from None
+        self._unflushed = None
 
     def _tidy(self, keep: int) -> None:
         """Delete all checkpoints but the last `keep` and the best."""
@@ -188,6 +203,19 @@ class Checkpoints:
             f"a checkpoint cannot be written into {self.folder} by step {step} ({reason}): "
             "make room there and start again; the one before it is good"
         )
+
+
+def shapes(tree: Any) -> dict[str, str]:
+    """Return the type and the shape of each array of `tree`, by its place."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.dtype} {list(x.shape)}" for path, x in leaves}
+
+
+def _check_same(item: str, wanted: Mapping[str, str], saved: Mapping[str, str]) -> None:
+    for place in {**wanted, **saved}:
+        if wanted.get(place) != saved.get(place):
+            found, needed = saved.get(place, "absent"), wanted.get(place, "absent")
+            raise ValueError(f"{item}{place} is {found}, should be {needed}")
 
 
 def sums(tree: Any) -> list[int]:

@@ -37,6 +37,23 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
+def array_path(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder of arrays that a user names: a bundle, a run, or features.
+
+    Raises:
+        PathError: as `local_path`, or its name is not UTF-8, which the libraries that read and
+            write arrays (TensorStore, ArrayRecord) need.
+    """
+    path = local_path(folder)
+    try:
+        os.fspath(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise PathError(
+            f"the name of {path.absolute()} is not UTF-8: choose another folder"
+        ) from None
+    return path
+
+
 def _lost_a_slash(name: str | os.PathLike[str], begins: str) -> bool:
     """Tell if a `Path` was made of an address, and not of a folder with a colon in its name."""
     return isinstance(name, Path) and not os.path.lexists(begins)

@@ -13,6 +13,8 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from mfm_jax.runtime.seeds import random_key
+
 WEIGHT = (nnx.Param, nnx.BatchStat)
 M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T")
@@ -57,7 +59,7 @@ def initialise(build: Callable[..., M], seed: int) -> M:
     """
     host = _host()
     with jax.default_device(host):
-        key = jax.random.key(seed)  # an argument, so that all seeds share compiled programs
+        key = random_key(seed)  # an argument, so that all seeds share compiled programs
     drawn, module = jax.make_jaxpr(lambda key: build(rngs=_rngs(key)), return_shape=True)(key)
     shapes, structure = jax.tree.flatten(module)
     # The program runs once, so its optimisation would take most of the time.

@@ -14,6 +14,7 @@ from flax import nnx
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.data.sources import ClipFiles, ClipSource, Split
 from mfm_jax.errors import SettingError
+from mfm_jax.runtime.seeds import check_seed
 from mfm_jax.runtime.sharding import Layout, MeshConfig, fetch
 from mfm_jax.storage.weights import abstract, with_weights
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
@@ -37,6 +38,13 @@ class Recipe:
     """
 
     source: ClipSource = field(default_factory=ClipFiles)  # of the clips; a path or FoleyClips
+
+    def check(self, workdir: Path) -> None:
+        """Check the files and folders that the recipe names, before anything is made.
+
+        Raises:
+            UserError: one of them cannot be used.
+        """
 
     def prepare(self, workdir: Path) -> Split:
         """Return the training and the held-out dataset, made where they are missing."""
@@ -131,7 +139,7 @@ class TrainConfig:
     optimizer: OptimizerConfig
     steps: int
     batch: int  # clips in a step
-    seed: int = 0  # of the weights, the order of the data and every draw
+    seed: int = 0  # of the weights, the order of the data and every draw; below 2**64
     ema_decay: float | None = None  # per step, of the mean of the weights; None: no mean is kept
     log_every: int = 20  # steps between lines of metrics
     eval_every: int = 200  # steps between evaluations
@@ -145,6 +153,13 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)  # the devices
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name in ("batch", "log_every", "eval_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "sample_every"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.sample_every and type(self.recipe).sounds is Recipe.sounds:
             raise SettingError(
                 f"sample_every: a {type(self.recipe).__name__} trains a network that makes no "

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from mfm_jax.errors import SettingError
 from mfm_jax.layers.remat import POLICIES, rematerialise
+from mfm_jax.runtime.seeds import random_key
 from mfm_jax.runtime.sharding import Layout, constrain, named_like
 from mfm_jax.storage.weights import cast, named_axes, named_weights, with_weights
 from mfm_jax.train.optimizer import Weights
@@ -70,9 +71,9 @@ class TrainState(NamedTuple):
         return {**trained, **self.frozen, **self.stats}
 
     def items(self) -> dict[str, Any]:
-        """Return the items of a checkpoint."""
+        """Return the items of a checkpoint; shapes if the state holds shapes."""
         parts = self._asdict()
-        meta = {"key": jax.random.key_data(parts.pop("key")), "step": parts.pop("step")}
+        meta = {"key": _key_data(parts.pop("key")), "step": parts.pop("step")}
         return {**parts, "meta": meta}
 
     def averaged_items(self) -> dict[str, Any]:
@@ -86,6 +87,13 @@ class TrainState(NamedTuple):
         parts = dict(items)
         meta = parts.pop("meta")
         return cls(**parts, key=jax.random.wrap_key_data(meta["key"]), step=meta["step"])
+
+
+def _key_data(key: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+    if isinstance(key, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, key)
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
+    return jax.random.key_data(key)
 
 
 def init_state(
@@ -111,9 +119,7 @@ def init_state(
     mean = jax.tree.map(jnp.copy, params) if ema else None
     opt = jax.eval_shape(tx.init, params)
     opt = jax.jit(tx.init, out_shardings=_sharding_of(opt, shardings, layout))(params)
-    key, step = layout.put(
-        (jax.random.key(seed), jnp.array(0)), (layout.replicated, layout.replicated)
-    )
+    key, step = layout.put((random_key(seed), jnp.array(0)), (layout.replicated, layout.replicated))
     return TrainState(params, frozen, stats, opt, mean, key, step)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run are restored as they were, or skipped."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,29 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     assert again.would_be_best(0.1)
     assert not again.would_be_best(0.2)
     assert not again.would_be_best(None)
+
+
+def test_one_is_on_the_disk_before_the_one_before_it_goes(tmp_path, monkeypatch):
+    """Every file of it, and its name; also where only one is kept."""
+    done, fsync = [], os.fsync
+
+    def synced(handle):
+        done.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    checkpoints = opened(tmp_path, keep=1)
+    checkpoints.save(3, items(3))
+    checkpoints.save(5, items(5))
+    assert (tmp_path / "3").exists()
+    monkeypatch.setattr(os, "fsync", synced)
+    delete = checkpoints._delete
+    monkeypatch.setattr(
+        checkpoints, "_delete", lambda step: (done.append(f"{step} goes"), delete(step))
+    )
+    checkpoints.close()
+    assert done[-1] == "3 goes"
+    assert {*(tmp_path / "5").rglob("*"), tmp_path / "5", tmp_path} <= set(done)
+    assert steps(tmp_path) == [5]
 
 
 def largest(folder: Path) -> Path:

@@ -1,11 +1,12 @@
 """A path names a file or a folder of this machine, whatever it looks like."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from mfm_jax.cli import main
-from mfm_jax.storage.paths import PathError, local_path
+from mfm_jax.storage.paths import PathError, array_path, local_path
 
 FILES = ("12:30:05.mp4", "pipe:x.mp4", "a b/c:d.mp4", "http:", "C:/clips", "./gs:/x", "-")
 
@@ -31,7 +32,6 @@ def test_what_can_be_no_path(name):
         local_path(name)
 
 
-SOURCE = "recipe.source"
 COMMANDS = {
     "generate": ["{}", "-o", "out"],
     "generate -o": ["clip.mp4", "-o", "{}"],
@@ -56,15 +56,36 @@ COMMANDS = {
 """Words of each command, with an argument that is a path."""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_refuses_an_address_and_makes_nothing(command, tmp_path, monkeypatch, capsys):
+ARRAYS = (
+    "generate --bundle", "extract -o", "extract --bundle", "train --workdir", "convert --to torch",
+    "bundle", "demo --bundle",
+)  # fmt: skip
+"""The arguments that are folders of arrays."""
+
+
+@pytest.mark.parametrize("command", ARRAYS)
+def test_a_folder_of_arrays_has_a_name_in_utf_8(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = [word.format("gs://b/x") for word in COMMANDS[command]]
+    assert said_by(command, os.fsdecode(b"caf\xe9"), capsys).count("is not UTF-8: choose") == 1
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(PathError, match="is not UTF-8"):
+        array_path(tmp_path / os.fsdecode(b"\xff") / "a")
+    assert array_path("é") == Path("é")
+
+
+def said_by(command, path, capsys):
+    words = [word.format(path) for word in COMMANDS[command]]
     try:
         code = main([command.split()[0], *words])
     except SystemExit as stop:
         code = stop.code
     said = capsys.readouterr().err
     assert (code, said.count("\n")) == (2, 1)
-    assert "gs://b/x is an address" in said
+    return said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_an_address_and_makes_nothing(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "gs://b/x is an address" in said_by(command, "gs://b/x", capsys)
     assert list(tmp_path.iterdir()) == []

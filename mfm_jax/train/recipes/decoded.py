@@ -18,8 +18,8 @@ from mfm_jax.data.records import FAILED, Failure, check_same
 from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.runtime.distributed import say
-from mfm_jax.storage.files import one_at_a_time
-from mfm_jax.storage.paths import local_path
+from mfm_jax.storage.files import check_folder, one_at_a_time
+from mfm_jax.storage.paths import array_path
 from mfm_jax.train.recipe import Recipe
 
 
@@ -29,6 +29,14 @@ class BundleRecipe(Recipe):
 
     bundle: str = ""  # folder of the bundle that networks come from and go to; empty: the workdir
     settings: Settings = field(default_factory=Settings.tiny)  # of the bundle, where it is new
+
+    def check(self, workdir: Path) -> None:
+        path = self.bundle_path(workdir)
+        if (path / "bundle.json").exists():
+            Bundle.open(path)
+        else:
+            check_folder(path)
+        self.source.check()
 
     def read(self, element: Element) -> Element:
         """Return what of an element is used; computed once and kept in memory."""
@@ -72,7 +80,7 @@ class BundleRecipe(Recipe):
 
     def bundle_path(self, workdir: Path) -> Path:
         """Return the folder of the bundle."""
-        return local_path(self.bundle) if self.bundle else workdir
+        return array_path(self.bundle) if self.bundle else workdir
 
     def provenance(self, command: str, components: Sequence[str], bundle: Bundle | None) -> Source:
         """Return where a network comes from that was trained with `components` of `bundle`."""

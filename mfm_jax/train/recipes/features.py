@@ -29,6 +29,10 @@ class FeatureRecipe(BundleRecipe):
         """Settings that the features must have been extracted with, where they name them."""
         return {}
 
+    def check(self, workdir: Path) -> None:
+        Bundle.open(self.bundle_path(workdir))
+        super().check(workdir)
+
     def prepare(self, workdir: Path) -> Split:
         bundle = Bundle.open(self.bundle_path(workdir))
         folders = self.source.features()
