@@ -3,6 +3,7 @@
 import glob
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ def generate(
     work.check_targets()
     if not all(job.failed for job in jobs):
         # T5 is dropped before the other networks are loaded.
-        text, negative = _encode(opened, precision, prompt, negative_prompt)
+        text, negative = _encode(opened, precision, prompt, negative_prompt, work.note)
         model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
         compute = partial(model, seed=seed, sampling=sampling, prompt=text, negative=negative)
         work.run(compute, model.spec, batch)
@@ -226,7 +227,9 @@ class Work:
             else:
                 notes = write_video(job.source, job.target, wave)
             job.written = True
-            self.say(f"{job.source} -> {job.target}{''.join(f'; {note}' for note in notes)}")
+            self.say(f"{job.source} -> {job.target}")
+            for note in notes:
+                self.note(f"{job.target}: {note}")
 
     @contextmanager
     def failure_of(self, job: Job) -> Iterator[None]:
@@ -241,6 +244,13 @@ class Work:
         job.failed = FailureLog(job.target.parent).reason(str(job.source), error)
         job.waves.clear()
         self.say(f"failed: {job.failed}")
+
+    def note(self, line: str) -> None:
+        """Tell what is other than one might expect, as a warning where no progress is shown."""
+        if self.progress is None:
+            warnings.warn(line, stacklevel=2)
+        else:
+            self.progress.say(line)
 
     def say(self, line: str) -> None:
         """Print a line where progress is shown."""
@@ -378,13 +388,17 @@ def _sampling(
 
 
 def _encode(
-    bundle: Bundle, precision: str, prompt: str | None, negative: str | None
+    bundle: Bundle,
+    precision: str,
+    prompt: str | None,
+    negative: str | None,
+    note: Callable[[str], None],
 ) -> tuple[Text | None, Text | None]:
     """Encode both prompts with one T5, which is not loaded if there are none."""
     if prompt is None and negative is None:
         return None, None
     encode = PromptEncoder.open(bundle, precision)
     return (
-        None if prompt is None else encode(prompt),
-        None if negative is None else encode(negative),
+        None if prompt is None else encode(prompt, note),
+        None if negative is None else encode(negative, note),
     )

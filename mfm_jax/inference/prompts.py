@@ -1,5 +1,7 @@
 """Prompts as T5 states. The tokenizer needs transformers, which nothing else here does."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +64,18 @@ class PromptEncoder:
             ) from None
         return cls(bundle.load("t5", jnp.dtype(precision)), tokenizer)
 
-    def __call__(self, text: str) -> Text:
-        """Return the states of `text`, in one row of `LENGTH` tokens; longer texts are cut."""
+    def __call__(self, text: str, say: Callable[[str], object] = warnings.warn) -> Text:
+        """Return the states of `text`, in one row of `LENGTH` tokens.
+
+        A longer text is cut, which `say` is told.
+        """
+        whole = len(self.tokenizer(text, verbose=False).input_ids)
         ids = self.tokenizer(text, truncation=True, max_length=LENGTH).input_ids
+        if whole > len(ids):
+            say(
+                f"a prompt of {whole} tokens is cut: its last {whole - len(ids)} are left out, as "
+                f"{LENGTH} are read"
+            )
         padding = (0, LENGTH - len(ids))
         mask = jnp.asarray(np.pad(np.ones(len(ids), bool), padding)[None])
         states = encode_tokens(self.t5, jnp.asarray(np.pad(ids, padding)[None], jnp.int32), mask)

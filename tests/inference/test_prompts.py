@@ -18,10 +18,11 @@ from mfm_jax.storage.weights import abstract
 from tests.bundles import filled, untrained_bundle, untrained_component
 
 
-def tokenise(text: str, *, truncation: bool, max_length: int) -> SimpleNamespace:
+def tokenise(
+    text: str, *, truncation: bool = False, max_length: int = 0, verbose: bool = True
+) -> SimpleNamespace:
     """Bytes as tokens, as T5's tokenizer gives them."""
-    assert truncation
-    return SimpleNamespace(input_ids=[*text.encode()[: max_length - 1], 1])
+    return SimpleNamespace(input_ids=[*text.encode()[: max_length - 1 if truncation else None], 1])
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +45,30 @@ def test_a_second_prompt_of_another_length_compiles_nothing(encoder):
     encoder("rain")
     compiled = encode_tokens._cache_size()
     assert encoder("a dog barks at a passing car").mask.sum() == 29
-    assert encoder("x" * 500).mask.all()
+    assert encoder("x" * (LENGTH - 1)).mask.all()
     assert encode_tokens._cache_size() == compiled
+
+
+def test_a_prompt_that_is_cut_says_so(encoder):
+    told = []
+    cut = encoder("x" * 500, told.append)
+    assert told == ["a prompt of 501 tokens is cut: its last 373 are left out, as 128 are read"]
+    np.testing.assert_array_equal(cut.states, encoder("x" * (LENGTH - 1)).states)
+    with pytest.warns(UserWarning, match="is cut"):
+        encoder("x" * LENGTH)
 
 
 def test_both_prompts_share_one_t5_and_no_prompt_needs_none(encoder, tmp_path, monkeypatch):
     bundle = untrained_bundle(tmp_path / "b")
     opened = []
     monkeypatch.setattr(jobs.PromptEncoder, "open", lambda *given: opened.append(given) or encoder)
-    assert jobs._encode(bundle, "float32", None, None) == (None, None)
+    assert jobs._encode(bundle, "float32", None, None, print) == (None, None)
     assert not opened
-    prompt, negative = jobs._encode(bundle, "float32", "a drum", "rain")
+    prompt, negative = jobs._encode(bundle, "float32", "a drum", "rain", print)
     assert len(opened) == 1
     assert prompt is not None
     assert negative is not None
-    assert jobs._encode(bundle, "float32", None, "rain")[0] is None
+    assert jobs._encode(bundle, "float32", None, "rain", print)[0] is None
 
 
 def test_a_tokenizer_that_would_run_code_is_refused(tmp_path):
