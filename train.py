@@ -68,7 +68,8 @@ def run(
         record(workdir, config)
     dataset, heldout = recipe.prepare(workdir)
     if restored is None:
-        state = setup.init_state(recipe.warm_start(initialise(recipe.build, config.seed), dataset))
+        module = initialise(recipe.build, config.seed, shapes_only=recipe.loaded)
+        state = setup.init_state(recipe.warm_start(module, dataset))
     else:
         state = TrainState.of(restored)
     start = int(state.step)

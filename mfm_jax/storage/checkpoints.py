@@ -223,14 +223,11 @@ def sums(tree: Any) -> list[int]:
 
     It is the same on every mesh, because integers may be added in any order.
     """
-    return [int(value) for value in fetch(_sums(jax.tree.leaves(tree)))]
+    # One after the other: several processes may each begin with another one, and wait for ever.
+    return [int(fetch(_sum(array))) for array in jax.tree.leaves(tree)]
 
 
-@jax.jit
-def _sums(arrays: list[Array]) -> list[Shaped[Array, ""]]:
-    return [_sum(array) for array in arrays]
-
-
+@jax.jit  # one array: few shapes are many times faster to compile than one program for all
 def _sum(array: Array) -> Shaped[Array, ""]:
     """Return the sum modulo 2**32 of a hash of each element's bits and position."""
     if array.dtype == bool:

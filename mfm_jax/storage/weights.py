@@ -3,17 +3,14 @@
 Every weight is an `nnx.Param` or an `nnx.BatchStat` (the running statistics of BatchNorm).
 """
 
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import jax
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.interpreters.partial_eval import dce_jaxpr
 
-from mfm_jax.runtime.seeds import random_key
+from mfm_jax.storage.draws import draw, same_key
 
 WEIGHT = (nnx.Param, nnx.BatchStat)
 M = TypeVar("M", bound=nnx.Module)
@@ -48,65 +45,28 @@ def _dotted(path: tuple) -> str:
 
 def abstract(build: Callable[..., M]) -> M:
     """Return the network of `build(rngs=...)` with shapes instead of weights, without memory."""
-    return nnx.eval_shape(lambda: build(rngs=_rngs(0)))
+    return nnx.eval_shape(lambda: build(rngs=same_key()))
 
 
-def initialise(build: Callable[..., M], seed: int) -> M:
+def initialise(build: Callable[..., M], seed: int, *, shapes_only: Sequence[str] = ()) -> M:
     """Return the network of `build(rngs=...)` with weights drawn from `seed` on the host.
 
-    So the weights do not depend on the device. A GPU's compiler would take minutes for so many
-    draws, and so would a CPU's for all draws of a large network in one program.
-    """
-    host = _host()
-    with jax.default_device(host):
-        key = random_key(seed)  # an argument, so that all seeds share compiled programs
-    drawn, module = jax.make_jaxpr(lambda key: build(rngs=_rngs(key)), return_shape=True)(key)
-    shapes, structure = jax.tree.flatten(module)
-    # The program runs once, so its optimisation would take most of the time.
-    fast = None if host is None else {"xla_backend_optimization_level": 0}
+    So the weights do not depend on the device, whose compiler could take minutes for so many draws.
 
-    def part(start: int) -> list[jax.Array]:
-        wanted = [start <= i < start + _TOGETHER for i in range(len(shapes))]
-        jaxpr, _ = dce_jaxpr(drawn.jaxpr, wanted, instantiate=True)
-        program = jaxpr_as_fun(ClosedJaxpr(jaxpr, drawn.consts))
-        with jax.default_device(host):
-            return jax.jit(program, compiler_options=fast)(key)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = pool.map(part, range(0, len(shapes), _TOGETHER))
-        return jax.tree.unflatten(structure, [leaf for leaves in parts for leaf in leaves])
-
-
-_TOGETHER = 200
-"""Arrays that one program draws."""
-
-
-def _host() -> jax.Device | None:
-    """Return the CPU, or None if `JAX_PLATFORMS` excludes it."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None
-
-
-def _rngs(seed: int | jax.Array) -> nnx.Rngs:
-    rngs = nnx.Rngs(seed)
-    rngs.default = _Stream(seed, tag="default")  # type: ignore[attr-defined]
-    return rngs
-
-
-class _Stream(nnx.RngStream):
-    """A stream of random keys that is quick to trace.
-
-    Flax's own stream asks a traced count for its sharding, and JAX then searches the entire trace
-    for the text of an error that is never shown: quadratic in the weights, minutes for a large
-    UNet.
+    Args:
+        shapes_only: patterns of names of weights that stay shapes, because others will take their
+            place. It changes none of the other weights.
     """
 
-    def __call__(self) -> jax.Array:
-        key = jax.random.fold_in(self.key[...], self.count[...])
-        self.count.set_value(self.count[...] + 1)
-        return key
+    def wanted(module: M) -> list[int]:
+        others = {
+            id(leaf)
+            for name, leaf in named_weights(module).items()
+            if any(fnmatchcase(name, pattern) for pattern in shapes_only)
+        }
+        return [i for i, leaf in enumerate(jax.tree.leaves(module)) if id(leaf) not in others]
+
+    return draw(build, seed, wanted=wanted)
 
 
 def check_weights(
@@ -142,18 +102,19 @@ def with_weights(module: M, weights: Mapping[str, Weight], *, where: str = "the 
     Raises:
         WeightError: lists the missing, unexpected and misshaped weights.
     """
-    check_weights(
-        named_weights(module), {k: tuple(v.shape) for k, v in weights.items()}, where=where
-    )
     graph, state = nnx.split(module)
-    flat = [
-        (
-            path,
-            leaf.replace(weights[".".join(map(str, path))]) if isinstance(leaf, WEIGHT) else leaf,
-        )
-        for path, leaf in nnx.to_flat_state(state)
+    flat = nnx.to_flat_state(state)
+    expected = {_dotted(path): leaf for path, leaf in flat if isinstance(leaf, WEIGHT)}
+    check_weights(
+        {name: leaf.get_value() for name, leaf in expected.items()},
+        {name: tuple(leaf.shape) for name, leaf in weights.items()},
+        where=where,
+    )
+    changed = [
+        (path, leaf.replace(weights[_dotted(path)]) if isinstance(leaf, WEIGHT) else leaf)
+        for path, leaf in flat
     ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return nnx.merge(graph, nnx.from_flat_state(changed))
 
 
 def cast(tree: T, dtype: jax.typing.DTypeLike) -> T:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -38,6 +38,9 @@ class Recipe:
     """
 
     source: ClipSource = field(default_factory=ClipFiles)  # of the clips; a path or FoleyClips
+
+    loaded: ClassVar[tuple[str, ...]] = ()
+    """Patterns of names of weights that `warm_start` puts there; they are not drawn."""
 
     def check(self, workdir: Path) -> None:
         """Check the files and folders that the recipe names, before anything is made.

@@ -4,19 +4,31 @@ from functools import partial
 
 import jax
 import numpy as np
+from flax import nnx
 
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
-from mfm_jax.storage import weights
-from mfm_jax.storage.weights import _rngs, initialise, named_weights
+from mfm_jax.storage.weights import abstract, initialise, named_weights
 
 
-def test_drawing_in_parts_changes_no_weight(monkeypatch):
-    monkeypatch.setattr(weights, "_TOGETHER", 10)
+def test_weights_are_those_that_flax_draws():
     build = partial(GPT2, GPT2Config(width=8, depth=2, heads=2, positions=4))
     made = initialise(build, 3)
     fast = {"xla_backend_optimization_level": 0}
-    whole = jax.jit(lambda: build(rngs=_rngs(3)), compiler_options=fast)()
-    assert len(jax.tree.leaves(whole)) > 2 * 10
+    whole = jax.jit(lambda: build(rngs=nnx.Rngs(3)), compiler_options=fast)()
     assert jax.tree.structure(made) == jax.tree.structure(whole)
+    assert jax.tree.structure(made) == jax.tree.structure(abstract(build))
     for name, weight in named_weights(whole).items():
         np.testing.assert_array_equal(named_weights(made)[name], weight, err_msg=name)
+
+
+def test_weights_that_are_not_wanted_stay_shapes_and_change_no_other():
+    build = partial(GPT2, GPT2Config(width=8, depth=2, heads=2, positions=4))
+    whole = named_weights(initialise(build, 3))
+    made = named_weights(initialise(build, 3, shapes_only=("blocks.0.*", "wpe*")))
+    shapes = {n: w for n, w in made.items() if isinstance(w, jax.ShapeDtypeStruct)}
+    assert shapes
+    assert shapes.keys() == {n for n in whole if n.startswith(("blocks.0.", "wpe"))}
+    for name, weight in whole.items():
+        assert (made[name].shape, made[name].dtype) == (weight.shape, weight.dtype)
+        if name not in shapes:
+            np.testing.assert_array_equal(made[name], weight, err_msg=name)

@@ -99,6 +99,8 @@ class Stage2Recipe(LOARecipe):
     lora_targets: tuple[str, ...] = ("*.attn2.?.kernel",)  # patterns of names of matrices
     lora_scale: float = 1.0
 
+    loaded = ("mapper.*", "unet.*", "text.*")
+
     def __post_init__(self) -> None:
         check_shares(self, "true_loa_prob", "uncond_prob")
 
