@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from jax import numpy as jnp
 
 from mfm_jax.errors import UserError, first_line
-from mfm_jax.runtime.sharding import fetch
+from mfm_jax.runtime.sharding import copied, fetch
 from mfm_jax.storage.files import flush_tree
 from mfm_jax.typing import Array, Shaped
 
@@ -69,7 +69,7 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             # On other devices Orbax copies the arrays to the host before it returns. On a CPU it
             # would read buffers that the next step overwrites, as the step donates them.
-            trees = jax.tree.map(jnp.copy, trees)
+            trees = copied(trees)
         score = math.inf if score is None else score
         about = {
             "sums": {name: sums(tree) for name, tree in trees.items()},

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from mfm_jax.errors import SettingError
 from mfm_jax.layers.remat import POLICIES, rematerialise
 from mfm_jax.runtime.seeds import random_key
-from mfm_jax.runtime.sharding import Layout, constrain, named_like
+from mfm_jax.runtime.sharding import Layout, constrain, copied, named_like
 from mfm_jax.storage.weights import cast, named_axes, named_weights, with_weights
 from mfm_jax.train.optimizer import Weights
 from mfm_jax.typing import Array
@@ -116,7 +116,7 @@ def init_state(
         layout.put(named_weights(module), shardings), module, lr_multiplier
     )
     # A copy: the state is donated to the step, which cannot take one array twice.
-    mean = jax.tree.map(jnp.copy, params) if ema else None
+    mean = copied(params) if ema else None
     opt = jax.eval_shape(tx.init, params)
     opt = jax.jit(tx.init, out_shardings=_sharding_of(opt, shardings, layout))(params)
     key, step = layout.put((random_key(seed), jnp.array(0)), (layout.replicated, layout.replicated))

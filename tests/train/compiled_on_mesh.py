@@ -1,11 +1,13 @@
 """A process of `test_mesh.py`: compiles steps of both stages for meshes of eight simulated devices.
 
-    python -m tests.train.compiled_on_mesh
+    python -m tests.train.compiled_on_mesh BUNDLE
 
-Prints the bytes of temporary memory on each device as JSON, by the stage and the sizes of the mesh.
+Stage 2 is that of the networks of BUNDLE. Prints the bytes of temporary memory on each device as
+JSON, by the stage and the sizes of the mesh.
 """
 
 import json
+import sys
 from dataclasses import replace
 
 import jax
@@ -18,7 +20,6 @@ from mfm_jax.mapper import MapperConfig  # noqa: E402
 from mfm_jax.models.gpt2 import GPT2Config  # noqa: E402
 from mfm_jax.plan.programs import training  # noqa: E402
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
-from mfm_jax.storage.paths import TINY_BUNDLE  # noqa: E402
 from mfm_jax.train.optimizer import OptimizerConfig  # noqa: E402
 from mfm_jax.train.recipe import TrainConfig  # noqa: E402
 from mfm_jax.train.recipes.mapper import MapperRecipe  # noqa: E402
@@ -30,7 +31,7 @@ STAGES = {
         MapperRecipe(network=NETWORK), OptimizerConfig(learning_rate=1e-3), 10, 64
     ),
     "stage 2": TrainConfig(
-        Stage2Recipe(bundle=str(TINY_BUNDLE)),
+        Stage2Recipe(bundle=sys.argv[1]),
         OptimizerConfig(learning_rate=1e-3, lr_multipliers=ONLY_MAPPER),
         steps=10,
         batch=64,

@@ -30,9 +30,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=MapperRecipe(network=network),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
-        steps=20,
+        steps=8,
         batch=8,
         log_every=1,
         eval_every=1000,
-        save_every=10,
+        save_every=4,
     )

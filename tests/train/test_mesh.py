@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,15 +17,16 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from mfm_jax.bundle import COMPONENTS, Bundle
+from mfm_jax.bundle import COMPONENTS, Bundle, write_bundle
 from mfm_jax.errors import SettingError
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.runtime.sharding import AXES, RULES, MeshConfig, make_mesh, spec
 from mfm_jax.storage.weights import abstract, named_axes, named_weights
-from tests.bundles import CONFIGS, untrained_bundle
+from tests.bundles import CONFIGS, SETTINGS, untrained_bundle, untrained_component
 from tests.feature_folder import write_features
 from tests.ports import free_port
-from tests.train.small_mapper import SHAPES
+from tests.train.small_mapper import SHAPES, get_config
+from train import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,58 +65,30 @@ def environment(made: Path, devices: int, *, read_only: bool = False) -> dict[st
 
 
 def begun(
-    made: Path,
-    workdir: Path,
-    devices: int,
-    changes: Sequence[str],
-    processes: int,
-    *,
-    read_only: bool = False,
+    made: Path, devices: int, runs: Mapping[Path, Sequence[str]], processes: int = 1
 ) -> list[subprocess.Popen]:
-    """Start the processes of a run, each with `devices` devices."""
-    command = [sys.executable, "train.py", *words(made, workdir, changes)]
-    port = free_port()
-    started = []
-    for index in range(processes):
-        others = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes)]
-        others += ["--process", str(index)]
-        started.append(
-            subprocess.Popen(
-                [*command, *(others if processes > 1 else [])],
-                cwd=ROOT,
-                env=environment(made, devices, read_only=read_only),
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
+    """Start processes that do runs one after the other; a run is its folder and its changes."""
+    lines = {workdir.name: words(made, workdir, changes) for workdir, changes in runs.items()}
+    command = [sys.executable, "-m", "tests.train.runs_on_mesh", json.dumps(lines)]
+    others = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes)]
+    return [
+        subprocess.Popen(
+            [*command, *([*others, "--process", str(index)] if processes > 1 else [])],
+            cwd=ROOT,
+            env=environment(made, devices),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-    return started
+        for index in range(processes)
+    ]
 
 
-def ended(started: Sequence[subprocess.Popen]) -> list[str]:
-    """Wait until all have ended well and return what each printed."""
+def ended(started: Sequence[subprocess.Popen]) -> list[dict]:
+    """Wait until all have ended well and return what each reports, by the name of the run."""
     said = [process.communicate(timeout=300) for process in started]
     assert [p.returncode for p in started] == [0] * len(started), said
-    return [out for out, _ in said]
-
-
-def run(made, workdir, devices=1, changes=(), processes=1) -> list[str]:
-    return ended(begun(made, workdir, devices, changes, processes))
-
-
-def run_in_one_process(made: Path, devices: int, runs: Mapping[Path, Sequence[str]]) -> dict:
-    """Return the exit code and stderr of runs by the name of their folder: each has its changes."""
-    lines = {workdir.name: words(made, workdir, changes) for workdir, changes in runs.items()}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.runs_on_mesh", json.dumps(lines)],
-        cwd=ROOT,
-        env=environment(made, devices),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -133,7 +107,10 @@ def same(found: dict, expected: dict) -> None:
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+STEPS = get_config().steps
 PARTS = ["compute.accumulate=2", "compute.remat=blocks", "batch=16"]
+BROKEN = ["steps=60", "save_every=4", "eval_every=20", "ema_decay=0.9", "best=loa_error"]
+"""A save begins every fourth step."""
 MISFITS = {
     "mesh.data=3": "mesh: data 3 x fsdp 1 x tensor 1 is 3 devices and there are 8: change",
     "mesh.fsdp=0": "mesh: every axis needs at least one device",
@@ -142,33 +119,60 @@ MISFITS = {
 }
 
 
+def codes(found: Mapping[str, dict]) -> dict[str, int]:
+    return {name: its["code"] for name, its in found.items()}
+
+
 @pytest.fixture(scope="module")
 def eight(made) -> dict:
     """Run on eight devices, in one process; exit codes and stderr by the name of the run."""
     changes: dict[str, list[str]] = {
         str(sizes): [f"mesh.{n}={k}" for n, k in zip(AXES, sizes, strict=True)] for sizes in MESHES
     }
-    changes |= {"parts": [*PARTS, "mesh.fsdp=2", "mesh.tensor=2"], "four": ["mesh.fsdp=4"]}
+    changes |= {"parts": [*PARTS, "mesh.fsdp=2", "mesh.tensor=2"]}
     changes |= {change: [change] for change in MISFITS}
-    found = run_in_one_process(made, 8, {made / "eight" / n: c for n, c in changes.items()})
-    assert [its["code"] for name, its in found.items() if name not in MISFITS] == [0] * 5, found
+    (found,) = ended(begun(made, 8, {made / "eight" / n: c for n, c in changes.items()}))
+    assert codes(found) == {name: 2 if name in MISFITS else 0 for name in changes}, found
     return found
 
 
 @pytest.fixture(scope="module")
 def one(made, eight) -> Path:
-    """Run on one device: the usual run, one in parts, and the second half of one on eight."""
-    runs = {"alone": [], "parts": PARTS, "four": []}
-    first_half(made, made / "one" / "four")
-    found = run_in_one_process(made, 1, {made / "one" / name: c for name, c in runs.items()})
-    assert {its["code"] for its in found.values()} == {0}, found
+    """Run on one device: the usual run, one in parts, half of one on eight, and an unbroken one."""
+    changes = {"alone": [], "parts": PARTS, "half": [], "unbroken": BROKEN}
+    first_half(made, made / "one" / "half")
+    (found,) = ended(begun(made, 1, {made / "one" / n: c for n, c in changes.items()}))
+    assert set(codes(found).values()) == {0}, found
     return made / "one"
 
 
+@pytest.fixture(scope="module")
+def two(made, eight) -> list[dict]:
+    """Run on two processes of two devices each. The last of their runs is told to stop."""
+    folder = made / "two"
+    changes = {mesh: [mesh] for mesh in ("mesh.fsdp=2", "mesh.tensor=4")}
+    changes |= {"half": [], "stop": ["steps=1000000", "save_every=1000000"]}
+    first_half(made, folder / "half")
+    started = begun(made, 2, {folder / n: c for n, c in changes.items()}, 2)
+    metrics, patience = folder / "stop" / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() < patience
+        assert [p.poll() for p in started] == [None, None]
+        time.sleep(0.2)
+    started[1].send_signal(signal.SIGTERM)
+    return ended(started)
+
+
+@pytest.fixture(scope="module")
+def four(made) -> list[dict]:
+    """Run on four processes of one device each."""
+    return ended(begun(made, 1, {made / "four" / "mesh.data=4": ["mesh.data=4"]}, 4))
+
+
 def first_half(made: Path, workdir: Path) -> None:
-    """Make a workdir of a run on eight devices, in four parts, that stopped after 10 steps."""
-    shutil.copytree(made / "eight" / "four", workdir)
-    shutil.rmtree(workdir / "checkpoints" / "20")
+    """Make a workdir of a run on eight devices, in four parts, that stopped half-way."""
+    shutil.copytree(made / "eight" / "(2, 2, 2)", workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     (workdir / "metrics.jsonl").unlink()
 
 
@@ -176,8 +180,8 @@ def first_half(made: Path, workdir: Path) -> None:
 def alone(one):
     """The folder of a run on one device."""
     found = losses(one / "alone")
-    assert sorted(found) == list(range(1, 21))
-    assert found[20] < found[1]
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert found[STEPS] < found[1]
     return one / "alone"
 
 
@@ -193,13 +197,23 @@ def test_a_mesh_changes_nothing_but_the_place(sizes, made, alone):
             np.testing.assert_allclose(weights[name], expected, atol=1e-4, err_msg=name)
 
 
-def test_every_device_holds_its_share_of_the_activations():
+def test_every_device_holds_its_share_of_the_activations(tmp_path):
     """Where the compiler copies a batch to all devices, the memory shows it at once.
 
     At (2, 2, 2) each has the clips of one in four, and of what is wide in the layers every other
     column as well.
     """
-    command = [sys.executable, "-m", "tests.train.compiled_on_mesh"]
+    configs = {name: CONFIGS[name] for name in ("mapper", "unet", "vae", "vocoder")}
+    # One block and two levels have layers of every kind.
+    mapper, unet = configs["mapper"], configs["unet"]
+    configs["mapper"] = replace(mapper, gpt2=replace(mapper.gpt2, depth=1))
+    configs["unet"] = replace(unet, channels=unet.channels[:2], attentions=unet.attentions[:2])
+    write_bundle(
+        tmp_path,
+        {name: untrained_component(name, config, 0) for name, config in configs.items()},
+        settings=SETTINGS,
+    )
+    command = [sys.executable, "-m", "tests.train.compiled_on_mesh", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert {stage: len(memory) for stage, memory in found.items()} == {"stage 1": 4, "stage 2": 2}
@@ -215,69 +229,50 @@ def test_neither_do_parts_of_a_batch_and_activations_made_anew(made, one):
 
 
 @pytest.mark.parametrize(
-    ("processes", "devices", "mesh"),
-    [(2, 2, "mesh.fsdp=2"), (4, 1, "mesh.data=4"), (2, 2, "mesh.tensor=4")],
+    ("processes", "mesh"),
+    [("two", "mesh.fsdp=2"), ("four", "mesh.data=4"), ("two", "mesh.tensor=4")],
     ids=["2x2", "4x1", "clips undivided"],
 )
-def test_processes_share_the_work_and_change_nothing(
-    processes, devices, mesh, made, alone, tmp_path
-):
-    said = run(made, tmp_path, devices, [mesh], processes)
-    assert "step 20" in said[0]
-    assert not any("step" in text for text in said[1:]), "the first one speaks for all"
-    same(losses(tmp_path), losses(alone))
-    same(errors(tmp_path), errors(alone))
-    Bundle.open(tmp_path).load("mapper")
+def test_processes_share_the_work_and_change_nothing(processes, mesh, made, alone, request):
+    first, *others = request.getfixturevalue(processes)
+    assert f"step {STEPS}" in first[mesh]["stdout"]
+    assert not any("step" in its[mesh]["stdout"] for its in others), "the first one speaks for all"
+    workdir = made / processes / mesh
+    same(losses(workdir), losses(alone))
+    same(errors(workdir), errors(alone))
+    Bundle.open(workdir).load("mapper")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_goes_on_with_other_devices(processes, made, one, alone, tmp_path):
-    workdir = one / "four"
-    if processes > 1:
-        workdir = tmp_path / "four"
-        first_half(made, workdir)
-        run(made, workdir, 1, (), processes)
-    same(losses(workdir), {step: loss for step, loss in losses(alone).items() if step > 10})
+@pytest.mark.parametrize("processes", ["one", "two"])
+def test_a_run_goes_on_with_other_devices(processes, made, alone, request):
+    request.getfixturevalue(processes)
+    rest = {step: loss for step, loss in losses(alone).items() if step > STEPS // 2}
+    same(losses(made / processes / "half"), rest)
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step(made, tmp_path):
-    started = begun(made, tmp_path, 1, ["steps=1000000", "save_every=1000000"], 2)
-    metrics, patience = tmp_path / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert time.monotonic() < patience
-        assert [p.poll() for p in started] == [None, None]
-        time.sleep(0.2)
-    started[1].send_signal(signal.SIGTERM)
-    said = ended(started)[0]
-    (step,) = (p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert f"stopped at step {step}: the same command continues" in said
+def test_a_signal_to_one_process_stops_both_at_one_step(made, two):
+    (step,) = (p.name for p in (made / "two" / "stop" / "checkpoints").iterdir())
+    assert f"stopped at step {step}: the same command continues" in two[0]["stop"]["stdout"]
+    assert {its["stop"]["code"] for its in two} == {0}
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, tmp_path):
-    """Also while it saves: a save begins every fourth step. KILLS=20 kills more often."""
-    settings = [
-        "steps=120",
-        "save_every=4",
-        "log_every=1",
-        "eval_every=40",
-        "ema_decay=0.9",
-        "best=loa_error",
-    ]
-    run(made, tmp_path / "whole", 1, settings)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, one, tmp_path):
+    """Also while it saves. KILLS=20 kills more often."""
     rng, broken = np.random.default_rng(0), tmp_path / "broken"
-    for _ in range(int(os.environ.get("KILLS", "3"))):
-        (process,) = begun(made, broken, 1, settings, 1, read_only=True)
-        assert process.stdout is not None
-        for line in process.stdout:  # it trains
-            if "loss" in line:
-                break
-        time.sleep(rng.uniform(0, 1.0))
-        process.kill()
-        process.communicate()
-    run(made, broken, 1, settings)
-    assert losses(broken) == losses(tmp_path / "whole")
+    command = [sys.executable, "train.py", *words(made, broken, BROKEN)]
+    settings = {"cwd": ROOT, "env": environment(made, 1, read_only=True), "text": True}
+    for _ in range(int(os.environ.get("KILLS", "2"))):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, **settings) as process:
+            assert process.stdout is not None
+            for line in process.stdout:  # it trains
+                if "loss" in line:
+                    break
+            time.sleep(rng.uniform(0, 1.0))
+            process.kill()
+    subprocess.run(command, check=True, capture_output=True, **settings)
+    assert losses(broken) == losses(one / "unbroken")
     weights = named_weights(Bundle.open(broken).load("mapper"))
-    for name, expected in named_weights(Bundle.open(tmp_path / "whole").load("mapper")).items():
+    for name, expected in named_weights(Bundle.open(one / "unbroken").load("mapper")).items():
         np.testing.assert_array_equal(weights[name], expected, err_msg=name)
 
 
@@ -288,13 +283,11 @@ def test_a_mesh_that_does_not_fit_is_one_line(change, eight):
     assert eight[change]["stderr"].count("\n") == 1
 
 
-def test_half_a_description_of_the_processes_is_one_line(made, tmp_path):
-    command = [sys.executable, "train.py", "--config", "tests/train/small_mapper.py"]
-    command += ["--workdir", str(tmp_path), "--processes", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--coordinator, --processes and --process go together" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_half_a_description_of_the_processes_is_one_line(made, tmp_path, capsys):
+    assert main([*words(made, tmp_path / "run", []), "--processes", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "--coordinator, --processes and --process go together" in error
+    assert error.count("\n") == 1
 
 
 class TestTable:
