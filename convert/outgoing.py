@@ -15,7 +15,8 @@ from convert.table import ConversionError, Table
 from convert.tensors import Tensor
 from mfm_jax.bundle import Bundle
 from mfm_jax.storage.files import new_folder
-from mfm_jax.storage.store import Store, StoreError, digest_array
+from mfm_jax.storage.index import StoreError
+from mfm_jax.storage.store import Store, digest_array, part_folder
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Reader(Mapping[str, np.ndarray]):
         return self.parts[part][name]
 
     def _checked(self, part: int) -> dict[str, np.ndarray]:
+        if problems := self.store.damaged(self.store.files_in(part_folder(part))):
+            raise StoreError(f"{self.store.folder} is damaged: {'; '.join(problems)}")
         arrays = self.store.read_part(part)
         for name, array in arrays.items():
             if digest_array(array) != self.store.arrays[name].sha256:

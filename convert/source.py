@@ -138,8 +138,11 @@ def _open(path: Path, excuse: Sequence[str]) -> Weights:
 
 
 def _saved(path: Path) -> torch_file.Saved:
-    with about(path), path.open("rb") as file:
-        start = file.read(1024)
+    with about(path):
+        if path.exists() and not path.is_file():  # to read a pipe would wait forever
+            raise Problem("is no file: give a checkpoint, or a folder with one")
+        with path.open("rb") as file:
+            start = file.read(1024)
     of_torch = start.startswith((torch_file.ZIP, torch_file.PLAIN))
     # An unrecognised file with this suffix gets the errors of the safetensors reader.
     damaged = path.suffix == ".safetensors" and not of_torch and not torch_file.what_else(start)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
+from convert.tensors import line
 from mfm_jax.errors import UserError
 
 Names = str | tuple[str, ...]
@@ -26,6 +27,9 @@ Arrays = Mapping[str, np.ndarray]
 
 class ConversionError(UserError):
     """A checkpoint that does not fit its table; the message lists the weights concerned."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(line(message))
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from mfm_jax.errors import UserError
+from mfm_jax.errors import UserError, one_line
 
 CHUNK = 1 << 20  # bytes that are inflated at once
 RANK = 64  # axes at most of a numpy array
 LINE = 4000  # characters at most of a message
 
 
+def line(message: str) -> str:
+    """Return a message as a line that can be read: a file's names and values may be anything."""
+    return one_line(message[:LINE]) + "..." * (len(message) > LINE)
+
+
 class SourceError(UserError):
     """A checkpoint that cannot be read; the message is one line that says what to do."""
 
     def __init__(self, message: str) -> None:
-        # Names from a file may contain line breaks and worse.
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:LINE])
-        super().__init__(line + "..." * (len(message) > LINE))
+        super().__init__(line(message))
 
 
 class Problem(Exception):

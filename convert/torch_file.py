@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -123,11 +123,7 @@ def saved(path: Path) -> Saved:
         if not isinstance(content, dict):
             made = getattr(content, "path", type(content).__name__)
             raise Problem(f"holds no table of tensors but a {made}: save its state_dict() instead")
-        averages = {
-            key: value
-            for key, value in content.items()
-            if isinstance(key, str) and isinstance(value, dict | list) and is_average(key)
-        }
+        averages = dict(_averages(content))
         found = {k: _tensors(path, t) for k, v in averages.items() if (t := _table(v)) is not None}
         unnamed = next((k for k, v in averages.items() if k not in found and _lists(v)), "")
         others = {key: value for key, value in content.items() if key not in averages}
@@ -143,6 +139,17 @@ def saved(path: Path) -> Saved:
                 f"holds no table of tensors, nor in {where} or {ENTRIES[-1]}; its keys: {keys}"
             )
         return Saved(_tensors(path, table), averaged, averaged_in, unnamed)
+
+
+def _averages(content: Mapping[Any, Any], depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Yield the entries that say that they are averages, also those in others, and their names."""
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, dict | list):
+            continue
+        if is_average(key):
+            yield key, value
+        elif isinstance(value, dict) and depth > 1:
+            yield from ((f"{key}.{k}", v) for k, v in _averages(value, depth - 1))
 
 
 def is_average(key: str) -> bool:

@@ -42,6 +42,10 @@ READABLE = (2, FORMAT)
 """Formats of components that this version reads; it writes the last one."""
 _WORDS = " and ".join(map(str, READABLE))
 
+SAMPLERS = ("ddim", "dpm++")
+TRAINED = "trained"
+"""The entry of `bundle.json` with the checksum of what may not be edited in its settings."""
+
 COMPONENT_FOLDER = re.compile(rf"\.?({'|'.join(COMPONENTS)})-[0-9a-f]{{8}}(\..*)?")
 """Names of the folders of components, finished or being written."""
 
@@ -95,10 +99,13 @@ class Bundle:
                 raise BundleError(
                     f"{path} has bundle format {format!r:.20}, this version reads {_WORDS}"
                 )
-            check_numbers(settings, "settings")
             # Only format 3 holds components of several formats, and says which.
             entries = {n: _entry(n, {"format": format} | e) for n, e in components.items()}
-            return cls(path, from_json(Settings, settings, "settings"), entries, verify)
+            opened = cls(path, _settings(settings), entries, verify)
+            # Bundles of earlier versions have no such checksum.
+            if verify and data.get(TRAINED, checksum := trained(opened.settings)) != checksum:
+                raise SettingError("the schedule or the frames in its settings were changed")
+            return opened
 
     def config(self, name: str) -> Any:
         """Return the config of a component.
@@ -195,6 +202,8 @@ class Bundle:
         with _reading(f"{name} in bundle {self.path}"):
             if self.verify:
                 require(store.damaged(store.files_in(folder)))
+            if store.files_in(folder) and not (store.folder / folder).is_dir():
+                raise StoreError(f"{store.folder / folder} is missing")
         return store.folder / folder if store.files_in(folder) else None
 
     def damages(self, name: str) -> list[str]:
@@ -263,6 +272,30 @@ def _contents(data: Any) -> tuple[Any, dict[str, Any], dict[str, dict[str, Any]]
             if all(isinstance(entry, dict) for entry in components.values()):
                 return format, settings, components
     raise SettingError("it has no format, settings and components")
+
+
+def _settings(data: dict[str, Any]) -> Settings:
+    """Return the settings that `bundle.json` holds as `data`.
+
+    Raises:
+        SettingError: a setting is unknown, absurd, or does not go with another.
+    """
+    check_numbers(data, "settings")
+    settings = from_json(Settings, data, "settings")
+    if settings.sampler not in SAMPLERS:
+        known = " or ".join(SAMPLERS)
+        raise SettingError(f"settings.sampler is {settings.sampler!r:.50}, not {known}")
+    if settings.steps >= settings.schedule.train_steps:
+        raise SettingError(
+            f"settings.steps is {settings.steps}, of {settings.schedule.train_steps} in training"
+        )
+    return settings
+
+
+def trained(settings: Settings) -> str:
+    """Return the SHA-256 of the settings that the networks were trained with."""
+    text = json.dumps([to_json(settings.schedule), settings.frames], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _readable(format: Any) -> bool:

@@ -18,11 +18,13 @@ from jax.typing import DTypeLike
 from mfm_jax.bundle.bundle import (
     COMPONENT_FOLDER,
     FORMAT,
+    TRAINED,
     Bundle,
     BundleError,
     Entry,
     component_checksum,
     entry_json,
+    trained,
 )
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
 from mfm_jax.runtime import signals
@@ -76,9 +78,7 @@ def write_bundle(
     if path.exists() and not path.is_dir():
         raise BundleError(f"{path} is a file: choose another folder for the bundle")
     _existing(path)
-    path.mkdir(parents=True, exist_ok=True)
-    flush(path.parent)
-    with ExitStack() as stack:
+    with _folder(path), ExitStack() as stack:
         written = {}
         for name, component in components.items():
             folder = stack.enter_context(_new_component(path, name))
@@ -115,13 +115,33 @@ def _existing(path: Path) -> Bundle | None:
 
 
 @contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make the folder of a bundle; a new one goes again if nothing comes into it."""
+    new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    flush(path.parent)
+
+    def remove() -> None:
+        if new:
+            with suppress(OSError):  # another process may have written something
+                path.rmdir()
+
+    with signals.undone(remove):
+        try:
+            yield
+        except BaseException:
+            remove()
+            raise
+
+
+@contextmanager
 def _new_component(path: Path, name: str) -> Iterator[Path]:
     """Make a folder for a component, locked until `bundle.json` names it or writing fails."""
     folder = path / f"{name}-{secrets.token_hex(4)}"
     remove = partial(_remove_unless_named, path, folder)
     with signals.undone(remove):
         with signals.not_ending():
-            folder.mkdir()
+            folder.mkdir(parents=True)  # another process may have given the bundle up
         try:
             with locked(folder):
                 yield folder
@@ -199,6 +219,7 @@ def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> Non
     data = {
         "format": FORMAT,
         "settings": to_json(settings),
+        TRAINED: trained(settings),
         "components": {n: entry_json(entries[n]) for n in COMPONENTS if n in entries},
     }
     flush(path)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ def read_json(path: Path) -> Any:
         StoreError: it is missing, cannot be read, is too large or no JSON.
     """
     try:
-        size = path.stat().st_size
+        size = file_size(path)
         if size > JSON:
             raise StoreError(f"{path} is damaged: it has {size} bytes, at most {JSON} are read")
         return json.loads(path.read_bytes().decode(), parse_constant=_refused)
@@ -70,6 +71,18 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path} is damaged: it is nested too deeply") from None
     except ValueError:
         raise StoreError(f"{path} is damaged: it is not JSON") from None
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no file: a pipe would never end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "it is no file")
+    return status.st_size
 
 
 def _refused(constant: str) -> Any:

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from mfm_jax.errors import first_line, system_reason
 from mfm_jax.storage.files import flush_tree, write_text
-from mfm_jax.storage.index import INDEX, Listed, StoreError, read_index
+from mfm_jax.storage.index import INDEX, Listed, StoreError, file_size, read_index
 
 PART = 64 << 20  # bytes of arrays in one checkpoint, a few of which are held in memory
 # A process reads entire chunks, so small ones let it read little more than its own shard.
@@ -88,13 +88,18 @@ class Store:
         folder = self.folder / part_folder(part)
         if folder.is_symlink():
             raise StoreError(f"{folder.name} is a link: copy what it leads to into its place")
+        for name in self.files_in(folder.name):
+            # Orbax waits forever for a pipe, and for some files that are cut short.
+            if problem := self.damage(name, contents=False):
+                raise StoreError(problem)
         options = ocp.options.MultiprocessingOptions() if together else _alone()
         with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
             try:
                 restored = checkpointer.restore(folder.resolve(), targets)
             except Exception as error:
                 # Orbax and tensorstore raise many types for missing or damaged files.
-                raise StoreError(f"{folder.name} cannot be read: {first_line(error)}") from None
+                reason = first_line(error).split(" [tensorstore_spec")[0]
+                raise StoreError(f"{folder.name} cannot be read: {reason:.500}") from None
         return {name: restored[there] for there, name in names.items()}
 
     def read_part(self, part: int) -> dict[str, np.ndarray]:
@@ -118,11 +123,15 @@ class Store:
         there = {str(path.relative_to(self.folder)) for path in _files(self.folder)}
         return sorted(n for n in there - self.files.keys() if not Path(n).name.startswith("."))
 
-    def damage(self, name: str) -> str | None:
-        """Return what is wrong with a listed file, if anything."""
+    def damage(self, name: str, *, contents: bool = True) -> str | None:
+        """Return what is wrong with a listed file, if anything.
+
+        Args:
+            contents: also compare its contents, not only its size.
+        """
         path, (size, sha256) = self.folder / name, self.files[name]
         try:
-            if path.stat().st_size == size and digest_file(path) == sha256:
+            if file_size(path) == size and (not contents or digest_file(path) == sha256):
                 return None
         except FileNotFoundError:
             return f"{name} is missing"

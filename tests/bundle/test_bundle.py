@@ -83,6 +83,9 @@ def test_a_write_that_fails_leaves_the_old_bundle(bundle, monkeypatch):
     assert (bundle.path / "bundle.json").read_text() == before
     assert len(list(bundle.path.glob("mapper-*"))) == 1
     Bundle.open(bundle.path).load("mapper")
+    with pytest.raises(BundleError, match="disk full"):
+        write_bundle(bundle.path.parent / "new", {"mapper": untrained()["mapper"]})
+    assert not (bundle.path.parent / "new").exists()
 
 
 def test_no_bundle_and_other_formats_are_one_line(tmp_path, bundle):

@@ -100,6 +100,22 @@ def test_checking_can_be_left_out(bundle, written):
     )
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_files_that_nobody_can_read_are_never_waited_for(bundle, verify):
+    """Orbax waits forever for a pipe. Sizes are compared in any case."""
+    opened = Bundle.open(bundle.path, verify=verify)
+    folder = bundle.path / bundle.entries["text"].folder
+    file = folder / max(opened.store("text").files, key=lambda name: name.startswith("part-0/d/"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert "was changed" in said_of(lambda: opened.load("text"))
+    for name in (file, folder / "index.json", bundle.path / "bundle.json"):
+        name.unlink()
+        os.mkfifo(name)
+        said = said_of(lambda: Bundle.open(bundle.path, verify=verify).load("text"))
+        assert "it is no file" in said or "is not a bundle" in said
+
+
 def test_added_files_are_found_and_hidden_ones_do_no_harm(bundle):
     part = bundle.path / bundle.entries["text"].folder / "part-0"
     (part / ".DS_Store").write_bytes(b"mac")
@@ -174,6 +190,11 @@ def changed(path: Path, place: str, value) -> Path:
         ("settings.schedule.train_steps", 10**12, r"schedule\.train_steps is 1000000000000"),
         ("settings.schedule.beta_end", 2.0, r"schedule\.beta_end is 2.0"),
         ("settings.schedule.prediction", "w", "prediction must be 'epsilon' or 'v'"),
+        ("settings.schedule.prediction", "epsilon", "schedule or the frames .* were changed"),
+        ("settings.schedule.beta_end", 0.02, "schedule or the frames .* were changed"),
+        ("settings.frames", 128, "schedule or the frames .* were changed"),
+        ("settings.schedule.train_steps", 20, r"settings\.steps is 20, of 20 in training"),
+        ("settings.sampler", "euler", r"settings\.sampler is 'euler', not ddim or dpm\+\+"),
         ("settings", None, "no format, settings and components"),
         ("components", [], "no format, settings and components"),
         ("format", "3", "has bundle format '3'"),

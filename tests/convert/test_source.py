@@ -54,6 +54,15 @@ def test_content_decides_and_not_the_name(tmp_path):
     assert values(open_weights(tmp_path / "c")) == {"c": 1}
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.pth")
+    for path in (tmp_path / "x.pth", tmp_path):
+        with pytest.raises(SourceError, match=r"x\.pth is no file"):
+            open_weights(path)
+    with pytest.raises(SourceError, match="is missing"):
+        read_json(tmp_path, "x.pth")
+
+
 def test_says_what_is_wrong_with_a_file(tmp_path):
     (tmp_path / "x.safetensors").write_text("<!doctype html>")
     with pytest.raises(SourceError, match="is a web page"):

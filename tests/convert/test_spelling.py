@@ -236,6 +236,7 @@ AVERAGES = {
         "swa_model": {"n_averaged": torch.tensor(3)} | prefixed("module.", ema),
     },
     "model_ema.*": lightning,
+    "callbacks": lambda raw, ema: {"state_dict": raw, "callbacks": {"EMA": {"state_dict": ema}}},
     "ema_shadow": lambda raw, ema: {**raw, "ema_shadow": {"decay": 0.9, "shadow": ema}},
 }
 
