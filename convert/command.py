@@ -10,18 +10,25 @@ from jax import numpy as jnp
 from convert.incoming import Choices, to_bundle
 from convert.model import Model, Request
 from convert.outgoing import to_torch as write_torch
-from convert.source import resolve
+from convert.source import read_json, resolve
 from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import one_line
 from mfm_jax.runtime.progress import Progress
+from mfm_jax.storage.files import check_file, check_folder
 from mfm_jax.storage.paths import array_path, local_path
 
 
 def from_torch(args: argparse.Namespace) -> None:
     """Read checkpoints into a bundle."""
     model = find_model(args.model)
-    array_path(args.output)
+    check_folder(array_path(args.output))
+    if (args.output / "bundle.json").exists():
+        Bundle.open(args.output)
+    if args.config is not None:
+        read_json(args.config.parent, args.config.name)
+    if args.vocabulary is not None:
+        check_file(args.vocabulary)
     for source in args.sources:
         local_path(source)  # or the hub's name of a repository, which is no address either
     sources = tuple(
@@ -63,6 +70,7 @@ def to_torch(args: argparse.Namespace) -> None:
     """
     if len(args.sources) != 1:
         raise ConversionError("with --to torch give one bundle")
+    check_folder(args.output)
     bundle = Bundle.open(array_path(args.sources[0]))
     parts = find_model(args.model).write(bundle)
     with Progress(None, "MB") as progress:

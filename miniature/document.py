@@ -85,7 +85,7 @@ def block(results: Path, name: str) -> str:
             parts.append(f"![{name}]({results.name}/{found['figure']})\n")
         if "command" in found:
             parts.append(made_by(found))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise DataError(f"{path} is not a result: remove it or run its command again") from None
     return "\n" + "\n".join(parts) + "\n"
 

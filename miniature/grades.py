@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mfm_jax.bundle import Bundle
 from mfm_jax.cli import arguments as options
 from mfm_jax.cli import toplevel
 from mfm_jax.errors import UsageError
@@ -101,11 +102,13 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
 def run_scores(args: argparse.Namespace) -> None:
     """Score the clips and write the table."""
     grade = GRADES[args.grade]
+    bundle = args.bundle or grade.bundle
+    Bundle.open(bundle)
     folder, count = args.clips or grade.workdir / "test_clips", args.count or grade.clips
     start = SPLITS["test"].start
     write_world(grade.world, range(start, start + count), folder, processes=os.cpu_count() or 1)
     start_time = time.monotonic()
-    rows = score(args.bundle or grade.bundle, open_clips(folder, count), ways=args.ways)
+    rows = score(bundle, open_clips(folder, count), ways=args.ways)
     about = {"command": args.command_line, "clips": count, "seconds": time.monotonic() - start_time}
     write_scores(args.output or RESULTS / f"{grade.prefix}scores.json", rows, about)
     for row in rows:

@@ -11,7 +11,9 @@ from mfm_jax.cli import arguments as options
 if TYPE_CHECKING:
     import numpy as np
 
-    from mfm_jax.foley.world import RenderedClip
+    from mfm_jax.bundle import Bundle
+    from mfm_jax.foley.world import RenderedClip, World
+    from mfm_jax.inference.pipeline import VideoToAudio
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,43 +30,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png, and print the scores."""
-    import numpy as np
-
     from mfm_jax.bundle import Bundle
     from mfm_jax.foley.world import SPLITS, World, generate_clip
-    from mfm_jax.inference.jobs import make_folder
-    from mfm_jax.inference.pipeline import VideoToAudio, stitch
+    from mfm_jax.inference.jobs import output_folder
+    from mfm_jax.inference.pipeline import VideoToAudio
+    from mfm_jax.runtime.seeds import check_seed
+
+    # By default a held-out clip of the Foley world, on which no network was trained.
+    seed = SPLITS["test"][3] if args.clip is None else args.clip
+    check_seed(seed, "--clip")
+    started = time.monotonic()
+    bundle = Bundle.open(args.bundle, verify=args.verify)
+    with output_folder(args.output):
+        model = VideoToAudio.open(args.bundle, verify=args.verify)
+        make(model, bundle, World(), generate_clip(World(), seed), args.output)
+    spent = time.monotonic() - started
+    print(f"{args.output}/sound.mp4, sound.wav, spectrogram.png: {spent:.0f} s")
+    return 0
+
+
+def make(
+    model: "VideoToAudio", bundle: "Bundle", world: "World", clip: "RenderedClip", folder: Path
+) -> None:
+    """Write the clip and its sound into `folder`, and print what is seen and heard."""
+    import numpy as np
+
+    from mfm_jax.inference.pipeline import stitch
     from mfm_jax.media.audio import RATE, write_wav
     from mfm_jax.media.frames import windows
     from mfm_jax.media.probe import probe
     from mfm_jax.media.write import write_frames, write_video
-    from mfm_jax.runtime.seeds import check_seed
 
-    if args.clip is not None:
-        check_seed(args.clip, "--clip")
-    make_folder(args.output)
-    started = time.monotonic()
-    world = World()
-    # By default a held-out clip of the Foley world, on which no network was trained.
-    clip = generate_clip(world, SPLITS["test"][3] if args.clip is None else args.clip)
-    silent = args.output / "silent.mp4"
+    silent = folder / "silent.mp4"
     write_frames(iter(clip.frames), silent, fps=world.fps)
     events = ", ".join(f"{e.time:.2f} s {e.material}" for e in clip.events)
     print(f"{silent}: contacts at {events or 'no time'}")
-
-    model = VideoToAudio.open(args.bundle, verify=args.verify)
-    info = probe(silent)
     waves = model(list(windows(silent, model.spec)))
-    wave = stitch(list(waves), model.spec, round(info.seconds * RATE))
-    write_wav(args.output / "sound.wav", wave)
-    write_video(silent, args.output / "sound.mp4", wave)
-    draw(args.output / "spectrogram.png", wave, clip)
-    bundle = Bundle.open(args.bundle, verify=args.verify)
+    wave = stitch(list(waves), model.spec, round(probe(silent).seconds * RATE))
+    write_wav(folder / "sound.wav", wave)
+    write_video(silent, folder / "sound.mp4", wave)
+    draw(folder / "spectrogram.png", wave, clip)
     if "listener" in bundle.entries:
         print(scores(bundle.load("listener", np.float32), wave, clip))
-    spent = time.monotonic() - started
-    print(f"{args.output}/sound.mp4, sound.wav, spectrogram.png: {spent:.0f} s")
-    return 0
 
 
 def scores(listener: Any, wave: "np.ndarray", clip: "RenderedClip") -> str:
@@ -97,6 +104,7 @@ def draw(path: Path, wave: "np.ndarray", clip: "RenderedClip") -> None:
 
     from mfm_jax.media.audio import RATE
     from mfm_jax.media.spectrogram import show
+    from mfm_jax.storage.files import atomic_write
 
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     top, *axes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1.4, 1.4))
@@ -116,4 +124,5 @@ def draw(path: Path, wave: "np.ndarray", clip: "RenderedClip") -> None:
         for event in clip.events:
             axis.axvline(event.time, color="white", linestyle="--", linewidth=0.8)
     axes[-1].set_xlabel("seconds; dashed: visible contacts")
-    figure.savefig(path, dpi=100)
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=100)

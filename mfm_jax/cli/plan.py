@@ -53,11 +53,18 @@ def run(args: argparse.Namespace) -> int:
     """Print the table; return 1 where a program does not fit."""
     import jax
 
+    from mfm_jax.bundle import Bundle
     from mfm_jax.plan.roofline import SPARE, DoesNotFit, Estimate, estimate
     from mfm_jax.runtime.progress import Progress
-    from mfm_jax.storage.files import write_text
+    from mfm_jax.storage.files import check_folder, check_target, write_text
 
+    if args.json is not None:
+        check_folder(args.json.parent)
+        if args.json.parent.exists():
+            check_target(args.json)
     config = None if args.config is None else toplevel.read_config(args.config, args.set)
+    if config is None and not args.released:
+        Bundle.open(args.bundle)
     # Nothing runs: JAX need not take this machine's accelerators, or their memory.
     jax.config.update("jax_platforms", "cpu")
     rows: list[dict[str, Any]] = []

@@ -6,13 +6,14 @@ top-level modules of an environment their names would collide with those of othe
 
 import runpy
 import sys
+import traceback
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mfm_jax.errors import UsageError
+from mfm_jax.errors import UsageError, UserError, first_line
 from mfm_jax.storage.paths import local_path
 
 PACKAGE = Path(__file__).parents[1]
@@ -62,10 +63,19 @@ def read_config(name_or_file: str, assignments: Iterable[str] = ()) -> Any:
     """Return a config with the fields that `--set` changes.
 
     Raises:
-        UsageError: there is no such config.
+        UsageError: there is no such config, or it cannot be run.
         SettingError: no such field, or a value of another type.
     """
     from mfm_jax.runtime.config import override
 
-    config = runpy.run_path(str(config_file(name_or_file)))["get_config"]()
+    file = config_file(name_or_file)
+    try:
+        config = runpy.run_path(str(file))["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = [f" at line {frame.lineno}" for frame in frames if frame.filename == str(file)]
+        what = f"{type(error).__name__}{where[-1] if where else ''}: {first_line(error)}"
+        raise UsageError(f"{file} is no config with a function get_config ({what})") from None
     return override(config, assignments)

@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mfm_jax.bundle import Bundle, Settings
+from mfm_jax.bundle.windows import window_spec
 from mfm_jax.data.clips import is_hidden, videos_in
 from mfm_jax.errors import MediaError, UsageError, UserError
 from mfm_jax.inference.pipeline import Sampling, Text, VideoToAudio, stitch
@@ -128,13 +129,16 @@ def generate(
     jobs = plan(expand([str(local_path(name)) for name in names]), local_path(out), format)
     layout, batch = layout_and_batch(batch, fsdp=fsdp, tensor=tensor)
     work = Work(jobs, progress)
-    work.check_targets()
-    if not all(job.failed for job in jobs):
+
+    def load() -> Compute:
         # T5 is dropped before the other networks are loaded.
         text, negative = _encode(opened, precision, prompt, negative_prompt, work.note)
         model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
-        compute = partial(model, seed=seed, sampling=sampling, prompt=text, negative=negative)
-        work.run(compute, model.spec, batch)
+        return partial(model, seed=seed, sampling=sampling, prompt=text, negative=negative)
+
+    with output_folder(jobs[0].target.parent):
+        work.check_targets()
+        work.run(load, window_spec(opened), batch)
     if failures := [job.failed for job in jobs if job.failed]:
         raise GenerationError(failures)
     return [job.target for job in jobs]
@@ -164,15 +168,16 @@ class Work:
                 else:
                     check_video_target(job.source, job.target)
 
-    def run(self, compute: Compute, spec: WindowSpec, batch: int) -> None:
-        """Do all jobs, `batch` windows at a time, whichever videos they are of."""
+    def run(self, load: Callable[[], Compute], spec: WindowSpec, batch: int) -> None:
+        """Do all jobs, `batch` windows at a time, whichever videos they are of.
 
-        def in_full(windows: Sequence[Window]) -> Float[np.ndarray, "B A"]:
-            # The shape is always the same: one compilation, and equal sound whatever else there is.
-            return compute([*windows, *[windows[-1]] * (batch - len(windows))])
-
+        Args:
+            load: loads the networks; called once there is a window for them.
+        """
+        compute: Compute | None = None
         for group in batches(self.read(spec), batch):
-            for job, wave in self.compute(in_full, group):
+            compute = compute or load()
+            for job, wave in self.compute(_in_full(compute, batch), group):
                 job.waves.append(wave)
                 self.finish(job, spec)
             if self.progress is not None:
@@ -243,7 +248,8 @@ class Work:
         """Mark a job as failed, and tell it at once."""
         job.failed = FailureLog(job.target.parent).reason(str(job.source), error)
         job.waves.clear()
-        self.say(f"failed: {job.failed}")
+        if len(self.jobs) > 1:  # the error that ends the command tells of a single one
+            self.say(f"failed: {job.failed}")
 
     def note(self, line: str) -> None:
         """Tell what is other than one might expect, as a warning where no progress is shown."""
@@ -256,6 +262,14 @@ class Work:
         """Print a line where progress is shown."""
         if self.progress is not None:
             self.progress.say(line)
+
+
+def _in_full(compute: Compute, batch: int) -> Compute:
+    """Return `compute` with windows filled up to `batch`.
+
+    The shape is then always the same: one compilation, and equal sound whatever else is computed.
+    """
+    return lambda windows: compute([*windows, *[windows[-1]] * (batch - len(windows))])
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:
@@ -300,12 +314,12 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def plan(sources: Sequence[Path], output: Path, form: str | None) -> list[Job]:
-    """Choose the file that each video becomes, and make the folder for these.
+    """Choose the file that each video becomes.
 
     Raises:
         UsageError: one output file for several videos, two videos of one name, or an output that
             cannot be a folder.
-        WriteError: the folder cannot be made or written into.
+        WriteError: nothing can be written into its folder.
     """
     suffix = output.suffix.lower()
     if suffix in (".wav", *CONTAINERS) and not os.path.isdir(output):
@@ -324,18 +338,26 @@ def plan(sources: Sequence[Path], output: Path, form: str | None) -> list[Job]:
         if target in jobs:
             raise UsageError(f"{jobs[target].source} and {source} would both become {target}")
         jobs[target] = Job(source, target)
-    make_folder(targets[0].parent)
+    check_folder(targets[0].parent)
     return list(jobs.values())
 
 
-def make_folder(folder: Path) -> None:
-    """Make an output folder.
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for what the block writes; it does not stay if nothing is written.
 
     Raises:
         WriteError: it cannot be made, or no file can be written into it.
     """
     check_folder(folder)
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def layout_and_batch(

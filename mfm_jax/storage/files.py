@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from mfm_jax.errors import UserError, WriteError, full_disk, system_reason
+from mfm_jax.errors import UsageError, UserError, WriteError, full_disk, system_reason
 from mfm_jax.runtime import signals
 
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
@@ -63,6 +63,21 @@ def atomic_write(target: Path) -> Iterator[Path]:
         part.replace(target)
 
 
+def check_file(file: Path) -> None:
+    """Check that `file` is a file that can be read; a pipe would wait for its writer.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise OSError(0, "it is a folder, a device or a pipe")
+        with _open(file):
+            pass
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({system_reason(error)}): name a file") from None
+
+
 def check_folder(folder: Path) -> None:
     """Check that `folder` is there or can be made, and that files can be written into it.
 
@@ -81,7 +96,7 @@ def check_folder(folder: Path) -> None:
                 place = place.parent
         if not stat.S_ISDIR(mode):
             raise OSError(0, "a file has its name")
-        if not os.access(place, os.W_OK | os.X_OK):
+        if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
             raise OSError(0, "permission denied")
     except OSError as error:
         raise WriteError(

@@ -42,8 +42,9 @@ def sound(windows):
 def done(folder, names, compute=sound, *, form="wav", batch=2):
     """Do it; returns the jobs and what was told."""
     work = Work(plan([folder / name for name in names], folder / "out", form), Progress(None, "x"))
+    (folder / "out").mkdir()
     work.check_targets()
-    work.run(compute, SPEC, batch)
+    work.run(lambda: compute, SPEC, batch)
     return {job.source.name: job for job in work.jobs}
 
 
@@ -136,7 +137,7 @@ def test_one_output_file_in_any_format_and_case(folder, suffix):
     assert job.target == folder / f"out{suffix}"
     work = Work([job])
     work.check_targets()
-    work.run(sound, SPEC, 1)
+    work.run(lambda: sound, SPEC, 1)
     assert job.written
     if suffix == ".WAV":
         assert loudness(job.target) == pytest.approx(10, abs=2)
@@ -145,8 +146,8 @@ def test_one_output_file_in_any_format_and_case(folder, suffix):
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_computed(folder, capsys):
-    def compute(windows):
-        raise AssertionError("it is computed")
+    def load():
+        raise AssertionError("the networks are loaded")
 
     long = "x" * 251 + ".mp4"
     (folder / "a.mp4").rename(folder / long)
@@ -172,7 +173,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(folder, caps
     )
     for line, word in zip(told, words, strict=True):
         assert word in line
-    work.run(compute, SPEC, 1)
+    work.run(load, SPEC, 1)
     assert not list((folder / "out").glob(".*"))
 
 
