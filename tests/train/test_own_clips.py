@@ -1,6 +1,7 @@
 """Every network that needs no labels trains on one small folder of clips, by changing one field."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.records import read_about
 from mfm_jax.media.write import write_frames
+from mfm_jax.models.unet import UNetConfig
+from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.train.running import run_config
 
@@ -23,6 +26,15 @@ CONFIGS = {
     "tiny_stage2": "mapper",
 }
 """In an order in which each finds what it learns from, and the component that it leaves."""
+UNET = replace(UNetConfig.tiny(), channels=(24, 48), attentions=((), (0,)))
+SMALLER = {
+    "tiny_cavp": ["recipe.network.blocks=[1,1,1,1]"],
+    "tiny_audiomae": ["recipe.network.depth=3", "recipe.network.decoder_depth=1"],
+    "tiny_vocoder": ["recipe.segment=16"],
+    "tiny_unet": [f"recipe.network={json.dumps(to_json(UNET))}"],
+    "tiny": ["recipe.network.gpt2.depth=1"],
+}
+"""Fields that make a network quick to compile."""
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +60,9 @@ def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)  # the configs name folders below runs/
     for name, component in CONFIGS.items():
         workdir = Path("runs/tiny") / name.replace("tiny_", "").replace("tiny", "mapper")
-        fields = ["steps=2", "batch=2", "log_every=1"]
+        fields = ["steps=2", "batch=2", "log_every=1", *SMALLER.get(name, [])]
         if name != "tiny_stage2":  # it goes on with the features of stage 1
             fields += [f"recipe.source={clips}", "recipe.source.cache=decoded"]
-        if name == "tiny_vocoder":
-            fields.append("recipe.segment=16")
         assert run_config(name, workdir, fields) == 0
         losses = [
             line["loss"]
