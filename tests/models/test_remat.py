@@ -1,7 +1,7 @@
 """Every network that is trained follows `compute.remat`, or training it with one is refused."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -24,13 +24,24 @@ from tests.bundles import filled
 
 KEY = jax.random.key(0)
 LINEAR = replace(MapperConfig.tiny(), kind="linear_pooled")
+# A block or two of each kind show what is kept as well as more of them.
 DROPOUT = replace(CAVPConfig.tiny().audio, dropout=0.2)
+SHALLOW_CAVP = replace(CAVPConfig.tiny(), blocks=(1, 1, 1, 1), audio=DROPOUT)
+SHALLOW_AUDIOMAE = replace(AudioMAEConfig.tiny(), depth=2, averaged=2, decoder_depth=1)
+SHALLOW_UNET = replace(UNetConfig.tiny(), channels=(24,), attentions=((0,),))
+TINY_TIMECHAT = TimeChatConfig.tiny()
+SHALLOW_TIMECHAT = replace(
+    TINY_TIMECHAT,
+    vit=replace(TINY_TIMECHAT.vit, depth=1),
+    video_qformer=replace(TINY_TIMECHAT.video_qformer, depth=1),
+)
+SHALLOW_VAE = replace(VAEConfig.tiny(), channels=(16, 24))
 
 
 class Autoencoder(nnx.Module):
     def __init__(self, *, rngs):
-        self.encoder = AudioMAE(AudioMAEConfig.tiny(), rngs=rngs)
-        self.decoder = AudioMAEDecoder(AudioMAEConfig.tiny(), rngs=rngs)
+        self.encoder = AudioMAE(SHALLOW_AUDIOMAE, rngs=rngs)
+        self.decoder = AudioMAEDecoder(SHALLOW_AUDIOMAE, rngs=rngs)
 
 
 def noise(*shape):
@@ -70,18 +81,15 @@ def denoise(unet):
 
 NETWORKS = {
     "mapper": (partial(build_mapper, MapperConfig.tiny()), map_streams),
-    "cavp": (partial(CAVP, replace(CAVPConfig.tiny(), audio=DROPOUT)), align),
-    "timechat": (partial(TimeChat, TimeChatConfig.tiny()), watch),
+    "cavp": (partial(CAVP, SHALLOW_CAVP), align),
+    "timechat": (partial(TimeChat, SHALLOW_TIMECHAT), watch),
     "audiomae": (
         Autoencoder,
         lambda m: pretraining_loss(m.encoder, m.decoder, noise(2, 256, 128), key=KEY),
     ),
-    "unet": (
-        partial(UNet, replace(UNetConfig.tiny(), channels=(24, 48), attentions=((), (0,)))),
-        denoise,
-    ),
+    "unet": (partial(UNet, SHALLOW_UNET), denoise),
     "vae": (
-        partial(VAE, VAEConfig.tiny()),
+        partial(VAE, SHALLOW_VAE),
         lambda vae: spread(vae.decode(vae.encode(noise(1, 64, 16, 1))[0])),
     ),
     "vocoder": (
@@ -100,9 +108,8 @@ WITHOUT = {
 }
 
 
-def objective(build, value, policy):
+def objective(skeleton, value, policy):
     """The value and the running statistics after it, of weights, as a step of training has them."""
-    skeleton = abstract(build)
 
     def of(weights):
         module = with_weights(skeleton, weights)
@@ -112,22 +119,34 @@ def objective(build, value, policy):
         stats = nnx.to_flat_state(nnx.state(module, nnx.BatchStat))
         return made, {str(path): leaf.get_value() for path, leaf in stats}
 
-    return of, named_weights(filled(skeleton, 0))
+    return of
+
+
+@cache
+def results(name):
+    """Return gradients and running statistics, and the size of what is kept, under each policy."""
+    build, value = NETWORKS[name]
+    skeleton = abstract(build)
+    weights = named_weights(filled(skeleton, 0))
+    kept = {}
+
+    @partial(jax.jit, static_argnums=0)
+    def graded(policy, weights):
+        _, back, stats = jax.vjp(objective(skeleton, value, policy), weights, has_aux=True)
+        kept[policy] = sum(leaf.size for leaf in jax.tree.leaves(back))
+        return back(jnp.ones(()))[0], stats
+
+    return {policy: graded(policy, weights) for policy in POLICIES}, kept
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_and_statistics_stay_and_less_is_kept(name):
-    found, kept = {}, {}
-    for policy in POLICIES:
-        of, weights = objective(*NETWORKS[name], policy)
-        found[policy] = jax.jit(jax.grad(of, has_aux=True))(weights)
-        back = jax.eval_shape(lambda w, of=of: jax.vjp(of, w, has_aux=True)[1], weights)
-        kept[policy] = sum(leaf.size for leaf in jax.tree.leaves(back))
+    found, kept = results(name)
     assert kept["blocks"] <= kept["products"] < kept["none"], kept
     assert (kept["blocks"] < kept["products"]) == (name not in CONVOLUTIONS), kept
     for policy in ("products", "blocks"):
         for made, expected in zip(found[policy], found["none"], strict=True):
-            scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found["none"][0]))
+            scale = max(np.abs(x).max() for x in jax.tree.leaves(found["none"][0]))
             for key, one in expected.items():
                 np.testing.assert_allclose(
                     made[key], one, rtol=1e-4, atol=1e-5 * scale, err_msg=key
@@ -135,11 +154,11 @@ def test_gradients_and_statistics_stay_and_less_is_kept(name):
 
 
 def test_running_statistics_change_also_in_blocks_that_are_computed_again():
+    found, _ = results("cavp")
+    before = filled(abstract(NETWORKS["cavp"][0]), 0)
+    before = nnx.to_flat_state(nnx.state(before, nnx.BatchStat))
     for policy in ("none", "blocks"):
-        of, weights = objective(*NETWORKS["cavp"], policy)
-        _, stats = jax.jit(of)(weights)
-        before = filled(abstract(NETWORKS["cavp"][0]), 0)
-        before = nnx.to_flat_state(nnx.state(before, nnx.BatchStat))
+        _, stats = found[policy]
         for path, leaf in before:
             assert not np.array_equal(leaf.get_value(), stats[str(path)]), (policy, path)
 
@@ -147,8 +166,13 @@ def test_running_statistics_change_also_in_blocks_that_are_computed_again():
 @pytest.mark.parametrize("policy", ["products", "blocks"])
 @pytest.mark.parametrize("name", WITHOUT)
 def test_a_network_without_blocks_is_refused(name, policy):
-    of, weights = objective(*WITHOUT[name], policy)
+    build, value = WITHOUT[name]
+    skeleton = abstract(build)
+
+    def trace(policy):
+        of = objective(skeleton, value, policy)
+        jax.eval_shape(jax.grad(of, has_aux=True), named_weights(skeleton))
+
     with pytest.raises(SettingError, match=f"compute.remat={policy}: this network has no blocks"):
-        jax.grad(of, has_aux=True)(weights)
-    of, weights = objective(*WITHOUT[name], "none")
-    jax.grad(of, has_aux=True)(weights)
+        trace(policy)
+    trace("none")
