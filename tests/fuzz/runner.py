@@ -75,8 +75,9 @@ def _try(module, seed: str, sources: list[Path], place: Path) -> str:
         done = module.mutate(rng, sources, target)
         verdict = module.check(target)
     except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
+        frames = traceback.extract_tb(error.__traceback__)[-6:]
+        where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
+        what = f"{type(error).__name__}: {str(error)[:300]} ({where})"
         verdict = f"FAILED: {done}: {what} after {time.monotonic() - began:.0f} s"
     finally:
         signal.alarm(0)
