@@ -30,9 +30,9 @@ from mfm_jax.runtime.config import to_json
 from mfm_jax.storage import store
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import abstract, named_weights
-from tests.bundles import CONFIGS, SETTINGS, untrained_component
+from tests.bundles import SETTINGS, TINY, untrained_component
 
-ALL = CONFIGS | {
+ALL = TINY | {
     "text": EmptyTextConfig(width=8),
     "t5": T5Config.tiny(),
     "gpt2": GPT2Config(width=24, depth=2, heads=3, positions=17),
