@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.path,
         help="a folder, or FILE.mp4 (.mov, .m4v, .mkv, .webm) or FILE.wav",
     )
-    parser.add_argument("--format", help="mp4 or wav, of files in an output folder; default: mp4")
+    parser.add_argument(
+        "--format",
+        help="mp4, mov, m4v, mkv, webm or wav, of files in an output folder; default: mp4",
+    )
     options.add_bundle(parser)
     options.add_verify(parser)
     options.add_sandbox(parser)

@@ -37,7 +37,7 @@ from mfm_jax.typing import Float
 
 BATCH = 4
 """Windows computed at once, rounded up to a multiple of the devices."""
-FORMATS = ("mp4", "wav")
+FORMATS = (*(suffix.removeprefix(".") for suffix in CONTAINERS), "wav")
 SAMPLERS = ("ddim", "dpm++")
 STEPS = 999
 """The largest number of sampler steps: one less than the diffusion steps of the training."""
@@ -105,7 +105,7 @@ def generate(
         eta: for ddim, from 0 (deterministic) to 1 (ancestral).
         precision: "float32", "bfloat16" or "float16".
         batch: windows computed at once.
-        format: "mp4" or "wav", of files in a folder `out`; mp4 if None.
+        format: of files in a folder `out`, one of `FORMATS`; mp4 if None.
         fsdp: shard the weights over so many of this process's devices.
         tensor: divide every layer over so many of them; the windows are divided over the others.
         progress: counts windows and prints a line for each file.

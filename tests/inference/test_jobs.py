@@ -82,7 +82,7 @@ def test_a_precision_is_a_word(folder, precision):
             "use float32, bfloat16, float16",
         ),
         ({"sampler": "euler"}, "sampler 'euler' is not known: use ddim, dpm"),
-        ({"format": "ogg"}, "format 'ogg' is not known: use mp4, wav"),
+        ({"format": "ogg"}, "format 'ogg' is not known: use mp4, mov"),
         ({"prompt": "a dog"}, "has no text encoder"),
         ({"videos": []}, "no videos are given"),
     ],
