@@ -44,18 +44,30 @@ def run(bundle, *arguments) -> int:
     return main(["generate", *map(str, arguments), "--bundle", str(bundle), *FAST])
 
 
-@pytest.mark.parametrize("seconds", [0.4, 2.56, 6.0])
-def test_sound_lasts_as_long_as_the_video(bundle, tmp_path, seconds):
-    video = clip(tmp_path / "in.mp4", seconds)
+LENGTHS = (0.4, 2.56, 6.0)
+
+
+@pytest.fixture(scope="module")
+def lengths(bundle, tmp_path_factory) -> Path:
+    """Videos of these lengths, with sound below `mp4/` and as sound alone below `wav/`."""
+    folder = tmp_path_factory.mktemp("lengths")
+    videos = [clip(folder / f"{seconds}.mp4", seconds) for seconds in LENGTHS]
+    assert run(bundle, videos[0], "-o", folder / "mp4" / videos[0].name) == 0
+    assert run(bundle, *videos[1:], "-o", folder / "mp4") == 0
+    assert run(bundle, *videos, "-o", folder / "wav", "--format", "wav") == 0
+    return folder
+
+
+@pytest.mark.parametrize("seconds", LENGTHS)
+def test_sound_lasts_as_long_as_the_video(lengths, seconds):
+    video, made = lengths / f"{seconds}.mp4", lengths / "mp4" / f"{seconds}.mp4"
     length = probe(video).seconds
-    assert run(bundle, video, "-o", tmp_path / "out.mp4") == 0
-    assert run(bundle, video, "-o", tmp_path / "out.wav") == 0
-    assert packets(tmp_path / "out.mp4") == packets(video)
-    with av.open(str(tmp_path / "out.mp4")) as made:
-        (sound,) = made.streams.audio
+    assert packets(made) == packets(video)
+    with av.open(str(made)) as container:
+        (sound,) = container.streams.audio
         assert (sound.rate, sound.layout.name) == (16_000, "mono")
         assert float(sound.duration * sound.time_base) == pytest.approx(length, abs=0.064)
-    wave, rate = soundfile.read(tmp_path / "out.wav")
+    wave, rate = soundfile.read(lengths / "wav" / f"{seconds}.wav")
     assert (rate, len(wave)) == (16_000, round(length * 16_000))
     assert np.abs(wave).max() > 1e-3
 
@@ -99,15 +111,16 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_video_is_named_and_the_others_are_done(bundle, tmp_path, short, capsys, kind):
-    bad = BAD[kind](tmp_path / "bad.mp4", short)
+def test_bad_videos_are_named_and_the_others_are_done(bundle, tmp_path, short, capsys):
+    bad = [make(tmp_path / f"{kind}.mp4", short) for kind, make in BAD.items()]
     out = tmp_path / "out"
-    assert run(bundle, bad, short, "-o", out) == 1
+    # The good one is neither the first nor the last, and batches mix it with bad ones.
+    assert run(bundle, *bad[:3], short, *bad[3:], "-o", out) == 1
     assert [p.name for p in out.iterdir()] == ["short.mp4"]
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mfm generate:")]
-    assert len(lines) == 1
-    assert str(bad) in lines[0]
+    assert len(lines) == len(bad)
+    for path in bad:
+        assert sum(str(path) in line for line in lines) == 1
 
 
 def test_an_output_equal_to_the_input_is_refused(bundle, tmp_path, short, capsys):
