@@ -8,6 +8,7 @@ is the old one or the new one.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from jax.typing import DTypeLike
 from mfm_jax.bundle import format2
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
 from mfm_jax.bundle.limits import abstract_component, check_numbers
-from mfm_jax.errors import SettingError, UserError, first_line
+from mfm_jax.errors import SettingError, UserError, first_line, system_reason
 from mfm_jax.runtime.config import from_json, to_json
 from mfm_jax.runtime.sharding import Axes
 from mfm_jax.storage.index import INDEX, Listed, StoreError, read_json
@@ -46,7 +47,9 @@ SAMPLERS = ("ddim", "dpm++")
 TRAINED = "trained"
 """The entry of `bundle.json` with the checksum of what may not be edited in its settings."""
 
-COMPONENT_FOLDER = re.compile(rf"\.?({'|'.join(COMPONENTS)})-[0-9a-f]{{8}}(\..*)?")
+FOLDER = re.compile(rf"({'|'.join(COMPONENTS)})-[0-9a-f]{{8}}")
+"""Names of the folders of components that `bundle.json` may name."""
+COMPONENT_FOLDER = re.compile(rf"\.?{FOLDER.pattern}(\..*)?")
 """Names of the folders of components, finished or being written."""
 
 Shape = tuple[int, ...]
@@ -90,7 +93,12 @@ class Bundle:
             BundleError: no bundle there, of another format, or one that does not parse.
         """
         path, file = Path(path), Path(path) / "bundle.json"
-        if not file.is_file():
+        try:
+            there = file.is_file()
+        except OSError as error:
+            reason = system_reason(error)
+            raise BundleError(f"{path} cannot be read ({reason}): check --bundle") from None
+        if not there:
             raise BundleError(f"{path} is not a bundle (no bundle.json in it): check --bundle")
         with _about(file):
             data = read_json(file)
@@ -142,6 +150,9 @@ class Bundle:
         entry, store = self._entry(name), self.store(name)
         where = f"{name} in bundle {self.path}"
         with _reading(where):
+            there = sum(math.prod(listed.shape) for listed in store.arrays.values())
+            if there != entry.parameters:
+                raise StoreError(f"it says {entry.parameters} parameters and has {there}")
             network = abstract_component(name, entry.config, len(store.arrays))
             axes = named_axes(network)
             check_weights(
@@ -320,7 +331,7 @@ def _entry(name: str, data: dict[str, Any]) -> Entry:
             pass
         case _:
             raise SettingError(f"{name} has no folder, parameters and checksum")
-    if not COMPONENT_FOLDER.fullmatch(folder):
+    if not FOLDER.fullmatch(folder):
         raise BundleError(f"{name} lies in {folder!r:.200}, which is no folder of a bundle")
     if not _readable(data["format"]):
         raise BundleError(f"{name} has format {data['format']!r:.20}, this version reads {_WORDS}")

@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mfm_jax.cli import arguments as options
@@ -27,6 +28,7 @@ def show(args: argparse.Namespace) -> int:
     """Print one block of lines for each component."""
     from mfm_jax.bundle import Bundle, combined
     from mfm_jax.bundle.licences import limits_of_use
+    from mfm_jax.errors import one_line
 
     # What is listed need not be intact: that is for `verify`.
     bundle = Bundle.open(args.bundle, verify=False)
@@ -37,12 +39,8 @@ def show(args: argparse.Namespace) -> int:
         kinds = Counter(listed.dtype for listed in store.arrays.values())
         precision = " and ".join(kinds)
         print(f"{name:10} {_size(store.size):>9}  {entry.parameters:>13,} parameters  {precision}")
-        print(f"{'':10} made by {entry.source.made_by} (mfm-jax {entry.source.version})")
-        print(f"{'':10} licence {combined([entry.source.licence])}")
-        if trained := _training(bundle, entry.source):
-            print(f"{'':10} trained {trained}")
-        for file, sha256 in entry.source.files:
-            print(f"{'':10} from {file}  sha256 {sha256}")
+        for told in _origin(bundle, entry.source):
+            print(one_line(f"{'':10} {told}"))
     allowed, because = limits_of_use(bundle.entries)
     answer = {True: "yes", False: "no", None: "unknown"}[allowed]
     print(f"licence of the bundle: {combined(e.source.licence for e in bundle.entries.values())}")
@@ -71,6 +69,18 @@ def verify(args: argparse.Namespace) -> int:
             print(f"{name}: as written")
         failed += bool(problems)
     return 1 if failed else 0
+
+
+def _origin(bundle: "Bundle", source: "Source") -> Iterator[str]:
+    """Yield what a component was made from, in lines."""
+    from mfm_jax.bundle import combined
+
+    yield f"made by {source.made_by} (mfm-jax {source.version})"
+    yield f"licence {combined([source.licence])}"
+    if trained := _training(bundle, source):
+        yield f"trained {trained}"
+    for file, sha256 in source.files:
+        yield f"from {file}  sha256 {sha256}"
 
 
 def _training(bundle: "Bundle", source: "Source") -> str:

@@ -16,10 +16,12 @@ WEIGHT = (nnx.Param, nnx.BatchStat)
 M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T")
 Weight = jax.Array | jax.ShapeDtypeStruct
+MOST = 16
+"""Weights of one kind that an error lists."""
 
 
 class WeightError(ValueError):
-    """Weights that do not fit a network; the message lists every one of them."""
+    """Weights that do not fit a network; the message lists them, the first `MOST` of each kind."""
 
 
 def named_weights(module: nnx.Module) -> dict[str, Weight]:
@@ -88,7 +90,8 @@ def check_weights(
         if name in found and tuple(found[name]) != tuple(leaf.shape)
     )
     parts = [
-        f"{label}: {', '.join(names)}"
+        f"{label}: {', '.join(names[:MOST])}"
+        + f" and {len(names) - MOST} more" * (len(names) > MOST)
         for label, names in (("missing", missing), ("unexpected", extra), ("misshaped", wrong))
         if names
     ]

@@ -91,6 +91,8 @@ def test_a_write_that_fails_leaves_the_old_bundle(bundle, monkeypatch):
 def test_no_bundle_and_other_formats_are_one_line(tmp_path, bundle):
     with pytest.raises(BundleError, match=r"is not a bundle \(no bundle.json in it\)"):
         Bundle.open(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"cannot be read \(file name too long\)"):
+        Bundle.open(tmp_path / ("x" * 300))
     file = bundle.path / "bundle.json"
     data = json.loads(file.read_text())
     file.write_text(json.dumps(data | {"format": 99}))
@@ -105,7 +107,9 @@ def test_no_bundle_and_other_formats_are_one_line(tmp_path, bundle):
         Bundle.open(bundle.path)
 
 
-@pytest.mark.parametrize("folder", ["../unet-01234567", "/tmp/unet-01234567", "unet", ""])
+@pytest.mark.parametrize(
+    "folder", ["../unet-01234567", "/tmp/unet-01234567", "unet-01234567./../x", "unet", ""]
+)
 def test_a_component_cannot_lie_elsewhere(bundle, folder):
     file = bundle.path / "bundle.json"
     data = json.loads(file.read_text())

@@ -230,6 +230,16 @@ def test_a_config_that_does_not_fit_its_weights_is_refused(bundle, name, change,
     assert "is damaged" not in said_of(lambda: Bundle.open(bundle.path, verify=False).load(name))
 
 
+def test_the_number_of_parameters_is_that_of_the_weights(bundle):
+    file = bundle.path / "bundle.json"
+    data = json.loads(file.read_text())
+    data["components"]["text"]["parameters"] = 7
+    file.write_text(json.dumps(data))
+    sealed(bundle, "text")
+    said = said_of(lambda: Bundle.open(bundle.path).load("text"))
+    assert said.endswith("it says 7 parameters and has 8")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from mfm_jax.bundle import Bundle, Component, write_bundle
+from mfm_jax.bundle import Bundle, Component, Source, write_bundle
 from mfm_jax.bundle.bundle import TRAINED, Entry, component_checksum, trained
 from mfm_jax.bundle.windows import window_spec
 from mfm_jax.cli import bundle as cli
@@ -70,7 +70,8 @@ def _loaded(bundle: Bundle) -> dict[str, str]:
         for key, weight in named_weights(bundle.load(name)).items():
             found[f"{name}/{key}"] = store.digest_array(np.asarray(weight))
         folder = bundle.files(name, "tokenizer")
-        for file in [] if folder is None else sorted(folder.iterdir()):
+        files = [] if folder is None else sorted(p for p in folder.iterdir() if p.is_file())
+        for file in files:
             found[f"{name}/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
 
@@ -125,9 +126,7 @@ def _seal(target: Path) -> None:
         data = json.loads((target / "bundle.json").read_text())
         for name, entry in data["components"].items():
             with contextlib.suppress(Exception):
-                told = Entry(
-                    None, "", Bundle.open(TINY_BUNDLE).entries["vae"].source, 0, stored=entry
-                )
+                told = Entry(None, "", Source("", ""), 0, stored={"format": 3, **entry})
                 entry["checksum"] = component_checksum(name, told, target / entry["folder"])
         (target / "bundle.json").write_text(json.dumps(data))
         data[TRAINED] = trained(Bundle.open(target, verify=False).settings)
