@@ -1,4 +1,4 @@
-"""A process of `test_generate_mesh.py`: the shipped bundle on meshes of eight simulated devices.
+"""A process of `test_generate_mesh.py`: untrained networks on meshes of eight simulated devices.
 
     python -m tests.inference.generate_on_mesh FOLDER
 
@@ -6,7 +6,7 @@ Prints JSON. `meshes`: by the sizes of the mesh the largest difference of a wave
 device, the loudest sample, the largest share of the weights that a device holds, and the bytes that
 each program needs on a device for its arguments and while it runs. `batches`: what `mfm generate`
 computes at once, by the number of devices. `said`: its lines for some options on eight devices. It
-leaves `one.wav` and `eight.wav`, made of one clip by so many devices, in the folder.
+leaves `bundle`, and `one.wav` and `eight.wav`, made of one clip by so many devices, in the folder.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from mfm_jax.inference.jobs import layout_and_batch  # noqa: E402
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
 from mfm_jax.media.windows import Window  # noqa: E402
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
-from mfm_jax.storage.paths import TINY_BUNDLE  # noqa: E402
+from tests.bundles import untrained_bundle  # noqa: E402
 from tests.noise import window  # noqa: E402
 
 WINDOWS = 8
@@ -81,10 +81,10 @@ def memory(model: VideoToAudio, windows: list[Window]) -> dict[str, list[int]]:
     return {n: [m.argument_size_in_bytes, m.temp_size_in_bytes] for n, m in sizes.items()}
 
 
-def on_mesh(sizes: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, Any]]:
+def on_mesh(bundle: Path, sizes: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, Any]]:
     """The waves of one batch, and what is printed of them."""
     layout = Layout(make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))]))
-    model = VideoToAudio.open(TINY_BUNDLE, layout=layout)
+    model = VideoToAudio.open(bundle, layout=layout)
     windows = [window(model.spec, i) for i in range(WINDOWS)]
     waves = model(windows, 0, SAMPLING)
     loudest = float(np.abs(waves).max())
@@ -115,17 +115,18 @@ def default_batch(count: int) -> int:
 
 def run(folder: Path) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
-    alone, found = on_mesh(MESHES[0])
+    bundle = untrained_bundle(folder / "bundle").path
+    alone, found = on_mesh(bundle, MESHES[0])
     meshes = {"1x1x1": found}
     for sizes in MESHES[1:]:
-        waves, found = on_mesh(sizes)
+        waves, found = on_mesh(bundle, sizes)
         meshes["x".join(map(str, sizes))] = found | {"difference": float(abs(waves - alone).max())}
 
     write_clip(World(), 0, folder)
     clip = folder / "0.mp4"
     # As above, so that nothing is compiled again.
     same = ["--batch", WINDOWS, "--steps", SAMPLING.steps, "--guidance", SAMPLING.guidance]
-    same += ["--sampler", SAMPLING.sampler]
+    same += ["--sampler", SAMPLING.sampler, "--bundle", bundle]
     cut = ["--fsdp", 2, "--tensor", 2]
     lines = {
         "eight": said(clip, "-o", folder / "eight.wav", *same, *cut),
