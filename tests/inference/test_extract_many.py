@@ -70,7 +70,7 @@ def listed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """The CSV of the clips, and the kind of each bad one by its id."""
     folder = tmp_path_factory.mktemp("many")
     files = [clip.path for clip in list_clips(write_world(WORLD, range(GOOD), folder / "good"))]
-    # One of each kind far from the others, and all at once: a whole shard and some of the one before.
+    # One of each kind far from the others, and all at once: one shard and some of the one before.
     places = [*range(3, 70, 7), *range(70, 80)]
     kinds = dict(zip(places, [*BAD, *BAD], strict=True))
     bad, lines = {}, ["file,id"]
