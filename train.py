@@ -88,6 +88,7 @@ def run(
 
     timer = StepTimer.of(config.batch, jax.devices())
     with (
+        checkpoints,
         Stop() as stop,
         jax.set_mesh(layout.mesh),
         closing(

@@ -35,7 +35,9 @@ from mfm_jax.storage.files import (
     is_locked,
     locked,
     new_folder,
+    remove_folder,
     remove_parts,
+    report_full_disk,
     write_text,
 )
 from mfm_jax.storage.store import StoreError, write_store
@@ -78,7 +80,7 @@ def write_bundle(
     if path.exists() and not path.is_dir():
         raise BundleError(f"{path} is a file: choose another folder for the bundle")
     _existing(path)
-    with _folder(path), ExitStack() as stack:
+    with report_full_disk(path), _folder(path), ExitStack() as stack:
         written = {}
         for name, component in components.items():
             folder = stack.enter_context(_new_component(path, name))
@@ -154,7 +156,7 @@ def _remove_unless_named(path: Path, folder: Path) -> None:
     with suppress(FileNotFoundError):
         if folder.name in (path / "bundle.json").read_text():
             return
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
 
 
 def _write_component(

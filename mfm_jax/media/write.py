@@ -11,7 +11,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from mfm_jax.errors import WriteError
+from mfm_jax.errors import WriteError, full_disk
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.containers import opened
 from mfm_jax.media.encode import (
@@ -45,7 +45,7 @@ def check_video_target(source: Path, target: Path) -> None:
     needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
     if needed > free:
         raise WriteError(
-            f"cannot write {target} (it takes about {needed >> 20} MiB and {free >> 20} are free): "
+            f"cannot write {target} (it takes about {needed >> 10} KiB and {free >> 10} are free): "
             "make room there or choose another folder"
         )
 
@@ -171,6 +171,8 @@ def _writing(target: Path, form: Format) -> Iterator[av.container.OutputContaine
             ) as out:
                 yield out
         except FFmpegError as error:
+            if full_disk(error):
+                raise
             reason = (error.strerror or "unknown error").lower()
             raise WriteError(
                 f"cannot write {target} ({reason}): name it .mkv or choose another folder"

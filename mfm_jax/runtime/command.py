@@ -1,5 +1,6 @@
 """How every command of this project runs: its environment, its errors and its exit code."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -24,7 +25,10 @@ def run_command(name: str, call: Callable[[], int]) -> int:
         print(f"{name}: {one_line(reason)}", file=sys.stderr)
         return code
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it opens
+    # Orbax reports every file that it opens, and its errors before it raises them.
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    asyncio.set_event_loop_policy(_Loops())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mfm_jax.runtime.memory import keep_freed_memory
 
@@ -47,6 +51,24 @@ def run_command(name: str, call: Callable[[], int]) -> int:
             _discard_output()  # the output may be a file there
             return stopped(f"{reason}: make room and start again")
         raise
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+    """Makes loops of events that may hear of something once they are closed.
+
+    When a write fails, Orbax leaves others behind. TensorStore prints a traceback for each that
+    cannot be reported.
+    """
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _Loop()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def call_soon_threadsafe(self, callback, *args, context=None):  # type: ignore[override]
+        if self.is_closed():
+            return None
+        return super().call_soon_threadsafe(callback, *args, context=context)
 
 
 def _discard_output() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import jax
 import orbax.checkpoint as ocp
 from jax import numpy as jnp
 
-from mfm_jax.errors import UserError, first_line
+from mfm_jax.errors import UserError, first_line, full_disk
 from mfm_jax.runtime.sharding import copied, fetch
-from mfm_jax.storage.files import flush_tree
+from mfm_jax.storage.files import flush_tree, remove_folder
 from mfm_jax.typing import Array, Shaped
 
 ABOUT = "about"
 """The item of a checkpoint that holds its checksums and its score."""
+
+
+TEMPORARY = ".orbax-checkpoint-tmp"
+"""How the names of unfinished checkpoints end."""
 
 
 class CheckpointError(UserError):
@@ -46,6 +51,18 @@ class Checkpoints:
                 self._scores[step] = self._about(step)["score"]
             except Exception:
                 self._scores[step] = math.inf  # `restore` will report it
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Let a save in the background end, and remove what is left of one that failed."""
+        if kind is None:
+            return
+        with suppress(Exception):
+            self._manager.wait_until_finished()
+        for unfinished in self.folder.glob(f"*{TEMPORARY}"):
+            remove_folder(unfinished)
 
     @property
     def best(self) -> int | None:
@@ -198,7 +215,7 @@ class Checkpoints:
         del self._scores[step]
 
     def _unwritten(self, step: int, error: Exception) -> CheckpointError:
-        reason = first_line(error)[:200]
+        reason = full_disk(error) or first_line(error)[:200]
         return CheckpointError(
             f"a checkpoint cannot be written into {self.folder} by step {step} ({reason}): "
             "make room there and start again; the one before it is good"

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -270,6 +271,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             remove()
             os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that background threads may still be writing to, after a write failed."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 @contextmanager

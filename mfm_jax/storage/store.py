@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mfm_jax.errors import first_line, system_reason
+from mfm_jax.errors import first_line, full_disk, system_reason
 from mfm_jax.storage.files import flush_tree, write_text
 from mfm_jax.storage.index import INDEX, Listed, StoreError, file_size, read_index
 
@@ -256,6 +256,8 @@ def _save(folder: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str
             flush_tree(folder / part)
         except Exception as error:
             # As in reading, these are of many types; a full disk is one of them.
+            if reason := full_disk(error):
+                raise StoreError(f"{reason}: make room there and start again") from None
             raise StoreError(first_line(error)) from None
     return _sums(folder, folder / part)
 
