@@ -331,5 +331,6 @@ def _fill(pattern: str, indices: Sequence[str]) -> str:
 def _indices(names: tuple[str, ...], keys: Iterable[str]) -> list[tuple[str, ...]]:
     """Return the index tuples with which any of `names` is in `keys`, in numeric order."""
     matchers = [_matcher(n) for n in names]
-    found = {m.groups() for key in keys for r in matchers if (m := r.fullmatch(key))}
+    keys = tuple(keys)
+    found = {m.groups() for r in matchers for m in map(r.fullmatch, keys) if m}
     return sorted(found, key=lambda groups: tuple(map(int, groups)))

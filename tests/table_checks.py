@@ -26,12 +26,11 @@ def _index_coded(manifest) -> dict[str, np.ndarray]:
     return coded
 
 
-def _fits(table: Table, manifest, module, *, there_and_back: bool) -> None:
-    theirs = _index_coded(manifest)
+def _fits(table: Table, theirs: dict[str, np.ndarray], weights, *, there_and_back: bool) -> None:
     ours = list(table.to_ours(theirs))
     names = [name for name, _ in ours]
     assert len(set(names)) == len(names), "a weight of ours is written twice"
-    check_weights(named_weights(module), {n: a.shape for n, a in ours}, where="our network")
+    check_weights(weights, {n: a.shape for n, a in ours}, where="our network")
     if there_and_back:
         computed = dict(table.computed(names))
         for key, array in table.to_theirs(dict(ours)):
@@ -40,9 +39,8 @@ def _fits(table: Table, manifest, module, *, there_and_back: bool) -> None:
                 np.testing.assert_array_equal(array, theirs[key], err_msg=key)
 
 
-def _complete(table: Table, manifest, module) -> None:
+def _complete(table: Table, manifest, weights) -> None:
     """Check that the table gives the manifest, except for what the table ignores."""
-    weights = named_weights(module)
     expected = table.shapes({name: leaf.shape for name, leaf in weights.items()})
     released = {k: tuple(shape) for k, (shape, _) in manifest.items() if not table.ignored(k)}
     assert expected.keys() == released.keys()
@@ -61,9 +59,11 @@ def check_table(
 
     `others` are keys of released files that belong to no part of the network.
     """
-    _fits(table, manifest, module, there_and_back=there_and_back)
-    _complete(table, manifest, module)
-    expected = table.shapes({name: leaf.shape for name, leaf in named_weights(module).items()})
+    weights = named_weights(module)
+    coded = _index_coded(manifest)
+    _fits(table, coded, weights, there_and_back=there_and_back)
+    _complete(table, manifest, weights)
+    expected = table.shapes({name: leaf.shape for name, leaf in weights.items()})
     unread = [key for key in (*manifest, *others) if key not in expected]
     assert all(map(table.ignored, unread))
     for ignore in table.ignore:
@@ -73,4 +73,4 @@ def check_table(
     for row in table.rows:
         fewer = tuple(r for r in table.rows if r is not row)
         with pytest.raises((ConversionError, WeightError)):
-            _fits(dataclasses.replace(table, rows=fewer), manifest, module, there_and_back=False)
+            _fits(dataclasses.replace(table, rows=fewer), coded, weights, there_and_back=False)
