@@ -4,6 +4,7 @@ Nothing is unwound: an exception from a signal handler would wait for compilers 
 libraries swallow some. What is not to outlive the process is registered with `undone` instead.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def catch(name: str) -> None:
     for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
+    atexit.register(_ignore)  # the first one, which runs last
     # Handlers run in the main thread, and not before a compiler returns. This thread does not wait.
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -80,6 +82,13 @@ def interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ignore() -> None:
+    """Ignore signals once everything is done: the interpreter drops its handlers as it ends."""
+    for number in NUMBERS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from jax import numpy as jnp
 
 from mfm_jax.errors import UserError, first_line, full_disk
+from mfm_jax.runtime import signals
 from mfm_jax.runtime.sharding import copied, fetch
 from mfm_jax.storage.files import flush_tree, remove_folder
 from mfm_jax.typing import Array, Shaped
@@ -45,6 +46,7 @@ class Checkpoints:
             ),
         )
         self._scores: dict[int, float] = {}
+        self._ending = ExitStack()
         self._unflushed: int | None = None  # the last step that was saved
         for step in self._manager.all_steps():
             try:
@@ -53,14 +55,18 @@ class Checkpoints:
                 self._scores[step] = math.inf  # `restore` will report it
 
     def __enter__(self) -> "Checkpoints":
+        self._ending.enter_context(signals.undone(self._remove_unfinished))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Let a save in the background end, and remove what is left of one that failed."""
-        if kind is None:
-            return
-        with suppress(Exception):
-            self._manager.wait_until_finished()
+        if kind is not None:
+            with suppress(Exception):
+                self._manager.wait_until_finished()
+            self._remove_unfinished()
+        self._ending.close()
+
+    def _remove_unfinished(self) -> None:
         for unfinished in self.folder.glob(f"*{TEMPORARY}"):
             remove_folder(unfinished)
 

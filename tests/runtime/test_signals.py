@@ -128,13 +128,24 @@ def test_worker_processes_end_with_the_command(tmp_path, number):
         assert not Path(f"/proc/{worker}").exists()
 
 
-def test_what_nohup_ignores_stays_ignored():
-    program = (
-        "import signal\nfrom mfm_jax.runtime import signals\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\nsignals.catch('mfm')\n"
-        "signal.raise_signal(signal.SIGINT)\nprint('on')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("on\n", "")
+NOHUP = """
+import signal
+from mfm_jax.runtime import signals
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signals.catch("mfm")
+signal.raise_signal(signal.SIGINT)
+print("on")
+"""
+LATE = """
+import atexit, signal
+atexit.register(signal.raise_signal, signal.SIGTERM)
+from mfm_jax.runtime import signals
+signals.catch("mfm")
+print("on")
+"""
+
+
+@pytest.mark.parametrize("program", [NOHUP, LATE], ids=["nohup", "late"])
+def test_what_nohup_ignores_and_what_comes_when_all_is_done_is_ignored(program):
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
