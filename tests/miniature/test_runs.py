@@ -185,8 +185,8 @@ class Told(Stage1):
 def test_a_stopped_run_leaves_no_line_and_goes_on(workspace):
     (run,) = linear_runs(workspace)
     recipe = run.config.recipe
-    fields = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
-    told = replace(run, config=replace(run.config, recipe=Told(**fields)))
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    told = replace(run, config=replace(run.config, recipe=Told(**values)))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match="run the same command again to continue"):
         run_one(told, workspace)
@@ -287,7 +287,7 @@ def test_the_unknowns_are_single_changes(workspace):
         recipe = change.config.recipe
         fields = {
             name
-            for name in default.__dataclass_fields__
+            for name in (field.name for field in fields(default))
             if getattr(recipe, name) != getattr(default, name)
         }
         assert len(fields) == 1, change.name
