@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 # pyproject.toml and installed first, so that nothing else can choose another one.
 TORCH := torch==2.13.0
 JOBS ?= 2
+# The versions that the suite was run with; LOCK= takes the newest that pyproject.toml allows.
+LOCK ?= constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK))
 
-.PHONY: demo picture test parity lint format bench bundle wheel clean
+.PHONY: demo picture test parity lint format bench bundle wheel lock clean
 
 demo: $(VENV)/run.done
 	$(BIN)/mfm demo
@@ -43,14 +46,25 @@ wheel: $(VENV)/dev.done
 bundle: $(VENV)/run.done
 	$(BIN)/python -m miniature train
 
-$(VENV)/run.done: pyproject.toml
+# constraints.txt anew: the newest versions that pyproject.toml allows. Run the suite with them.
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	( sed '/^[^#]/,$$d' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --exclude mfm-jax \
+		| grep -v '^torch==' ) > $(VENV)-lock/constraints.txt
+	mv $(VENV)-lock/constraints.txt constraints.txt
+	rm -rf $(VENV)-lock
+
+$(VENV)/run.done: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python $(PIP_INSTALL) --editable .
 	touch $@
 
 $(VENV)/dev.done: $(VENV)/run.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) $(TORCH)
+	$(BIN)/python $(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
 clean:
