@@ -83,7 +83,8 @@ def is_hidden(path: Path) -> bool:
 
 
 def _named(folder: Path, file: str, start: float = 0.0) -> Clip:
-    name = Path(file).with_suffix("").as_posix()
+    # The id is UTF-8 where the bytes of the name are, also if Python takes names for ASCII.
+    name = os.fsencode(Path(file).with_suffix("").as_posix()).decode("utf-8", "surrogateescape")
     return Clip(f"{name}@{start:g}" if start else name, folder / file, start)
 
 
@@ -139,13 +140,15 @@ def _read_row(source: Path, videos: Path, line: int, row: dict) -> Clip:
     file, start = (row["file"] or "").strip(), (row.get("start") or "0").strip()
     if not file:
         raise DataError(f"{source}, line {line}: no file is named")
+    if any("\0" in str(value) for value in row.values()):
+        raise DataError(f"{source} is not a CSV of UTF-8 text (line {line}): save it as one")
     try:
         seconds = float(start)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise DataError(f"{source}, line {line}: start {start!r} is no number of seconds")
-    clip = _named(videos, file, seconds)
+    clip = _named(videos, os.fsdecode(file.encode("utf-8", "surrogateescape")), seconds)
     if not (_is_text(file) or os.path.lexists(clip.path)):
         raise DataError(
             f"{source} is not a CSV of UTF-8 text (line {line}: no file is called {file!r}): save "

@@ -4,8 +4,10 @@
 `samples`, and the end of the run to `summary.json`.
 """
 
+import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -109,11 +111,13 @@ class Metrics:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for name, wave in waves.items():
-            file, image = folder / name.replace("/", "_"), picture(wave)
-            write_wav(file.with_name(f"{file.name}.wav"), wave)
-            with atomic_write(file.with_name(f"{file.name}.png")) as part:
+            file, image = _file_name(name), picture(wave)
+            write_wav(folder / f"{file}.wav", wave)
+            with atomic_write(folder / f"{file}.png") as part:
                 Image.fromarray(image).save(part)
-            self._board.sound(step, f"samples/{name}", wave, image)
+            # Event files hold UTF-8 alone.
+            tag = name.encode("utf-8", "backslashreplace").decode()
+            self._board.sound(step, f"samples/{tag}", wave, image)
 
     def summarise(self, bundle: Path | None, best: str) -> None:
         """Write the summary of a finished run.
@@ -211,6 +215,19 @@ def _kept(file: Path, start: int) -> list[dict[str, Any]]:
             lines.append(line)
     write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+LONGEST = 200
+"""Bytes of a file's name, without its suffix."""
+
+
+def _file_name(clip: str) -> str:
+    """Return a name for files of a clip: its id, or of a long one the beginning and a digest."""
+    name = clip.replace("/", "_").encode("utf-8", "surrogateescape")
+    if len(name) > LONGEST:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        name = name[: LONGEST - len(digest) - 1] + f"-{digest}".encode()
+    return os.fsdecode(name)
 
 
 def _is_score(line: Mapping[str, Any]) -> bool:

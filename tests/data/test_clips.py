@@ -1,10 +1,14 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.sources import hold_out
+
+ROOT = Path(__file__).parents[2]
 
 
 def touch(folder, *names):
@@ -60,6 +64,7 @@ def test_a_csv_may_say_where_a_clip_starts_and_what_it_is_called(tmp_path):
         ("file,start\na.mp4,0\n,1\n", "line 3: no file is named"),
         ("file\na.mp4\na.mkv\n", "a.mp4 and a.mkv are both called 'a'"),
         ("file,id\na.mp4,x\nb.mp4,x\n", "both called 'x'"),
+        ("file,id\na.mp4,x\0\n", "not a CSV of UTF-8 text .line 2"),
     ],
 )
 def test_a_csv_that_cannot_be_used(tmp_path, text, message):
@@ -141,6 +146,28 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert list_clips(source) == list_clips(tmp_path)
     train, heldout = hold_out(list_clips(source), 0.5)
     assert len(train) + len(heldout) == 2
+
+
+LIST = """
+from pathlib import Path
+from mfm_jax.data.clips import list_clips
+for place in (".", "clips.csv"):
+    print([(ascii(clip.id), clip.path.exists()) for clip in list_clips(Path(place))])
+"""
+
+
+def test_ids_do_not_depend_on_the_locale(tmp_path):
+    names = (b"caf\xe9.mp4", "\u732b.mp4".encode())
+    touch(tmp_path, *map(os.fsdecode, names))
+    (tmp_path / "clips.csv").write_bytes(b"file\n" + b"\n".join(names))
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # names are ASCII
+    for environment in ({}, {"LC_ALL": "C"}, plain):
+        said = subprocess.run(
+            [sys.executable, "-c", LIST], cwd=tmp_path, check=True, capture_output=True, text=True,
+            env={"PYTHONPATH": str(ROOT), **environment},
+        ).stdout  # fmt: skip
+        ids = [(ascii(os.fsdecode(b"caf\xe9")), True), (ascii("\u732b"), True)]
+        assert said == f"{ids}\n" * 2
 
 
 def test_what_is_neither_a_folder_nor_a_file(tmp_path):

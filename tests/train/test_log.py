@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import struct
 import sys
@@ -288,6 +289,15 @@ def test_a_run_that_goes_on_does_not_write_its_samples_again(tmp_path):
         metrics.close()
     assert [step for step, _ in shown(tmp_path)["samples/a/b"]] == [2, 2]  # sound and picture
     assert list(files(tmp_path / "samples" / "step-2")) == ["a_b.png", "a_b.wav"]
+
+
+def test_samples_of_clips_with_any_name(tmp_path):
+    names = [f"{'x' * 300}{i}" for i in range(2)] + [os.fsdecode(b"caf\xe9")]
+    metrics = Metrics(tmp_path, StepTimer(1, devices=1, peak=None), start=2, every=1)
+    metrics.sounds(2, dict.fromkeys(names, np.zeros(1600, np.float32)))
+    metrics.close()
+    assert len(files(tmp_path / "samples" / "step-2")) == 6
+    assert "samples/caf\\udce9" in shown(tmp_path)
 
 
 def test_stage_2_sounds_through_its_own_unet(folder):
