@@ -336,7 +336,7 @@ def _record(path: Path) -> dict:
             return record
     except FileNotFoundError:
         raise WorldError(f"{path} is missing: write the clip again with write_clip") from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     raise WorldError(f"{path} does not describe a clip: remove it and write the clip again")
 

@@ -61,7 +61,7 @@ def _replace(config: Any, path: list[str], text: str, where: str) -> Any:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or more digits or brackets than Python reads
         return {"None": None, "True": True, "False": False}.get(text, text)
 
 
@@ -85,7 +85,12 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if kind is Any or (type(data) is kind) or (data is None and kind is types.NoneType):
         return data
-    raise SettingError(f"{where} should be {getattr(kind, '__name__', kind)}, not {data!r}")
+    raise SettingError(f"{where} should be {getattr(kind, '__name__', kind)}, not {_shown(data)}")
+
+
+def _shown(data: Any) -> str:
+    text = repr(data)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _read_union(kinds: tuple, data: Any, where: str) -> Any:
@@ -95,12 +100,12 @@ def _read_union(kinds: tuple, data: Any, where: str) -> Any:
         except SettingError:
             continue
     names = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-    raise SettingError(f"{where} should be {names}, not {data!r}")
+    raise SettingError(f"{where} should be {names}, not {_shown(data)}")
 
 
 def _read_tuple(kinds: tuple, data: Any, where: str) -> tuple:
     if not isinstance(data, list | tuple):
-        raise SettingError(f"{where} should be a list, not {data!r}")
+        raise SettingError(f"{where} should be a list, not {_shown(data)}")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(data)
     if len(kinds) != len(data):
@@ -115,7 +120,7 @@ def _read_dataclass(kind: type, data: Any, where: str) -> Any:
     if isinstance(data, str) and hasattr(kind, "from_text"):
         return kind.from_text(data)
     if not isinstance(data, dict):
-        raise SettingError(f"{where} should be a {kind.__name__}, not {data!r}")
+        raise SettingError(f"{where} should be a {kind.__name__}, not {_shown(data)}")
     kinds = _fields(kind, where)
     unknown = sorted(data.keys() - kinds.keys())
     if unknown:

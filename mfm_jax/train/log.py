@@ -206,12 +206,12 @@ def _kept(file: Path, start: int) -> list[dict[str, Any]]:
     A kill leaves lines of steps that are done again, and maybe a half line.
     """
     lines = []
-    for text in file.read_text().splitlines() if file.exists() and start else ():
+    for text in file.read_bytes().splitlines() if file.exists() and start else ():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if line["step"] <= start:
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] <= start:
             lines.append(line)
     write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     return lines

@@ -64,6 +64,8 @@ def test_overrides_reach_nested_fields_in_their_types():
         ("sizes=[1,2.5]", r"sizes\[1\] should be int, not 2.5"),
         ("inner.rate.x=1", "inner.rate.x: 0.5 has no fields"),
         ("on", "'on' is not of the form field.field=value"),
+        ("sizes=" + "[" * 100_000, r"sizes should be a list, not '\[{76}\.\.\.$"),
+        ("inner.rate=" + "9" * 5000, r"inner.rate should be float, not '9{76}\.\.\.$"),
     ],
 )
 def test_wrong_overrides_are_one_line(assignment, message):
