@@ -1,4 +1,4 @@
-"""The `mfm` command. Exit codes: 0 done, 1 some inputs failed, 2 wrong usage.
+"""The `mfm` command. Exit codes: 0 done, 1 some inputs failed, 2 wrong usage, 130 and 143 stopped.
 
 Only the module of the command that is run is imported, and the libraries that it needs only once it
 runs: `mfm -h` and `mfm COMMAND -h` answer at once.
