@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz.runner import run
 
 
-@pytest.mark.parametrize(("kind", "cases"), [("media", 50), ("bundles", 25), ("checkpoints", 40)])
+@pytest.mark.parametrize(("kind", "cases"), [("media", 40), ("bundles", 12), ("checkpoints", 25)])
 def test_damaged_files_are_read_or_refused_in_a_line(kind, cases):
     verdicts = run(kind, 7, range(cases))
     assert len(verdicts) == cases
