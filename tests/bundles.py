@@ -84,6 +84,6 @@ def untrained() -> dict:
     }
 
 
-def untrained_bundle(path: Path) -> Bundle:
-    """Write the untrained bundle to `path`."""
-    return write_bundle(path, untrained(), settings=SETTINGS)
+def untrained_bundle(path: Path, **changes) -> Bundle:
+    """Write the untrained bundle to `path`, with changes of `SETTINGS`."""
+    return write_bundle(path, untrained(), settings=replace(SETTINGS, **changes))

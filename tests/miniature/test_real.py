@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mfm_jax.bundle import write_bundle
 from mfm_jax.errors import MediaError
 from mfm_jax.foley.world import World, write_clip
 from mfm_jax.media.probe import VideoInfo
-from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.__main__ import main
 from miniature.real import Result, draw, find_videos, report
 from miniature.still import measure_activity
+from tests.bundles import untrained_bundle
 from tests.silent import write_silent
 
 
@@ -39,7 +38,7 @@ def test_videos_are_found_by_name_and_nothing_else_is(tmp_path):
 
 def test_each_video_gets_a_row_and_a_place_in_the_figure(tmp_path, capsys):
     bundle, folder, out = (tmp_path / name for name in ("bundle", "videos", "out"))
-    write_bundle(bundle, {}, base=TINY_BUNDLE, settings=lambda s: replace(s, steps=1, guidance=1.0))
+    untrained_bundle(bundle, steps=1, guidance=1.0)
     loud = write_clip(replace(World(), seconds=4.0), 20_000_001, folder)
     write_silent(loud, folder / "silent.mp4")
     loud.with_suffix(".json").unlink()

@@ -1,7 +1,6 @@
 """The same clips re-encoded as other files."""
 
 import itertools
-from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -15,10 +14,10 @@ from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.models.listener import Listener, ListenerConfig
-from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.document import LABELS, POINTS, markdown
 from miniature.robust import VARIANTS, Variant, as_variant, first_clips, read_frames, robust
 from miniature.scores import open_clips
+from tests.bundles import untrained_bundle
 
 SPEC = WindowSpec(2.56, 0.32, 12.5, 64, 8, 64)
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -119,9 +118,8 @@ def test_the_same_file_again_differs_by_nothing_and_another_by_what_is_said(clip
     source = Source("a test", "none")
     components = {"listener": (config, Listener(config, rngs=nnx.Rngs(0)), source)}
     bundle = tmp_path / "bundle"
-    write_bundle(
-        bundle, components, base=TINY_BUNDLE, settings=lambda s: replace(s, steps=1, guidance=1.0)
-    )
+    untrained_bundle(bundle, steps=1, guidance=1.0)
+    write_bundle(bundle, components)
     same = tmp_path / "variants" / "same"
     same.mkdir(parents=True)
     for clip in clips:

@@ -13,6 +13,7 @@ from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.scores import Row, normalised, open_clips, table
 from miniature.sounds import Synthesiser
+from tests.bundles import untrained_bundle
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,9 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def synthesiser():
-    return Synthesiser.open(TINY_BUNDLE, Sampling(steps=2))
+def synthesiser(tmp_path_factory):
+    bundle = untrained_bundle(tmp_path_factory.mktemp("bundle") / "untrained")
+    return Synthesiser.open(bundle.path, Sampling(steps=2))
 
 
 def test_clips_are_opened_with_what_they_show(clips):

@@ -1,14 +1,10 @@
 """Still videos, and the activity of a sound."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from mfm_jax.bundle import write_bundle
 from mfm_jax.foley.world import World, write_world
 from mfm_jax.media.probe import probe
-from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.robust import read_frames
 from miniature.scores import open_clips
 from miniature.still import (
@@ -20,6 +16,7 @@ from miniature.still import (
     summary,
     unlabelled_clip,
 )
+from tests.bundles import untrained_bundle
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,7 @@ def test_a_bare_clip_is_silence_as_long_as_its_video(clips):
 
 def test_a_row_for_each_kind_and_one_for_the_true_sound(clips, tmp_path):
     bundle = tmp_path / "bundle"
-    write_bundle(bundle, {}, base=TINY_BUNDLE, settings=lambda s: replace(s, steps=1, guidance=1.0))
+    untrained_bundle(bundle, steps=1, guidance=1.0)
     found = still(bundle, clips, tmp_path / "videos", lengths=(World().seconds,))
     rows = {row["video"]: row for row in found["rows"]}
     assert list(rows) == [*STILL, "moving", "moving, true sound"]
