@@ -5,6 +5,7 @@ libraries swallow some. What is not to outlive the process is registered with `u
 """
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
 
 _name = "mfm"
 _undo: dict[object, Callable[[], None]] = {}
@@ -49,8 +51,13 @@ def rename(name: str) -> None:
 
 
 def end_quietly() -> None:
-    """Let SIGTERM end a worker process without a line; Ctrl-C is left to its parent."""
+    """Let SIGTERM end a worker process without a line; Ctrl-C is left to its parent.
+
+    On Linux it ends with its parent, also if that is killed.
+    """
     rename("")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _handle)
 

@@ -86,6 +86,13 @@ def test_a_program_can_be_stopped_while_it_imports(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def alive(number):
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().rpartition(")")[2]
+    except FileNotFoundError:
+        return False
+
+
 POOL = """
 import os, sys, time
 from pathlib import Path
@@ -104,7 +111,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", LINE)
+@pytest.mark.parametrize("number", [*LINE, signal.SIGKILL])
 def test_worker_processes_end_with_the_command(tmp_path, number):
     program, folder = tmp_path / "pool.py", tmp_path / "made"
     program.write_text(POOL)
@@ -122,10 +129,15 @@ def test_worker_processes_end_with_the_command(tmp_path, number):
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    assert ended(process, number) == "mfm x: stopped\n"
+    if number == signal.SIGKILL:
+        process.communicate(timeout=30)  # until the workers close their ends as well
+    else:
+        assert ended(process, number) == "mfm x: stopped\n"
     assert list(folder.iterdir()) == []
-    for worker in workers:
-        assert not Path(f"/proc/{worker}").exists()
+    patience = time.monotonic() + 10
+    while any(map(alive, workers)):
+        assert time.monotonic() < patience
+        time.sleep(0.01)
 
 
 NOHUP = """
