@@ -83,7 +83,7 @@ def not_ending() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back, and for good in processes that the block starts."""
+    """Keep Ctrl-C, for good, from processes that the block starts: they inherit the mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
