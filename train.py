@@ -132,7 +132,7 @@ def run(
 
     if stopped:
         distributed.say(f"stopped at step {done}: the same command continues from there")
-        return 130 if stop.signal == signal.SIGINT else 0
+        return 128 + (stop.signal or signal.SIGTERM)  # JAX takes the signals of several processes
     finish(setup, state, metrics, workdir, command)
     return 0
 

@@ -251,7 +251,7 @@ def test_a_run_goes_on_with_other_devices(processes, made, alone, request):
 def test_a_signal_to_one_process_stops_both_at_one_step(made, two):
     (step,) = (p.name for p in (made / "two" / "stop" / "checkpoints").iterdir())
     assert f"stopped at step {step}: the same command continues" in two[0]["stop"]["stdout"]
-    assert {its["stop"]["code"] for its in two} == {0}
+    assert {its["stop"]["code"] for its in two} == {143}
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, one, tmp_path):

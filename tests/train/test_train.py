@@ -38,7 +38,7 @@ def losses(workdir):
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, capsys):
     straight, stopped, resumed = Regression(), Regression(stop_at=1), Regression()
     assert train(config(straight), tmp_path / "a", "test") == 0
-    assert train(config(stopped), tmp_path / "b", "test") == 0
+    assert train(config(stopped), tmp_path / "b", "test") == 143
     assert "stopped at step 6" in capsys.readouterr().out
     assert not any(kind == "finish" for kind, _ in stopped.log)
     assert train(config(resumed), tmp_path / "b", "test") == 0
@@ -193,7 +193,7 @@ def test_a_damaged_best_checkpoint_is_no_end_of_the_run(tmp_path, capsys):
             self.log.append(("evaluate", None))
             return {"loss": 100.0}
 
-    assert train(config(Regression(stop_at=1), best="loss"), tmp_path, "test") == 0
+    assert train(config(Regression(stop_at=1), best="loss"), tmp_path, "test") == 143
     recipe = Worse()
     assert train(config(recipe, best="loss"), tmp_path, "test") == 0
     assert recipe.log[-1][0] == "finish"
@@ -206,7 +206,7 @@ def test_a_damaged_best_checkpoint_is_no_end_of_the_run(tmp_path, capsys):
 def test_a_disk_that_is_full_for_metrics_is_one_line_and_the_run_goes_on_later(tmp_path):
     straight, last = Regression(), Regression()
     assert train(config(straight), tmp_path / "a", "test") == 0
-    assert train(config(Regression(stop_at=1)), tmp_path / "b", "test") == 0
+    assert train(config(Regression(stop_at=1)), tmp_path / "b", "test") == 143
     with ExitStack() as disk:
 
         class Full(Regression):
