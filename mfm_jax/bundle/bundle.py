@@ -303,6 +303,15 @@ def _settings(data: dict[str, Any]) -> Settings:
     return settings
 
 
+def check_settings(settings: Settings) -> None:
+    """Check that a bundle with these settings can be opened.
+
+    Raises:
+        SettingError: a setting is absurd, or does not go with another.
+    """
+    _settings(to_json(settings))
+
+
 def trained(settings: Settings) -> str:
     """Return the SHA-256 of the settings that the networks were trained with."""
     text = json.dumps([to_json(settings.schedule), settings.frames], sort_keys=True)

@@ -22,6 +22,7 @@ from mfm_jax.bundle.bundle import (
     Bundle,
     BundleError,
     Entry,
+    check_settings,
     component_checksum,
     entry_json,
     trained,
@@ -34,6 +35,7 @@ from mfm_jax.storage.files import (
     flush_tree,
     is_locked,
     locked,
+    locked_new_folder,
     new_folder,
     remove_folder,
     remove_parts,
@@ -73,6 +75,7 @@ def write_bundle(
 
     Raises:
         BundleError: a component's name is unknown, or `path` is not a bundle or a new folder.
+        SettingError: the settings make no sense.
     """
     path = Path(path)
     if unknown := sorted(components.keys() - COMPONENTS.keys()):
@@ -141,12 +144,9 @@ def _new_component(path: Path, name: str) -> Iterator[Path]:
     """Make a folder for a component, locked until `bundle.json` names it or writing fails."""
     folder = path / f"{name}-{secrets.token_hex(4)}"
     remove = partial(_remove_unless_named, path, folder)
-    with signals.undone(remove):
-        with signals.not_ending():
-            folder.mkdir(parents=True)  # another process may have given the bundle up
+    with signals.undone(remove), locked_new_folder(folder):
         try:
-            with locked(folder):
-                yield folder
+            yield folder
         except BaseException:
             remove()
             raise
@@ -217,7 +217,11 @@ def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> Non
 
     Power may fail at any moment: the folders are on the disk before `bundle.json` names them, and
     that is before the old folders go.
+
+    Raises:
+        SettingError: the settings make no sense.
     """
+    check_settings(settings)
     data = {
         "format": FORMAT,
         "settings": to_json(settings),

@@ -257,6 +257,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: there is no room for it.
     """
+    if path.is_symlink():  # which a folder cannot replace
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     outer = _temporary(path.parent)  # locked, so that what is in it can be locked by others
@@ -295,26 +297,66 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_at_once(path: Path) -> Iterator[bool]:
-    """As `locked`, but yield False at once if another process has the lock."""
-    with _open(path) as handle:
+def claimed_folder(folder: Path) -> Iterator[bool]:
+    """Make `folder` if it is not there, and lock it; yield False if another process has locked it.
+
+    On a file system without locks every process gets it.
+    """
+    handle, alone = _claim(folder)
+    try:
+        yield alone
+    finally:
+        os.close(handle)
+
+
+def _claim(folder: Path) -> tuple[int, bool]:
+    """Return a handle of `folder`, and whether this locked it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # the file system knows no locks
-            pass
-        yield True
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process has just given it up
+            continue
+        alone = _lock_at_once(handle)
+        if not alone or _is_at(handle, folder):
+            return handle, alone
+        os.close(handle)
+
+
+def _lock_at_once(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system knows no locks
+        pass
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), path.stat())
+    return False
+
+
+@contextmanager
+def locked_new_folder(path: Path) -> Iterator[None]:
+    """Make the folder `path`, which must not exist, and lock it while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _new_locked(path, folder=True)
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process has locked `folder`; also True if that cannot be told."""
-    with _open(folder) as handle:
-        try:
+    try:
+        with _open(folder) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+    except OSError:
+        return True
     return False
 
 

@@ -10,7 +10,7 @@ import jax
 
 from mfm_jax.errors import UserError
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.files import check_folder, locked_at_once, write_text
+from mfm_jax.storage.files import check_folder, claimed_folder, write_text
 from mfm_jax.storage.paths import array_path
 from mfm_jax.train.recipe import TrainConfig
 
@@ -32,25 +32,17 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[dict[str, tuple[Any,
         WorkdirError: another process trains there, or the run there has another seed.
         WriteError: nothing can be written there.
     """
-    changes = _changes(workdir / CONFIG, config)
-    if "seed" in changes and _has_checkpoints(workdir):
-        before, now = changes["seed"]
-        raise WorkdirError(
-            f"{workdir} has a run with seed {before}, not {now}: use another --workdir, or remove "
-            "that one"
-        )
     if jax.process_index() != 0:
-        yield changes
+        yield _changes(workdir, config)
         return
     check_folder(array_path(workdir))
-    (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    with locked_at_once(workdir / CHECKPOINTS) as alone:
+    with claimed_folder(workdir / CHECKPOINTS) as alone:
         if not alone:
             raise WorkdirError(
                 f"another process trains in {workdir}: wait for its end or use another --workdir"
             )
         try:
-            yield changes
+            yield _changes(workdir, config)
         finally:
             with suppress(OSError):  # it was refused before anything was made
                 (workdir / CHECKPOINTS).rmdir()
@@ -75,8 +67,8 @@ def tell(changes: Mapping[str, tuple[Any, Any]], config: TrainConfig, done: int)
         )
     if config.steps < done:
         lines.append(
-            f"{done} steps are done, more than the {config.steps} of the config: the run ends with "
-            f"the weights of step {done}"
+            f"{done} steps are done, more than the {config.steps} of the config: the run ends at "
+            f"step {done}"
         )
     elif "steps" in changes:
         others.append("steps")
@@ -86,18 +78,36 @@ def tell(changes: Mapping[str, tuple[Any, Any]], config: TrainConfig, done: int)
     return lines
 
 
-def _changes(file: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the fields that differ from those in `file`; none if there is no such file."""
+def _changes(workdir: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the fields that changed since the run began; none if it begins now.
+
+    Raises:
+        WorkdirError: the run has another seed, or its seed is not known.
+    """
+    before, now = _recorded(workdir), _flat(to_json(config))
+    changes = {n: (before[n], v) for n, v in now.items() if n in before and before[n] != v}
+    if "seed" in changes and _has_checkpoints(workdir):
+        raise WorkdirError(
+            f"{workdir} has a run with seed {changes['seed'][0]}, not {config.seed}: use another "
+            "--workdir, or remove that one"
+        )
+    return changes
+
+
+def _recorded(workdir: Path) -> dict[str, Any]:
+    """Return the config that the run began with, by field; empty if none is written down."""
+    file = workdir / CONFIG
     try:
-        before = _flat(json.loads(file.read_bytes()))
+        return _flat(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, RecursionError):
-        return {}  # of a new run, or damaged: it is written again
-    now = _flat(to_json(config))
-    return {
-        name: (before[name], value)
-        for name, value in now.items()
-        if name in before and before[name] != value
-    }
+        if not _has_checkpoints(workdir):
+            return {}  # it is written again
+        raise WorkdirError(
+            f"{file} is damaged, so the seed of the run there is not known: use another --workdir, "
+            "or remove that file if the seed is the same"
+        ) from None
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

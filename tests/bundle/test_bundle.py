@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mfm_jax.bundle import Bundle, BundleError, Component, Source, write_bundle
+from mfm_jax.errors import SettingError
 from mfm_jax.storage import store
 from mfm_jax.storage.files import locked
 from mfm_jax.storage.paths import TINY_BUNDLE
@@ -215,6 +216,16 @@ def test_large_components_come_in_parts_and_are_one_network(tmp_path, monkeypatc
     for key, weight in named_weights(network).items():
         np.testing.assert_array_equal(opened[key], weight, err_msg=key)
     assert bundle.damages("vocoder") == []
+
+
+def test_settings_that_could_not_be_opened_are_not_written(bundle, tmp_path):
+    wrong = dataclasses.replace(SETTINGS, steps=SETTINGS.schedule.train_steps)
+    for path in (bundle.path, tmp_path / "new"):
+        with pytest.raises(SettingError, match=r"settings\.steps is \d+, of \d+ in training"):
+            write_bundle(path, {"vocoder": untrained()["vocoder"]}, settings=wrong)
+    assert Bundle.open(bundle.path) == bundle
+    assert not bundle.damages("vocoder")
+    assert not (tmp_path / "new").exists()
 
 
 def test_leftovers_of_killed_writers_go_and_other_folders_stay(bundle):

@@ -141,6 +141,37 @@ def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypa
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_one_process_claims_a_folder(tmp_path, monkeypatch):
+    """Also if the one that had it gives it up between the look of the next one and its lock."""
+    lock, gives_up = files.fcntl.flock, [True]
+
+    def locking(handle, how):
+        lock(handle, how)
+        if gives_up and gives_up.pop():
+            (tmp_path / "a" / "b").rmdir()
+
+    monkeypatch.setattr(files.fcntl, "flock", locking)
+    with files.claimed_folder(tmp_path / "a" / "b") as first:
+        assert first
+        assert (tmp_path / "a" / "b").is_dir()
+        with files.claimed_folder(tmp_path / "a" / "b") as second:
+            assert not second
+    with files.claimed_folder(tmp_path / "a" / "b") as third:
+        assert third
+    assert files.is_locked(tmp_path / "absent")
+
+
+def test_a_new_folder_replaces_what_a_link_leads_to(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent"):
+        (tmp_path / f"link to {name}").symlink_to(name)
+        with files.new_folder(tmp_path / f"link to {name}") as folder:
+            (folder / "a").touch()
+        assert (tmp_path / f"link to {name}").is_symlink()
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["a"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_no_room_is_one_line_that_names_the_file_and_leaves_nothing(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     with full_disk():

@@ -1,5 +1,6 @@
 """A workdir belongs to one run. A run that is refused changes nothing."""
 
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
@@ -20,7 +21,7 @@ def contents(folder):
 def half(tmp_path_factory):
     """A run of 12 steps that was stopped after the sixth."""
     folder = tmp_path_factory.mktemp("run")
-    assert train(config(Regression(stop_at=1)), folder, "test") == 0
+    assert train(config(Regression(stop_at=1)), folder, "test") == 143
     return folder
 
 
@@ -39,6 +40,15 @@ def test_another_seed_is_refused(half):
     with pytest.raises(WorkdirError, match="has a run with seed 0, not 1: use another --workdir"):
         train(config(Regression(), seed=1), half, "test")
     assert contents(half) == before
+
+
+def test_a_run_whose_seed_is_not_known_is_refused(half, tmp_path):
+    shutil.copytree(half, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(WorkdirError, match="is damaged, so the seed of the run there is not known"):
+        train(config(Regression()), tmp_path / "run", "test")
+    (tmp_path / "run" / "config.json").unlink()
+    assert train(config(Regression()), tmp_path / "run", "test") == 0
 
 
 class Wider(Net):
@@ -78,11 +88,11 @@ def test_a_new_folder_that_is_refused_is_not_made(tmp_path):
 
 
 def test_what_is_different_when_it_goes_on_is_told(tmp_path, capsys):
-    assert train(config(Regression(stop_at=1)), tmp_path, "test") == 0
+    assert train(config(Regression(stop_at=1)), tmp_path, "test") == 143
     assert "changed" not in capsys.readouterr().out
     changed = config(Regression(stop_at=1), batch=2, steps=24)
     changed = replace(changed, optimizer=replace(changed.optimizer, learning_rate=0.01))
-    assert train(changed, tmp_path, "test") == 0
+    assert train(changed, tmp_path, "test") == 143
     said = capsys.readouterr().out
     assert (
         "the batch was 4 clips and is 2 from step 6 on: the clips go on at place 12 of their order "
@@ -94,9 +104,7 @@ def test_what_is_different_when_it_goes_on_is_told(tmp_path, capsys):
     recipe = Regression()
     assert train(replace(changed, recipe=recipe, steps=4), tmp_path, "test") == 0
     said = capsys.readouterr().out
-    assert (
-        "12 steps are done, more than the 4 of the config: the run ends with the weights of step 12"
-    ) in said
+    assert ("12 steps are done, more than the 4 of the config: the run ends at step 12") in said
     assert "step 12  heldout_loss" in said
     assert "12 steps on" in said
     assert [kind for kind, _ in recipe.log] == ["evaluate", "finish"]

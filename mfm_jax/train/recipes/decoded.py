@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 
 from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
+from mfm_jax.bundle.bundle import check_settings
 from mfm_jax.bundle.licences import trained_source
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.decoded import DESCRIPTION, DecodedSource, write_decoded
@@ -36,6 +37,7 @@ class BundleRecipe(Recipe):
             Bundle.open(path)
         else:
             check_folder(path)
+            check_settings(self.settings)
         self.source.check()
 
     def read(self, element: Element) -> Element:
