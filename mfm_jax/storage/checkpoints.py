@@ -18,8 +18,6 @@ from mfm_jax.typing import Array, Shaped
 
 ABOUT = "about"
 """The item of a checkpoint that holds its checksums and its score."""
-
-
 TEMPORARY = ".orbax-checkpoint-tmp"
 """How the names of unfinished checkpoints end."""
 
@@ -50,7 +48,7 @@ class Checkpoints:
         self._unflushed: int | None = None  # the last step that was saved
         for step in self._manager.all_steps():
             try:
-                self._scores[step] = self._about(step)["score"]
+                self._scores[step] = float(self._about(step)["score"])
             except Exception:
                 self._scores[step] = math.inf  # `restore` will report it
 
@@ -186,6 +184,8 @@ class Checkpoints:
         about = self._about(step)
         saved = about.get("arrays", {})  # version 0.1 did not list them
         for name in wanted:
+            if name not in about["sums"]:
+                raise ValueError(f"it has no {name}")
             if name in saved:
                 _check_same(name, shapes(wanted[name]), saved[name])
         args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
@@ -224,7 +224,7 @@ class Checkpoints:
         reason = full_disk(error) or first_line(error)[:200]
         return CheckpointError(
             f"a checkpoint cannot be written into {self.folder} by step {step} ({reason}): "
-            "make room there and start again; the one before it is good"
+            "make room there and start again; those before it are good"
         )
 
 

@@ -179,12 +179,18 @@ def test_where_none_fits_nothing_is_removed(tmp_path):
     assert steps(tmp_path) == [3, 5]
 
 
+def test_a_mean_that_was_not_kept_is_named(tmp_path):
+    written(tmp_path, (3, None))
+    with pytest.raises(CheckpointError, match=r"fits this run or can be used \(it has no ema\)"):
+        opened(tmp_path, say=lambda text: None).restore({**items(0), "ema": items(0)["params"]})
+
+
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_good(tmp_path):
     written(tmp_path, (3, None))
     command = [sys.executable, "-m", "tests.full_disk", str(tmp_path)]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     assert said.startswith(f"a checkpoint cannot be written into {tmp_path} by step 5 (")
-    assert "make room there and start again; the one before it is good" in said
+    assert "make room there and start again; those before it are good" in said
     assert said.count("\n") == 1
     again = opened(tmp_path)
     same(again.restore(items(0)), 3)
