@@ -49,7 +49,9 @@ def _one(
     ours = config(read_json(folder, CONFIG))
     layout = table(ours)
     spelling = vae.spelling if name == "vae" else str
-    weights = request.open(folder, lambda key: layout.knows(spelling(key)))
+    # Where diffusers' training scripts save averages.
+    averages = top / f"{name}_ema"
+    weights = request.open(folder, lambda key: layout.knows(spelling(key)), averages_in=averages)
     tensors = vae.spelled(weights.tensors) if name == "vae" else weights.tensors
     files = (folder / CONFIG, *weights.files)
     licence = request.licence or licences.AUDIOLDM2

@@ -44,7 +44,7 @@ def read(request: Request) -> Read:
     """Read the encoder from its own file or from AudioLDM2's checkpoint."""
     config = own_config(request, AudioMAEConfig) or AudioMAEConfig.base()
     layout = table(config)
-    weights = request.weights(lambda key: key.startswith(IN_AUDIOLDM2) or layout.knows(key))
+    weights = request.weights(lambda key: layout.knows(key.removeprefix(IN_AUDIOLDM2)))
     inside = without_prefix(weights.tensors, IN_AUDIOLDM2)
     tensors = inside or weights.tensors
     released = combined([licences.AUDIOMAE, licences.AUDIOLDM2]) if inside else licences.AUDIOMAE

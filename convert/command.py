@@ -18,10 +18,22 @@ from mfm_jax.runtime.progress import Progress
 from mfm_jax.storage.files import check_file, check_folder
 from mfm_jax.storage.paths import array_path, local_path
 
+READING = (
+    "precision", "excuse", "drop_unused", "ema", "only", "vocabulary", "config", "licence",
+    "revision",
+)  # fmt: skip
+"""Options that say how checkpoints are read."""
+
 
 def from_torch(args: argparse.Namespace) -> None:
-    """Read checkpoints into a bundle."""
+    """Read checkpoints into a bundle.
+
+    Raises:
+        ConversionError: an option does not go with the model.
+    """
     model = find_model(args.model)
+    if args.only and args.model != "audioldm2":
+        raise ConversionError(f"{args.model} is one network: leave out --only")
     check_folder(array_path(args.output))
     if (args.output / "bundle.json").exists():
         Bundle.open(args.output)
@@ -66,10 +78,14 @@ def to_torch(args: argparse.Namespace) -> None:
     """Write components of a bundle in their original layout.
 
     Raises:
-        ConversionError: several sources are given.
+        ConversionError: several sources are given, or an option of reading checkpoints.
     """
     if len(args.sources) != 1:
         raise ConversionError("with --to torch give one bundle")
+    if given := [f"--{name.replace('_', '-')}" for name in READING if getattr(args, name)]:
+        raise ConversionError(
+            f"with --to torch a bundle is written as it is: leave out {', '.join(given)}"
+        )
     check_folder(args.output)
     bundle = Bundle.open(array_path(args.sources[0]))
     parts = find_model(args.model).write(bundle)

@@ -57,8 +57,11 @@ class Request:
             raise SourceError(f"this model has one source, {len(self.sources)} are given")
         return self.open(self.sources[0], known)
 
-    def open(self, path: Path, known: Known) -> Weights:
+    def open(self, path: Path, known: Known, *, averages_in: Path | None = None) -> Weights:
         """Open weights under the names that a network knows, and averages of them if wanted.
+
+        Args:
+            averages_in: a folder that has the averages, if it is there and `path` has none.
 
         Raises:
             SourceError: it cannot be read.
@@ -71,6 +74,9 @@ class Request:
             averages = Averaged(where, inside, weights.files)
         elif inside:
             tensors, only = inside, where
+        elif averages is None and averages_in is not None and averages_in.is_dir():
+            found = open_weights(averages_in)
+            averages = Averaged(averages_in.name, found.tensors, found.files)
         if only:
             self.notes.append(f"{path}: has only averages (EMA) of the weights, in {only}")
         if averages is not None and self.averaged:

@@ -55,13 +55,14 @@ class PickledArray(Built):
         """
         match state:
             case (_, tuple(shape), PickledType() as kind, bool(fortran), data):
+                self.copied = len(data) if isinstance(data, str) else 0
                 self.array = _array(kind.dtype, shape, data, "F" if fortran else "C")
             case _:
                 raise Problem(CUT)
 
 
 def _array(dtype: np.dtype | None, shape: Any, data: Any, order: str) -> np.ndarray | None:
-    """Return the array of some bytes, in the machine's order; None if they are no numbers.
+    """Return the array of some bytes, in their order and their place; None if they are no numbers.
 
     Raises:
         Problem: they do not fill the shape.
@@ -73,8 +74,7 @@ def _array(dtype: np.dtype | None, shape: Any, data: Any, order: str) -> np.ndar
     shape = checked_shape(shape, dtype)
     if math.prod(shape) * dtype.itemsize != len(data):
         raise Problem("has an array with more or fewer bytes than its shape: it is damaged")
-    array = np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _type(kind: Any = None, *others: Any) -> Any:

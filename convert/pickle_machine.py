@@ -15,6 +15,7 @@ from typing import Any
 from convert.tensors import Problem
 
 INSTRUCTIONS = 10_000_000  # at most in a pickle; a tensor takes about fifty
+COPIED = 512 << 20  # bytes at most that are made of texts, which a pickle may name again and again
 CUT = "is cut short or damaged: get it again"
 TOO_LONG = "has a pickle of too many instructions to be one of weights"
 
@@ -70,6 +71,8 @@ class Unknown:
 
 class Built:
     """A base of objects that a file makes in two steps; they alone have a state."""
+
+    copied = 0  # bytes that were made of a text in the state
 
     def build(self, state: Any) -> None:
         """Take the state, as the file gives it.
@@ -134,6 +137,7 @@ class Machine:
         self.below: list[list[Any]] = []  # the stacks under the marks
         self.memo: dict[int, Any] = {}
         self.copied = 0  # entries of tables that were copied from others
+        self.encoded = 0  # bytes that were made of texts
 
     def run(self, name: str, argument: Any) -> None:
         """Run one instruction, given as pickletools names it and reads its argument."""
@@ -210,7 +214,7 @@ class Machine:
             case "NEWOBJ_EX":
                 self._replace(3, self._called)
             case "BUILD":
-                self._replace(2, _built)
+                self._replace(2, self._built)
             case "INST":
                 made = _named(*argument.split(" ", 1))
                 self._push(self._called(made, tuple(self._marked())))
@@ -262,8 +266,22 @@ class Machine:
         if isinstance(function, Global) and function.path in METHODS:
             return _method(arguments)
         if isinstance(function, Global) and function.path in self.functions:
-            return self.functions[function.path](*arguments)
+            made = self.functions[function.path](*arguments)
+            self._count(len(made) if isinstance(made, bytes) else 0)
+            return made
         return Unknown(function.path)
+
+    def _built(self, made: Any, state: Any) -> Any:
+        """Return what was made; of most objects the state is dropped."""
+        if isinstance(made, Built):
+            made.build(state)
+            self._count(made.copied)
+        return made
+
+    def _count(self, size: int) -> None:
+        self.encoded += size
+        if self.encoded > COPIED:
+            raise Problem(f"has more than {COPIED} bytes as text: save it again with torch.save")
 
     def _table(self, entries: Any = ()) -> dict[Any, Any]:
         """Return a table of the entries, if any; Python 2 wrote them as a list of pairs."""
@@ -283,13 +301,6 @@ class Machine:
             case _ if self.load is not None:
                 return self.load(saved)
         raise Problem(CUT)
-
-
-def _built(made: Any, state: Any) -> Any:
-    """Return what was made; of most objects the state is dropped."""
-    if isinstance(made, Built):
-        made.build(state)
-    return made
 
 
 def _method(arguments: tuple[Any, ...]) -> Unknown:

@@ -10,6 +10,7 @@ from typing import Any
 
 from convert import safetensors_file, torch_file
 from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
+from convert.torch_file import is_average
 from mfm_jax.errors import first_line
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
@@ -117,6 +118,8 @@ def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
         return _open(path, excuse)
     chosen, averaged = _chosen(path)
     weights = _open(contained(path, chosen), excuse)
+    if is_average(chosen):
+        weights = replace(weights, only_averages=chosen)
     if weights.averaged is None and averaged:
         beside = _open(contained(path, averaged), excuse)
         weights = replace(weights, averaged=Averaged(averaged, beside.tensors, beside.files))
@@ -155,20 +158,24 @@ def _chosen(folder: Path) -> tuple[str, str | None]:
     """Return the file with the weights in `folder`, or their index; and one with averages."""
     with about(folder):
         names = sorted(file.name for file in folder.iterdir() if not file.is_dir())
+        files = [name for name in names if name.endswith(SUFFIXES)]
+        named = [name for name in files if is_average(name) and not _told(name)]
         variants = _variants(names)
-        averaged = next(iter(_preferred(variants.pop(AVERAGED, {}))), None)
+        variant = _preferred(variants.pop(AVERAGED, {}))
+        # Of several other files, such as shards, nothing tells which has them.
+        averaged = next(iter(variant), named[0] if len(named) == 1 else None)
         for found in (_preferred(variants.pop("", {})), _indices(names), *_of_one(variants)):
             if len(found) > 1:
                 raise Problem(f"holds several checkpoints: name one of {listed(found)}")
             if found:
                 return found[0], averaged
-        if averaged:
-            return averaged, None
-        found = [name for name in names if name.endswith(SUFFIXES)]
+        if variant:
+            return variant[0], None
+        found = [name for name in files if name not in named] or named
         if len(found) > 1:
-            raise Problem(f"holds several checkpoints: name one of {listed(found)}")
+            raise Problem(f"holds several checkpoints: name one of {listed(files)}")
         if found:
-            return found[0], None
+            return found[0], averaged if averaged != found[0] else None
         raise Problem(f"holds no checkpoint: no file ends in {', '.join(SUFFIXES)}")
 
 

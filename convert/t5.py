@@ -1,10 +1,10 @@
 """Convert T5's encoder: FLAN-T5 and AudioLDM2's `text_encoder_2`.
 
-safetensors files omit tied weights, so `encoder.embed_tokens.weight` may be absent.
+safetensors files hold tied weights once, under either name.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,14 @@ def their_config(ours: T5Config) -> dict:
     }
 
 
+WORDS, COPY = "shared.weight", "encoder.embed_tokens.weight"
 _SELF = "encoder.block.*.layer.0."
 _FEED = "encoder.block.*.layer.1."
 
 TABLE = Table(
     (
-        Row("shared.weight", "embed.embedding"),
-        Tied("encoder.embed_tokens.weight", "shared.weight"),
+        Row(WORDS, "embed.embedding"),
+        Tied(COPY, WORDS),
         Row(
             "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
             "position_bias",
@@ -138,9 +139,15 @@ def incoming(folder: Path, tokenizer: Path, request: Request, licence: str) -> I
     """Read the encoder from a folder, with its tokenizer."""
     ours = config(read_json(folder, CONFIG))
     weights = request.open(folder, TABLE.knows)
+    tensors = {_stored_once(key, weights.tensors): t for key, t in weights.tensors.items()}
     files = (folder / CONFIG, *weights.files)
     copy = partial(copy_tokenizer, tokenizer)
-    return Incoming("t5", ours, TABLE, weights.tensors, files, licence, copy)
+    return Incoming("t5", ours, TABLE, tensors, files, licence, copy)
+
+
+def _stored_once(key: str, keys: Container[str]) -> str:
+    """Return the name of the word embeddings if only their tied copy is in the file."""
+    return WORDS if key == COPY and WORDS not in keys else key
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

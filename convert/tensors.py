@@ -164,14 +164,14 @@ class Held(Tensor):
     """An array that a file holds inside its pickle, and so is in memory already."""
 
     def __init__(self, file: Path, array: np.ndarray) -> None:
-        super().__init__(file, 0, array.dtype, array.shape)
+        super().__init__(file, 0, array.dtype.newbyteorder("="), array.shape)
         object.__setattr__(self, "array", array)
 
     array: np.ndarray
 
     def read(self) -> np.ndarray:
-        """Return a copy of the array."""
-        return np.array(self.array, order="C")
+        """Return a copy of the array, in the machine's order of bytes."""
+        return np.array(self.array, self.dtype, order="C")
 
 
 class Reshaped(Tensor):

@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,8 +45,11 @@ REPEATED = 256 << 20
 BYTE = np.dtype(np.uint8)
 BIG_ENDIAN = "has big-endian numbers: save it again on a little-endian machine"
 ARCHIVES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-ENTRIES = ("state_dict", "model", "model_state_dict", "params", "module", "shadow")
+ENTRIES = ("state_dict", "model", "model_state_dict", "params", "module", "non_ema", "shadow")
 """Where trainers put the weights, the first that has some."""
+AVERAGES = ("ema", "swa", "average", "averaged", "averages", "polyak", "shadow")
+"""Words that say that weights are averaged. (`exp_avg` is what optimizers call their moments.)"""
+WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a plain file
 
 DTYPES = {
@@ -123,13 +126,12 @@ def saved(path: Path) -> Saved:
         if not isinstance(content, dict):
             made = getattr(content, "path", type(content).__name__)
             raise Problem(f"holds no table of tensors but a {made}: save its state_dict() instead")
-        averages = dict(_averages(content))
-        found = {k: _tensors(path, t) for k, v in averages.items() if (t := _table(v)) is not None}
-        unnamed = next((k for k, v in averages.items() if k not in found and _lists(v)), "")
-        others = {key: value for key, value in content.items() if key not in averages}
-        averaged_in = max(found, key=lambda key: len(found[key]), default="")
-        averaged = found.get(averaged_in, {})
-        table = _table(others)
+        averages = _averages(content)
+        tables = {k: table for k, v in averages.items() if (table := _table(v)) is not None}
+        unnamed = next((k for k, v in averages.items() if k not in tables and _lists(v)), "")
+        averaged_in = max(tables, key=lambda key: len(tables[key]), default="")
+        averaged = _tensors(path, tables[averaged_in]) if averaged_in else {}
+        table = _table({k: v for k, v in content.items() if not _is_averages(k, v)})
         if table is None and averaged:
             return Saved({}, averaged, averaged_in, unnamed)
         if table is None:
@@ -141,20 +143,35 @@ def saved(path: Path) -> Saved:
         return Saved(_tensors(path, table), averaged, averaged_in, unnamed)
 
 
-def _averages(content: Mapping[Any, Any], depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yield the entries that say that they are averages, also those in others, and their names."""
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, dict | list):
-            continue
-        if is_average(key):
-            yield key, value
-        elif isinstance(value, dict) and depth > 1:
-            yield from ((f"{key}.{k}", v) for k, v in _averages(value, depth - 1))
+def _averages(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the entries that say that they are averages, also those in others, by their names."""
+    found: dict[int, tuple[str, Any]] = {}
+    looked_into: set[int] = set()  # a file may have one table in many places
+
+    def look(inside: Mapping[Any, Any], front: str, depth: int) -> None:
+        for key, value in inside.items():
+            new = isinstance(key, str) and isinstance(value, dict) and id(value) not in looked_into
+            if _is_averages(key, value):
+                found.setdefault(id(value), (front + key, value))
+            elif new and depth > 1:
+                looked_into.add(id(value))
+                look(value, f"{front}{key}.", depth - 1)
+
+    look(content, "", 3)
+    return dict(found.values())
+
+
+def _is_averages(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, dict | list) and is_average(key)
 
 
 def is_average(key: str) -> bool:
-    """Return whether the name of an entry, or a part of a name, says that weights are averaged."""
-    return re.search(r"(^|_)(ema|swa|averaged?)(_|$)", key.lower()) is not None
+    """Return whether the name of an entry, a file or a part of a name says averaged weights."""
+    words = [word.lower() for word in WORD.findall(key)]
+    before = ("", *words)
+    return any(
+        w in AVERAGES and b not in ("no", "non") for b, w in zip(before, words, strict=False)
+    )
 
 
 def _table(content: Any, depth: int = 3) -> Mapping[Any, Any] | None:

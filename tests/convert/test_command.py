@@ -220,6 +220,11 @@ def test_wrong_use_is_one_line(gpt2, tmp_path, capsys):
         capsys, "gpt2", tmp_path / "b", "-o", tmp_path / "o", "--to", "torch"
     )
     assert "is not a bundle" in refused(capsys, "gpt2", full, "-o", tmp_path / "o", "--to", "torch")
+    for words in (["--precision", "bfloat16"], ["--only", "vae"], ["--ema"], ["--drop-unused"]):
+        arguments = "mapper", tmp_path / "b", "-o", tmp_path / "o", "--to", "torch", *words
+        assert f"as it is: leave out {words[0]}\n" in refused(capsys, *arguments)
+    arguments = "gpt2", gpt2, "-o", tmp_path / "o", "--only", "gpt2"
+    assert "gpt2 is one network: leave out --only" in refused(capsys, *arguments)
     assert not (tmp_path / "o").exists()
 
 

@@ -167,6 +167,20 @@ def test_wrappers_change_nothing(tmp_path, name):
         check(read(tmp_path / spelling, name, spell(theirs)), ours)
 
 
+def test_wrappers_inside_the_checkpoint_of_another_network(tmp_path):
+    ours, theirs = ours_and_theirs("audiomae")
+    state = prefixed(f"{audiomae.IN_AUDIOLDM2}_orig_mod.", theirs)
+    check(read(tmp_path / "a", "audiomae", state), ours)
+    check(read(tmp_path / "b", "audiomae", prefixed("module.", state)), ours)
+
+
+@pytest.mark.parametrize("kept", [t5.WORDS, t5.COPY])
+def test_tied_weights_are_stored_once_under_either_name(tmp_path, kept):
+    ours, theirs = ours_and_theirs("t5")
+    state = {key: tensor for key, tensor in theirs.items() if key not in (t5.WORDS, t5.COPY)}
+    check(read(tmp_path, "t5", state | {kept: theirs[t5.WORDS]}), ours)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weight_norm_is_folded(tmp_path, name):
     ours, theirs = ours_and_theirs(name)
@@ -238,7 +252,15 @@ AVERAGES = {
     "model_ema.*": lightning,
     "callbacks": lambda raw, ema: {"state_dict": raw, "callbacks": {"EMA": {"state_dict": ema}}},
     "ema_shadow": lambda raw, ema: {**raw, "ema_shadow": {"decay": 0.9, "shadow": ema}},
-}
+    "shadow": lambda raw, ema: {"model": raw, "shadow": ema},
+    "ModelEMA": lambda raw, ema: {"model": raw, "ModelEMA": ema},
+    "ema-weights": lambda raw, ema: {"model": raw, "ema-weights": ema},
+    "polyak": lambda raw, ema: {**raw, **prefixed("polyak_average.", ema)},
+    "non_ema": lambda raw, ema: {"non_ema": raw, "ema": ema},
+    "moments": lambda raw, ema: {
+        "model": raw, "ema": ema, "optimizer": {"exp_avg": {k: v - 9 for k, v in raw.items()}}
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("where", AVERAGES)
@@ -302,21 +324,28 @@ def test_averages_that_do_not_fit_are_refused(tmp_path, capsys):
     assert "has averages without names: leave out --ema" in refused(listed)
 
 
-def test_averages_in_safetensors_and_in_a_variant(tmp_path):
+@pytest.mark.parametrize(
+    "beside",
+    [
+        None,
+        "vae/diffusion_pytorch_model.ema.safetensors",
+        "vae/diffusion_pytorch_model_ema.safetensors",
+        "vae_ema/diffusion_pytorch_model.safetensors",
+    ],
+    ids=["prefix", "variant", "file", "folder"],
+)
+@pytest.mark.parametrize(("taken", "factor"), [(False, 1), (True, 2)])
+def test_averages_in_safetensors(tmp_path, beside, taken, factor):
     ours, raw = ours_and_theirs("vae")
-    for name, state, beside in (
-        ("prefix", raw | prefixed("ema.", {k: 2 * t for k, t in raw.items()}), None),
-        ("variant", raw, {k: 2 * t for k, t in raw.items()}),
-    ):
-        folder = tmp_path / name
-        for taken, factor in ((False, 1), (True, 2)):
-            (folder / str(taken) / "vae").mkdir(parents=True)
-            save_file(state, folder / str(taken) / "vae/diffusion_pytorch_model.safetensors")
-            if beside:
-                file = folder / str(taken) / "vae/diffusion_pytorch_model.ema.safetensors"
-                save_file(beside, file)
-            found = read(folder / str(taken), "vae", raw, averaged=taken)
-            check(found, {k: factor * w for k, w in ours.items()})
+    averages = {k: 2 * t for k, t in raw.items()}
+    for folder in ("vae", "vae_ema"):
+        (tmp_path / folder).mkdir()
+    state = raw if beside else raw | prefixed("ema.", averages)
+    save_file(state, tmp_path / "vae/diffusion_pytorch_model.safetensors")
+    if beside:
+        save_file(averages, tmp_path / beside)
+    found = read(tmp_path, "vae", raw, averaged=taken)
+    check(found, {k: factor * w for k, w in ours.items()})
 
 
 def test_metadata_of_a_state_dict_is_no_average(tmp_path):

@@ -747,6 +747,23 @@ def test_a_program_that_goes_on_and_on_is_stopped(monkeypatch):
         unpickled(io.BytesIO(program(b"N0" * 1000)))
 
 
+def test_tables_in_many_places_are_looked_at_once(tmp_path):
+    """Three levels of 3,000 names for one table would take hours."""
+    table = dict.fromkeys((f"t{i}" for i in range(3000)), torch.ones(1))
+    for _ in range(2):
+        table = dict.fromkeys((f"{'ema' if i % 2 else 'x'}_{i}" for i in range(3000)), table)
+    torch.save({"model": {"w": torch.ones(1)}, **table}, tmp_path / "x.pt")
+    assert [*saved(tmp_path / "x.pt").tensors] == ["w"]
+
+
+def test_texts_that_are_named_again_and_again_are_not_copied_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickle_machine, "COPIED", 1 << 20)
+    encode = b"c_codecs\nencode\nq\x00" + b"X" + struct.pack("<I", 1 << 10) + b"x" * 1024
+    encode += b"q\x01X\x06\x00\x00\x00latin1q\x02" + b"h\x00h\x01h\x02\x86R" * 1025 + b"."
+    with pytest.raises(Problem, match="more than 1048576 bytes as text"):
+        unpickled(io.BytesIO(b"\x80\x02" + encode))
+
+
 def test_a_large_pickle_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_file, "PICKLE", 1000)
     for layout in LAYOUTS:
