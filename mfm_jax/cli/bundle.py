@@ -43,7 +43,8 @@ def show(args: argparse.Namespace) -> int:
             print(one_line(f"{'':10} {told}"))
     allowed, because = limits_of_use(bundle.entries)
     answer = {True: "yes", False: "no", None: "unknown"}[allowed]
-    print(f"licence of the bundle: {combined(e.source.licence for e in bundle.entries.values())}")
+    licence = combined(entry.source.licence for entry in bundle.entries.values())
+    print(f"licence of the bundle: {one_line(licence)}")
     reason = f" (because of {', '.join(because)})" if because else ""
     print(f"commercial use: {answer}{reason}")
     settings = bundle.settings
@@ -58,13 +59,14 @@ def show(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     """Check every component; return 1 where one is damaged, each fault named."""
     from mfm_jax.bundle import Bundle
+    from mfm_jax.errors import one_line
 
     bundle = Bundle.open(args.bundle)
     failed = 0
     for name in bundle.entries:
         problems = bundle.damages(name)
         for problem in problems:
-            print(f"{name}: {problem}")
+            print(one_line(f"{name}: {problem}"))
         if not problems:
             print(f"{name}: as written")
         failed += bool(problems)

@@ -36,9 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--released", action="store_true", help="the sizes of the released networks: no bundle"
     )
-    parser.add_argument("--batch", type=int, help="clips in a step; default: the config's, or 64")
     parser.add_argument(
-        "--per-chip", type=int, help="clips per chip in place of --batch: the table shows scaling"
+        "--batch", type=options.at_least_one, help="clips in a step; default: the config's, or 64"
+    )
+    parser.add_argument(
+        "--per-chip",
+        type=options.at_least_one,
+        help="clips per chip in place of --batch: the table shows scaling",
     )
     parser.add_argument(
         "--only", nargs="+", metavar="PROGRAM", help="programs of generation, such as mapper"

@@ -78,4 +78,9 @@ def read_config(name_or_file: str, assignments: Iterable[str] = ()) -> Any:
         where = [f" at line {frame.lineno}" for frame in frames if frame.filename == str(file)]
         what = f"{type(error).__name__}{where[-1] if where else ''}: {first_line(error)}"
         raise UsageError(f"{file} is no config with a function get_config ({what})") from None
+    from mfm_jax.train.recipe import TrainConfig  # which the config has imported
+
+    if not isinstance(config, TrainConfig):
+        kind = type(config).__name__
+        raise UsageError(f"get_config in {file} returns no TrainConfig but a {kind}: correct it")
     return override(config, assignments)

@@ -51,9 +51,14 @@ def test_mfm_train_runs_the_train_of_the_checkout(train, monkeypatch):
         (["--config", "tiny", "--set", "step=3"], "has no field 'step'"),
         (["--config", "tiny", "--set", "steps"], "'steps' is not of the form field.field=value"),
         (["--config", "tiny", "--coordinator", "host:1"], "go together"),
+        (["--config", "none.py"], "get_config in none.py returns no TrainConfig but a NoneType"),
+        (["--config", "broken.py"], "broken.py is no config with a function get_config (KeyError"),
     ],
 )
-def test_wrong_usage_is_one_line(words, message, train, capsys):
+def test_wrong_usage_is_one_line(words, message, train, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("none.py").write_text("def get_config(): pass")
+    Path("broken.py").touch()
     assert command.main(train, [*words, "--workdir", "w"]) == 2
     said = capsys.readouterr().err
     assert message in said
