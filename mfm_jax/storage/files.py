@@ -312,15 +312,21 @@ def claimed_folder(folder: Path) -> Iterator[bool]:
 def _claim(folder: Path) -> tuple[int, bool]:
     """Return a handle of `folder`, and whether this locked it."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # another process has just given it up
-            continue
+        handle = _made(folder)
         alone = _lock_at_once(handle)
         if not alone or _is_at(handle, folder):
             return handle, alone
         os.close(handle)
+
+
+def _made(folder: Path) -> int:
+    """Make `folder` and open it, also while other processes make and remove it."""
+    for _ in range(100):
+        with suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(folder, os.O_RDONLY)
+    folder.mkdir(parents=True, exist_ok=True)
+    return os.open(folder, os.O_RDONLY)
 
 
 def _lock_at_once(handle: int) -> bool:

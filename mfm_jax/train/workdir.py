@@ -35,7 +35,8 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[dict[str, tuple[Any,
     if jax.process_index() != 0:
         yield _changes(workdir, config)
         return
-    check_folder(array_path(workdir))
+    for folder in (array_path(workdir), workdir / CHECKPOINTS):
+        check_folder(folder)
     with claimed_folder(workdir / CHECKPOINTS) as alone:
         if not alone:
             raise WorkdirError(
