@@ -1,7 +1,7 @@
 """The frames of a video that each encoder sees, window by window."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -185,38 +185,52 @@ def decoded_frames(
 
     One that cannot be decoded is replaced by a neighbour.
     """
-    shown, held, begin = first, None, line.first_packet(first)
-    with opened(path) as (container, stream), reading(path):
-        stream.thread_type = "AUTO"
-        for number, frame in _numbered(container, stream, line, begin):
-            if number < first:
-                held = frame
-                continue
-            for missing in range(shown, number):
-                yield missing, frame if held is None else held
-            if number >= shown:
-                yield number, frame
-            shown, held = max(shown, number + 1), frame
+    shown, held = first, None
+    for number, frame in _from_entry(path, line, first):
+        if number < first:
+            held = frame
+            continue
+        for missing in range(shown, number):
+            yield missing, frame if held is None else held
+        if number >= shown:
+            yield number, frame
+        shown, held = max(shown, number + 1), frame
     if held is None:
         raise MediaError(f"{path} has no frame that can be decoded: re-encode it as mp4")
     for missing in range(shown, len(line.pts)):
         yield missing, held
 
 
-def _numbered(container, stream, line: Timeline, begin: int) -> Iterator[tuple[int, av.VideoFrame]]:
+def _from_entry(path: Path, line: Timeline, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode from a packet on at which the decoder shows frame `first`, or one before it."""
+    for begin in line.entries(first):
+        frames = _numbered(path, line, begin)
+        head = next(frames, None)
+        if head is not None and (begin == 0 or head[0] <= first):
+            yield head
+            yield from frames
+            return
+        frames.close()
+
+
+def _numbered(
+    path: Path, line: Timeline, begin: int
+) -> Generator[tuple[int, av.VideoFrame], None, None]:
     """Decode from packet `begin` on; yield the frames with the numbers that the timeline gives."""
-    following = 0
-    for sent, packet in numbered_packets(container, stream, line.sought, stream):
-        if sent < begin:
-            continue
-        for frame in stream.decode(packet):
-            source = packet_of(frame)
-            if source is not None and source >= len(line.frame_of):
-                return  # behind what the timeline covers
-            number = following if source is None else int(line.frame_of[source])
-            if line.decoder_order:
-                # Frames may have been lost before a keyframe, of which the place is known.
-                number = max(following, number) if frame.key_frame else following
-            if number >= 0:
-                following = number + 1
-                yield number, frame
+    following = max(0, int(line.frame_of[begin]))
+    with opened(path) as (container, stream), reading(path):
+        stream.thread_type = "AUTO"
+        for sent, packet in numbered_packets(container, stream, line.sought, stream):
+            if sent < begin:
+                continue
+            for frame in stream.decode(packet):
+                source = packet_of(frame)
+                if source is not None and source >= len(line.frame_of):
+                    return  # behind what the timeline covers
+                number = following if source is None else int(line.frame_of[source])
+                if line.decoder_order:
+                    # Frames may have been lost before a keyframe, of which the place is known.
+                    number = max(following, number) if frame.key_frame else following
+                if number >= 0:
+                    following = number + 1
+                    yield number, frame

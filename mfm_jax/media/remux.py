@@ -12,7 +12,7 @@ from av.stream import Disposition
 
 from mfm_jax.media.containers import PICTURES, opened, reading
 from mfm_jax.media.formats import Format
-from mfm_jax.media.timeline import Timeline, numbered_packets
+from mfm_jax.media.timeline import UNKNOWN, Timeline, numbered_packets
 
 OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
 """Metadata that describes the old file, in lower case."""
@@ -31,6 +31,8 @@ def obstacle(
         return f"{container.format.name} does not store when its frames are shown"
     if line.shift.any():
         return "the clock of the file starts again"
+    if (line.presented == UNKNOWN).any():
+        return "the second fields of its frames have no times"
     (_, end), begin = _ends(line), _begin(line)
     cut_off = line.discarded[begin:end]
     if (cut_off & (line.presented[begin:end] >= line.origin)).any():

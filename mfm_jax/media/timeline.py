@@ -15,11 +15,13 @@ from typing import cast
 import av
 import numpy as np
 from av.codec.context import Flags as CodecFlags
+from av.error import FFmpegError
 from av.format import Flags as FormatFlags
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media.clock import Stamps, shifts
 from mfm_jax.media.containers import Limits, main_audio, opened, reading
+from mfm_jax.media.index import INDEXED, is_continuous
 from mfm_jax.media.orientation import Orientation, orientation_of
 from mfm_jax.media.structure import is_cut, is_fragmented, is_joined
 from mfm_jax.typing import Bool, Float, Int
@@ -30,8 +32,8 @@ CUT_SHORT = 0.25
 SEEK = 10.0
 """Seconds from which on a later start is sought, in containers that have an index."""
 
-INDEXED = ("mov", "matroska")
-"""Beginnings of FFmpeg's names of these containers."""
+FIELDS = 16
+"""Packets that are decoded to tell whether those without a time are second fields of a frame."""
 
 MARGIN = 2.0
 """Seconds read beyond the end that is wanted: frames are not stored in the order shown."""
@@ -88,14 +90,21 @@ class Timeline:
         """Raw timestamp of the video's first frame, in seconds."""
         return float(self.origin * self.time_base)
 
-    def first_packet(self, frame: int) -> int:
-        """Return the packet at which a decoder has to begin to show `frame` and all later ones."""
-        if self.decoder_order:
-            return 0
+    def entries(self, frame: int) -> Iterator[int]:
+        """Yield the packets at which a decoder may begin to show `frame` and all later ones.
+
+        The nearest comes first. Where it has no whole keyframe (periodic intra refresh), another
+        one that is about twice as far away is needed.
+        """
         needed = int(np.argmax(self.frame_of >= frame))
         keys = np.flatnonzero(self.keys[: needed + 1])
         shown = self.frame_of[keys]
-        return int(np.max(keys, initial=0, where=(shown >= 0) & (shown <= frame)))
+        keys = keys[(shown >= 0) & (shown <= frame)]
+        ahead = 1
+        while not self.decoder_order and ahead <= len(keys):
+            yield int(keys[-ahead])
+            ahead *= 2
+        yield 0
 
 
 class _Packets:
@@ -151,52 +160,92 @@ def read_timeline(path: Path, start: float = 0.0, stop: float = np.inf) -> Timel
         MediaError: the file is missing, empty, damaged, cut short, beyond the limits, or not a
             video.
     """
-    with opened(path) as (container, stream), reading(path):
-        audio = main_audio(container, stream)
-        restarts = _has(container, FormatFlags.ts_discont)
-        base = _time_base(stream)
-        reader = _Reader(container, stream, audio)
-        sought = origin = None
-        if start > SEEK and container.format.name.startswith(INDEXED):
-            reader.read_head()
-            head = reader.video
-            shown = [pts for pts, kept in zip(head.pts, head.kept, strict=True) if kept]
-            if shown and UNKNOWN not in shown:
-                origin = min(shown)
-                sought = origin + int(start / base)
-                container.seek(sought, stream=stream)
-                reader.video, reader.audio = _Packets(), _Packets()
-        complete = reader.read(np.inf if restarts else stop, origin)
-        if reader.first is None or not any(reader.video.kept):
-            if sought is not None:
-                raise MediaError(f"{path} has nothing at {start:g} s: it ends before")
-            raise MediaError(f"{path} has no frame that can be decoded: re-encode it as mp4")
-        line = _timeline(container, reader, restarts, sought, origin)
-        if complete and sought is None:
-            _check_complete(path, container, stream, line, len(reader.video))
+    line = _sought_timeline(path, start, stop) if start > SEEK else None
+    line = line or _timeline_from_beginning(path, stop)
     Limits.of_environment().check(path, seconds=line.seconds)
+    return line
+
+
+def _sought_timeline(path: Path, start: float, stop: float) -> Timeline | None:
+    """Read the timeline around a later start, or return None if the index does not lead there."""
+    with opened(path) as (container, stream), reading(path):
+        if not container.format.name.startswith(INDEXED):
+            return None
+        reader = _Reader(container, stream)
+        origin = reader.read_origin()
+        if origin is None:
+            return None
+        base = _time_base(stream)
+        sought = origin + int(start / base)
+        try:
+            reader.seek(sought)
+        except FFmpegError:  # a start behind the end, or no index
+            return None
+        begin = float(origin * base)
+        if not is_continuous(container, stream, reader.sound, begin + start, begin + stop):
+            return None
+        reader.read(stop, origin)
+        if not reader.shows(sought):
+            return None
+        return _timeline(reader, sought, origin)
+
+
+def _timeline_from_beginning(path: Path, stop: float) -> Timeline:
+    with opened(path) as (container, stream), reading(path):
+        reader = _Reader(container, stream)
+        complete = reader.read(np.inf if reader.restarts else stop)
+        if reader.first is None or not any(reader.video.kept):
+            raise MediaError(f"{path} has no frame that can be decoded: re-encode it as mp4")
+        line = _timeline(reader)
+        if complete:
+            _check_complete(path, container, stream, line, len(reader.video))
     return line
 
 
 class _Reader:
     """Reads the packets of a file, and decodes its first frame on the way."""
 
-    def __init__(self, container, stream: av.VideoStream, sound: av.AudioStream | None) -> None:
-        self.container, self.stream, self.sound = container, stream, sound
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self.container, self.stream = container, stream
+        self.sound = main_audio(container, stream)
+        self.restarts = _has(container, FormatFlags.ts_discont)
+        self._forget()
+        stream.codec_context.flags |= CodecFlags.copy_opaque
+
+    def _forget(self) -> None:
         self.video, self.audio = _Packets(), _Packets()
         self.first: av.VideoFrame | None = None
+        self.decoded = 0  # packets of the video
+        self.sources: set[int] = set()  # those of them that frames came from
 
-    def read_head(self) -> None:
-        """Read until the first frames are known in the order shown."""
+    def read_origin(self) -> int | None:
+        """Return the timestamp of the first frame; None if the packets do not tell it."""
+        shown: list[int] = []
         for _ in self._read():
             video = self.video
-            if self.first is not None and video.dts[-1] > min(
-                (p for p, kept in zip(video.pts, video.kept, strict=True) if kept), default=1 << 62
-            ):
-                return
+            shown = [pts for pts, kept in zip(video.pts, video.kept, strict=True) if kept]
+            if self.first is not None and shown and video.dts[-1] > min(shown):
+                break
+        return min(shown) if shown and UNKNOWN not in shown else None
 
-    def read(self, stop: float, origin: int | None) -> bool:
-        """Read on until `stop` seconds after the first frame; return whether the file is over."""
+    def seek(self, target: int) -> None:
+        """Go to the keyframe before `target`, in ticks of the video."""
+        self.container.seek(target, stream=self.stream)
+        self._forget()
+
+    def shows(self, target: int) -> bool:
+        """Return whether the decoder shows what is shown at `target`, and not only later frames.
+
+        After a seek into a stream without whole keyframes (periodic intra refresh) it does not.
+        """
+        return self.first is not None and self.first.pts is not None and self.first.pts <= target
+
+    def read(self, stop: float, origin: int | None = None) -> bool:
+        """Read on until `stop` seconds after the first frame; return whether the file is over.
+
+        Args:
+            origin: the timestamp of the first frame, if it is known.
+        """
         base = float(_time_base(self.stream))
         first = None if origin is None else origin * base
         before, leapt = None, 0.0
@@ -216,28 +265,49 @@ class _Reader:
         wanted = [self.stream, *([] if self.sound is None else [self.sound])]
         for place, packet in enumerate(self.container.demux(wanted)):
             mine = packet.stream_index == self.stream.index
-            if mine and self.first is None:
-                self.first = next(iter(self.stream.decode(packet)), None)
+            if mine and self._is_to_be_decoded(packet):
+                self._decode(packet)
             if not packet.size:
                 continue
             (self.video if mine else self.audio).add(packet, place)
             if mine:
                 yield packet.dts
 
+    def _is_to_be_decoded(self, packet: av.Packet) -> bool:
+        if self.first is None:
+            return True
+        # Second fields are told by what the decoder makes of packets without a time.
+        without_time = UNKNOWN in self.video.pts[: self.decoded] or packet.pts is None
+        return without_time and self.decoded == len(self.video) and self.decoded < FIELDS
 
-def _timeline(
-    container, reader: _Reader, restarts: bool, sought: int | None, origin: int | None
-) -> Timeline:
-    stream, video, frame = reader.stream, reader.video, reader.first
+    def _decode(self, packet: av.Packet) -> None:
+        packet.opaque = len(self.video)
+        frames = self.stream.decode(packet)
+        packet.opaque = None
+        self.decoded = len(self.video) + bool(packet.size)
+        self.sources.update(source for f in frames if (source := packet_of(f)) is not None)
+        self.first = self.first or next(iter(frames), None)
+
+    def second_fields(self) -> Bool[np.ndarray, " packets"]:
+        """Return which packets hold the second field of a frame; the first one has the time."""
+        unknown = np.array(self.video.pts, np.int64) == UNKNOWN
+        tried = range(max(self.sources, default=-1) + 1)
+        without_time = {number for number in tried if unknown[number]}
+        are_fields = bool(without_time) and not without_time & self.sources
+        return unknown & are_fields
+
+
+def _timeline(reader: _Reader, sought: int | None = None, origin: int | None = None) -> Timeline:
+    container, stream, video, frame = reader.container, reader.stream, reader.video, reader.first
     assert frame is not None, "the caller has checked it"
     base = _time_base(stream)
-    kept = np.frombuffer(video.kept, np.uint8).astype(bool)
+    kept = np.frombuffer(video.kept, np.uint8).astype(bool) & ~reader.second_fields()
     streams = [video.stamps(float(base), False)]
     if reader.sound is not None:
         streams.append(reader.audio.stamps(float(_time_base(reader.sound)), True))
     # Where an index was used, the times come from it and are continuous.
     still = [np.zeros(len(s.place)) for s in streams]
-    found = shifts(streams, restarts=restarts) if sought is None else still
+    found = shifts(streams, restarts=reader.restarts) if sought is None else still
     video_shift, audio_shift = (*found, np.zeros(0))[:2]
     shift = np.rint(video_shift / float(base)).astype(np.int64)
     at, made_up = _presented(container, stream, video, kept)
@@ -316,7 +386,7 @@ def _last_duration(pts, declared: int, gap: int, base: Fraction, sound_end: floa
     if not declared or not len(gaps):
         return declared or gap
     regular = np.percentile(gaps, 90) <= 1.5 * gap
-    if regular and declared < gap / 2:
+    if regular and declared <= gap / 2:  # perhaps that of one field of it
         return gap
     sound_left = sound_end / float(base) - int(pts[-1]) if np.isfinite(sound_end) else 0
     believed = max(int(LONG / base), int(gaps.max()), int(sound_left))

@@ -110,6 +110,63 @@ def remuxed(source: Path, target: Path) -> Path:
     return target
 
 
+# --- H.264 in fields ------------------------------------------------------------------------------
+
+
+def write_fields(path: Path, frames: Sequence[int], gop: int = 10) -> Path:
+    """Write frames of two fields, each a packet in a file whose packets' headers time only one.
+
+    No encoder at hand makes them, so these are I_PCM macroblocks: 64 x 32 of one brightness.
+    """
+    fields = [[_field(n, i, bottom, gop) for bottom in (0, 1)] for i, n in enumerate(frames)]
+    raw = path.with_suffix(".h264")
+    raw.write_bytes(b"".join(field for pair in fields for field in pair))
+    with av.open(str(raw)) as container, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(container.streams.video[0], opaque=True)
+        for number, pair in enumerate(fields):
+            packet = av.Packet(b"".join(pair))
+            packet.stream, packet.time_base = copy, Fraction(1, FPS)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = number % gop == 0
+            out.mux(packet)
+    return path
+
+
+def _field(brightness: int, number: int, bottom: int, gop: int) -> bytes:
+    """Return the NAL units of one field of a frame."""
+    first = number % gop == 0 and not bottom
+    in_gop = number % gop
+    # first_mb, slice_type I, pps; frame_num, field_pic_flag, bottom_field_flag
+    bits = _ue(0) + _ue(7) + _ue(0) + f"{in_gop:04b}1{bottom}"
+    bits += _ue(number // gop % 2) if first else ""  # idr_pic_id
+    bits += f"{2 * in_gop + bottom:08b}" + ("00" if first else "0")  # picture order, marking
+    bits += _ue(0) + _ue(1)  # slice_qp_delta, no deblocking
+    level = round(16 + (20 + STEP * brightness) * 219 / 255)
+    pixels = "".join(f"{value:08b}" for value in [level] * 256 + [128] * 128)
+    for _ in range(4):
+        bits += _ue(25)
+        bits += "0" * (-len(bits) % 8) + pixels
+    sps = f"{77:08b}{0:08b}{30:08b}" + _ue(0) + _ue(0) + _ue(0) + _ue(4) + _ue(1) + "0"
+    sps += _ue(3) + _ue(0) + "00101" + f"00001{1:032b}{2 * FPS:032b}10000"  # size, fields, times
+    pps = _ue(0) + _ue(0) + "00" + 3 * _ue(0) + "000" + 3 * _ue(0) + "100"
+    head = _nal(0x67, sps) + _nal(0x68, pps) if first else b""
+    return _nal(9, "0001") + head + _nal(0x25 if first else 0x21, bits)
+
+
+def _ue(value: int) -> str:
+    digits = f"{value + 1:b}"
+    return "0" * (len(digits) - 1) + digits
+
+
+def _nal(kind: int, bits: str) -> bytes:
+    bits += "1"
+    bits += "0" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    for byte in (b"\0", b"\1", b"\2", b"\3"):
+        data = data.replace(b"\0\0" + byte, b"\0\0\3" + byte)
+    return b"\0\0\0\1" + bytes([kind]) + data
+
+
 # --- boxes of mp4 ---------------------------------------------------------------------------------
 
 

@@ -13,11 +13,21 @@ from av.stream import Disposition
 from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.media import timeline
 from mfm_jax.media.clock import Stamps, shifts
-from mfm_jax.media.frames import windows
+from mfm_jax.media.frames import resize_cavp, windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.write import write_video
-from tests.media.field import FPS, SMALL, box, boxes, numbers, remuxed, with_edits, write_clip
+from tests.media.field import (
+    FPS,
+    SMALL,
+    box,
+    boxes,
+    numbers,
+    remuxed,
+    with_edits,
+    write_clip,
+    write_fields,
+)
 
 
 def shown(path: Path) -> list[int]:
@@ -99,6 +109,24 @@ def test_a_clock_that_leaps_ahead_makes_no_pause(tmp_path, kind):
     )
     assert len(list(windows(path, SMALL))) == 2
     check(path, range(30), [0.2, 0.9], note=None)
+
+
+@pytest.mark.parametrize("kind", ["mkv", "mp4"])
+def test_a_later_start_lies_in_the_recording_without_the_leap(tmp_path, kind):
+    """An index has the times with the leap, and would lead to another place."""
+    frames = [i // 10 for i in range(360)]
+    path = write_clip(
+        tmp_path / f"a.{kind}",
+        frames,
+        [11.5, 13.7],
+        gop=50,
+        shift=lambda seconds: seconds + (600 if seconds >= 12 else 0),
+    )
+    for start in (11.0, 13.0):
+        (window,) = windows(path, SMALL, start=start, count=1)
+        assert numbers(window.cavp_THWC) == frames[round(start * FPS) :][:FPS]
+    wave = read_audio(path, start=13.0, seconds=1.0)
+    assert np.flatnonzero(np.abs(wave) > 0.3)[0] / 16_000 == near(0.7)
 
 
 def test_a_long_still_that_nothing_contradicts_stays(tmp_path):
@@ -201,6 +229,33 @@ def test_elementary_streams_have_the_rate_of_their_header(tmp_path, codec, b_fra
         b_frames=b_frames,
     )
     check(remuxed(source, tmp_path / f"a.{codec}"), range(20), note=None)
+
+
+@pytest.mark.parametrize("into", [".mp4", ".mkv"])
+def test_two_fields_of_which_only_the_first_has_a_time_are_one_frame(tmp_path, into):
+    """Broadcasters and camcorders write H.264 in fields, each of which FFmpeg makes a packet."""
+    check(write_fields(tmp_path / "a.ts", range(25)), range(25), into=into, note="second fields")
+
+
+@pytest.mark.parametrize("kind", ["mp4", "ts"])
+def test_a_stream_without_whole_keyframes(tmp_path, kind):
+    """Behind a keyframe of periodic intra refresh a decoder shows nothing for a second."""
+    noise = np.random.default_rng(0).integers(0, 255, (48, 448, 3)).astype(np.uint8)
+    path = tmp_path / f"a.{kind}"
+    x264 = {"x264-params": "intra-refresh=1:keyint=50:bframes=0", "preset": "ultrafast"}
+    with av.open(str(path), "w") as out:
+        track = out.add_stream("libx264", rate=FPS, options=x264)
+        track.width, track.height, track.pix_fmt = 448, 48, "yuv420p"
+        for number in range(12 * FPS):
+            rolled = np.ascontiguousarray(np.roll(noise, 3 * number, axis=1))
+            out.mux(track.encode(av.VideoFrame.from_ndarray(rolled, "rgb24")))
+        out.mux(track.encode())
+    with av.open(str(path)) as container:
+        every = [resize_cavp(f.to_ndarray(format="rgb24"), 16) for f in container.decode(video=0)]
+    for start in (8.2, 10.2):
+        (window,) = windows(path, SMALL, start=start, count=1)
+        first = round(start * FPS)
+        np.testing.assert_array_equal(window.cavp_THWC, every[first : first + FPS])
 
 
 def test_hidden_frames_are_not_counted(tmp_path):
