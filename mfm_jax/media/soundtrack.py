@@ -62,10 +62,7 @@ def _frames(
     Times are seconds since the first frame of the video, None where the file does not tell. The
     shift is what makes them continuous.
     """
-    sought = line.sought
-    if sought is not None:
-        sought = max(0, sought - int(RUN_IN / line.time_base))
-    for number, packet in numbered_packets(container, sound, sought, video):
+    for number, packet in _packets(container, video, sound, line, start):
         at = packet.pts
         if packet.size and at is not None:
             time = float(at * packet.time_base) + _shift(line, number) - line.begin
@@ -75,6 +72,28 @@ def _frames(
             source = packet_of(frame)
             shift = _shift(line, number if source is None else source)
             yield None if frame.time is None else frame.time + shift - line.begin, shift, frame
+
+
+def _packets(
+    container, video: av.VideoStream, sound: av.AudioStream, line: Timeline, start: float
+) -> Iterator[tuple[int, av.Packet]]:
+    """Demux the sound, from shortly before a later start on if the timeline was sought."""
+    if line.sought is None:
+        yield from numbered_packets(container, sound, None, video)
+        return
+    ahead = RUN_IN
+    while True:
+        # Matroska is entered at a picture. Where the file has the sound far before the picture,
+        # what is wanted lies before the place found.
+        target = max(line.origin, line.sought - int(ahead / line.time_base))
+        packets = numbered_packets(container, sound, target, video)
+        number, head = next(packets)
+        begins = np.inf if head.pts is None else float(head.pts * head.time_base) - line.begin
+        if begins <= start or target == line.origin:
+            yield number, head
+            yield from packets
+            return
+        ahead *= 4
 
 
 def _shift(line: Timeline, packet: int) -> float:
@@ -89,16 +108,21 @@ def _mono(
 ) -> tuple[Float[np.ndarray, " A"], int]:
     """Return `seconds` of the mean of the channels from `start` on, and the file's sample rate."""
     source_rate, wave, position, joined = RATE, np.zeros(0, np.float32), None, 0.0
+    convert: _Resampler | None = None
     for time, shift, frame in frames:
         if position is None:  # the frame knows: HE-AAC plays at twice the rate that it declares
             source_rate = frame.sample_rate
             wave = np.zeros(round(seconds * source_rate), np.float32)
         at = position or 0 if time is None else round((time - start) * source_rate)
         if position is None or shift != joined or abs(at - position) > AUDIO_GAP * source_rate:
-            position, joined = at, shift
+            position, joined, convert = at, shift, None
         if position > len(wave) + RUN_IN * source_rate:
             break
         samples = _mean_of_channels(frame)
+        if frame.sample_rate != source_rate:  # recordings that were joined may differ
+            if convert is None or convert.source_rate != frame.sample_rate:
+                convert = _Resampler(frame.sample_rate, source_rate)
+            samples = convert(samples)
         begin, end = max(position, 0), min(position + len(samples), len(wave))
         if begin < end:
             wave[begin:end] = samples[begin - position : end - position]
@@ -120,11 +144,29 @@ def _mean_of_channels(frame: av.AudioFrame) -> Float[np.ndarray, " samples"]:
 def _resampled(
     wave: Float[np.ndarray, " samples"], source_rate: int, rate: int
 ) -> Float[np.ndarray, " A"]:
-    resampler = av.AudioResampler("fltp", "mono", rate)
-    frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
-    frame.sample_rate, frame.pts, frame.time_base = source_rate, 0, Fraction(1, source_rate)
-    pieces = [*resampler.resample(frame), *resampler.resample(None)]
-    return np.concatenate([piece.to_ndarray()[0] for piece in pieces])
+    convert = _Resampler(source_rate, rate)
+    return np.concatenate([convert(wave), convert(None)])
+
+
+class _Resampler:
+    """Brings a mono wave to another rate, piece by piece; what is not ready yet comes later."""
+
+    def __init__(self, source_rate: int, rate: int) -> None:
+        self.source_rate = source_rate
+        self._resampler = av.AudioResampler("fltp", "mono", rate)
+        self._sent = 0
+
+    def __call__(self, samples: Float[np.ndarray, " samples"] | None) -> Float[np.ndarray, " A"]:
+        """Return what is ready after `samples`; the rest of it after None, which ends the wave."""
+        frame = None
+        if samples is not None:
+            piece = samples.astype(np.float32, copy=False)[None]
+            frame = av.AudioFrame.from_ndarray(piece, "fltp", "mono")
+            frame.sample_rate, frame.pts = self.source_rate, self._sent
+            frame.time_base = Fraction(1, self.source_rate)
+            self._sent += len(samples)
+        ready = [piece.to_ndarray()[0] for piece in self._resampler.resample(frame)]
+        return np.concatenate([np.zeros(0, np.float32), *ready])
 
 
 def fitted(wave: Float[np.ndarray, " A"], samples: int) -> Float[np.ndarray, " {samples}"]:

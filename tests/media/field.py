@@ -29,6 +29,8 @@ def write_clip(
     last: int | None = None,
     prepare: Callable[[av.VideoStream], None] | None = None,
     sound: str = "aac",
+    size: tuple[int, int] = (64, 48),
+    rate: int = 48_000,
 ) -> Path:
     """Write frames whose brightness is their number, and clicks (s) as sound unless None.
 
@@ -36,23 +38,25 @@ def write_clip(
         shift: what a recorder makes of the true times.
         last: the ticks (1/25 s) that the last frame declares to last.
         options: of the muxer.
+        size: width and height.
+        rate: samples of the sound per second.
     """
     frames = list(frames)
     with av.open(str(path), "w", options=options or {}) as out:
         x264 = {"crf": "4", "bf": str(b_frames), "g": str(gop), "x264-params": "scenecut=0"}
         track = out.add_stream(codec, rate=FPS, options=x264 if codec == "libx264" else {})
-        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        (track.width, track.height), track.pix_fmt = size, "yuv420p"
         if codec == "mpeg4":
             track.bit_rate = 4_000_000
         if prepare is not None:
             prepare(track)
         audio = None
         if clicks is not None:
-            audio = out.add_stream(sound, rate=48_000)
+            audio = out.add_stream(sound, rate=rate)
             audio.layout = "mono"
         made: list[av.Packet] = []
         for i, number in enumerate(frames):
-            pixels = np.full((48, 64, 3), 20 + STEP * number, np.uint8)
+            pixels = np.full((size[1], size[0], 3), 20 + STEP * number, np.uint8)
             frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, FPS)
             made += track.encode(frame)
@@ -60,15 +64,15 @@ def write_clip(
         if last is not None:
             next(p for p in made if p.pts == len(frames) - 1).duration = last
         if audio is not None:
-            wave = np.zeros((1, len(frames) * 48_000 // FPS), np.float32)
+            wave = np.zeros((1, len(frames) * rate // FPS), np.float32)
             for click in clicks or ():
-                wave[0, round(click * 48_000) : round(click * 48_000) + 240] = 0.9
+                wave[0, round(click * rate) : round(click * rate) + rate // 200] = 0.9
             for at in range(0, wave.shape[1], 960):
                 piece = av.AudioFrame.from_ndarray(
                     np.ascontiguousarray(wave[:, at : at + 960]), "fltp", "mono"
                 )
-                piece.sample_rate, piece.pts, piece.time_base = 48_000, at, Fraction(1, 48_000)
-                resampler = av.AudioResampler(audio.codec_context.format, "mono", 48_000)
+                piece.sample_rate, piece.pts, piece.time_base = rate, at, Fraction(1, rate)
+                resampler = av.AudioResampler(audio.codec_context.format, "mono", rate)
                 for ready in resampler.resample(piece):
                     made += audio.encode(ready)
             made += audio.encode()

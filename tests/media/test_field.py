@@ -89,6 +89,19 @@ def test_recordings_joined_byte_by_byte_are_one_after_the_other(tmp_path, kind):
     check(path, range(36), [0.1, 0.78, 1.16], note="encoded anew")
 
 
+def test_recordings_of_other_sizes_and_rates_can_be_joined(tmp_path):
+    path = tmp_path / "joined.ts"
+    others = [((64, 48), 48_000), ((96, 64), 44_100), ((48, 64), 32_000)]
+    made = [
+        write_clip(
+            tmp_path / f"{i}.ts", range(12 * i, 12 * i + 12), [0.1, 0.3], size=size, rate=rate
+        )
+        for i, (size, rate) in enumerate(others)
+    ]
+    path.write_bytes(b"".join(part.read_bytes() for part in made))
+    check(path, range(36), [0.1, 0.3, 0.58, 0.78, 1.06, 1.26], note="encoded anew")
+
+
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "avi"])
 def test_joined_files_of_which_players_show_the_first_are_refused(tmp_path, kind):
     path = write_clip(tmp_path / f"a.{kind}", range(12), None)
@@ -586,6 +599,26 @@ def test_a_clip_late_in_a_long_file_costs_what_one_at_its_beginning_does(
     assert decoded < 150
     if kind != "ts":  # which has no index
         assert read < 600
+
+
+def test_sound_that_lies_far_before_its_picture_in_the_file(tmp_path):
+    """Matroska is entered at a picture, where such sound is over already."""
+    plain = write_clip(tmp_path / "a.mp4", [i // 75 for i in range(400)], [12.5, 13.4], gop=50)
+    path = tmp_path / "a.mkv"
+    with (
+        av.open(str(plain)) as source,
+        av.open(str(path), "w", container_options={"max_interleave_delta": "1"}) as out,
+    ):
+        copies = {s.index: out.add_stream_from_template(s, opaque=True) for s in source.streams}
+        packets = [packet for packet in source.demux() if packet.size]
+        ahead = {stream.index: 3.0 * (stream.type == "audio") for stream in source.streams}
+        packets.sort(key=lambda p: p.dts * p.time_base - ahead[p.stream_index])
+        for packet in packets:
+            packet.stream = copies[packet.stream_index]
+            out.mux(packet)
+    wave = read_audio(path, start=12.04, seconds=2.0)
+    loud = np.flatnonzero(np.abs(wave) > 0.3) / 16_000
+    assert [loud[0], loud[-1]] == [near(0.46), near(1.364)]
 
 
 def count_work(monkeypatch, call) -> tuple[int, int]:
