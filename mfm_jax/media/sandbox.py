@@ -91,6 +91,7 @@ class _Child:
             stderr=subprocess.DEVNULL,
             env=os.environ | {IN_CHILD: "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        self._begun = 0  # iterators, each of which has its number
         self._selector = selectors.DefaultSelector()
         self._selector.register(_of(self.process.stdout), selectors.EVENT_READ)
 
@@ -119,13 +120,14 @@ class _Child:
     def iterate(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Iterator[Any]:
         """Yield what a generator in the child yields, asking for one item after the other."""
         request = {"call": name, "args": args, "kwargs": kwargs}
-        self.ask({"begin": request})
+        number = self._begun = self._begun + 1
+        self.ask({"begin": request, "number": number})
         try:
-            while (item := self.ask({"next": request})) is not None:
+            while (item := self.ask({"next": request, "number": number})) is not None:
                 yield item
         finally:
             if self.process.poll() is None:
-                self.ask({"close": request})
+                self.ask({"close": request, "number": number})
 
     def _end(self) -> None:
         self.process.kill()

@@ -28,15 +28,14 @@ def main() -> int:
     # What a library prints must not get between the messages.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    running: Iterator | None = None
+    running: dict[int, Iterator] = {}  # by the parent's numbers
     while True:
         try:
             request = receive(requests)
         except EOFError:
             return 0
         try:
-            value, running = _answer(request, running)
-            reply = {"value": value}
+            reply = {"value": _answer(request, running)}
         except MemoryError:
             reply = {"error": "MediaError", "message": "a file takes too much memory: leave it out"}
         except UserError as error:
@@ -46,16 +45,17 @@ def main() -> int:
         send(replies, reply)
 
 
-def _answer(request: dict[str, Any], running: Iterator | None) -> tuple[Any, Iterator | None]:
+def _answer(request: dict[str, Any], running: dict[int, Iterator]) -> Any:
     if "begin" in request:
         inner = request["begin"]
-        return None, CALLS[inner["call"]](*inner["args"], **inner["kwargs"])
+        running[request["number"]] = CALLS[inner["call"]](*inner["args"], **inner["kwargs"])
+        return None
     if "next" in request:
-        assert running is not None, "the parent begins first"
-        return next(running, None), running
+        return next(running[request["number"]], None)
     if "close" in request:
-        return None, None
-    return CALLS[request["call"]](*request["args"], **request["kwargs"]), running
+        del running[request["number"]]
+        return None
+    return CALLS[request["call"]](*request["args"], **request["kwargs"])
 
 
 if __name__ == "__main__":

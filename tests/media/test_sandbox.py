@@ -57,6 +57,9 @@ def test_the_sandbox_reads_and_writes_the_same(clip, tmp_path, request):
     # A generator that is left early does not disturb what follows.
     assert next(windows(clip, SMALL)).index == 0
     assert [w.index for w in windows(clip, SMALL)] == [0, 1]
+    # Several may run side by side.
+    pairs = zip(windows(clip, SMALL), windows(clip, SMALL, start=0.2), strict=True)
+    assert [(one.start, other.start) for one, other in pairs] == [(0.0, 0.2), (1.0, 1.2)]
 
 
 def test_a_crash_or_a_block_fails_one_file(clip, boxed, monkeypatch):
