@@ -109,7 +109,9 @@ def words(theirs: str, ours: str, width: int) -> Computed:
 
 
 def _causal(key: str, shape: Shape) -> np.ndarray:
-    return np.tri(shape[-1] if shape else 1, dtype=bool)[None, None]
+    """Return the mask of as many positions as `shape` has; of one if it is no shape of a mask."""
+    size = shape[-1] if shape == (1, 1, *2 * shape[-1:]) else 1
+    return np.tri(size, dtype=bool)[None, None]
 
 
 def table(config: GPT2Config) -> Table:
@@ -150,7 +152,7 @@ def open_trunk(folder: Path, request: Request) -> Weights:
 def word_count(bundle: Bundle, component: str, key: str) -> int:
     """Return the number of word embeddings to write as `key`: those that came in, or one."""
     came_in, _ = kept(bundle.store(component))
-    return came_in[key].shape[0] if key in came_in else 1
+    return next(iter(came_in[key].shape), 1) if key in came_in else 1
 
 
 def write(bundle: Bundle) -> list[Outgoing]:

@@ -25,6 +25,8 @@ from mfm_jax.storage.weights import named_weights
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 """The precisions that networks compute in."""
+PIECE = 1 << 20
+"""Elements that are compared at once."""
 KEPT = "kept.safetensors"
 """File in a component's folder with the tensors of the source that our network does not read.
 
@@ -184,8 +186,15 @@ def _check_values(incoming: Incoming, choices: Choices) -> None:
 
 def _close(found: np.ndarray, expected: np.ndarray) -> bool:
     """Return whether an array has the expected values but for the rounding of any precision."""
-    difference = np.abs(found.astype(np.float64) - expected)
-    return bool(np.max(difference, initial=0.0) <= 1e-2 * np.max(np.abs(expected), initial=0.0))
+    room = 1e-2 * np.max(np.abs(expected), initial=0.0)
+    pairs = zip(_pieces(found), _pieces(expected), strict=True)
+    return all(bool(np.all(np.abs(a.astype(np.float64) - b) <= room)) for a, b in pairs)
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the elements in C order, a few at once."""
+    flat = array.reshape(-1)
+    yield from (flat[start : start + PIECE] for start in range(0, len(flat), PIECE))
 
 
 def to_bundle(

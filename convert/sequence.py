@@ -7,7 +7,7 @@ AudioLDM2's own checkpoint calls it `sequence_gen`, diffusers `language_model` a
 
 from collections.abc import Mapping
 
-from convert.configs import builtin, required
+from convert.configs import builtin, one_of, required
 from convert.gpt2 import rows, words
 from convert.rows import DENSE, named
 from convert.table import ConversionError, Row, Rows, Table
@@ -72,18 +72,13 @@ def config(projection: Mapping, language: Mapping, gpt2: GPT2Config) -> MapperCo
     required(projection, names, what)
     builtin(projection, {"use_learned_position_embedding": None, "max_seq_length": None}, what)
     clap, t5, width = (projection[name] for name in names)
-    required(language, ("max_new_tokens",), "language_model config")
-    tokens = language["max_new_tokens"]
-    if tokens not in POOLS:
-        raise ConversionError(
-            f"language_model config: max_new_tokens must be one of {list(POOLS)}, is {tokens}"
-        )
+    pool = one_of(language, "max_new_tokens", POOLS, "language_model config")
     if width != gpt2.width:
         raise ConversionError(f"{what}: langauge_model_dim {width} is not GPT-2's {gpt2.width}")
     return MapperConfig(
         encoders=((*CLAP, clap), (*T5, t5)),
         loa_width=width,
-        loa=LOA(pool=POOLS[tokens]),
+        loa=LOA(pool=pool),
         fusion="wrapped",
         gpt2=gpt2,
     )

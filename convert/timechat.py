@@ -137,7 +137,7 @@ def read(request: Request) -> Read:
     for weights in files:
         alone = "patch_embed.proj.weight" in weights.tensors
         tensors |= with_prefix(weights.tensors, VIT) if alone else weights.tensors
-    if FRAMES in tensors:
+    if FRAMES in tensors and tensors[FRAMES].shape:
         config = replace(config, frames=tensors[FRAMES].shape[0])
     paths = tuple(path for weights in files for path in weights.files)
     licence = own_licence(request, licences.TIMECHAT)

@@ -14,9 +14,10 @@ from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert import gpt2, scheduler, t5, unet, vae, vocoder
+from convert import gpt2, scheduler, sequence, t5, unet, vae, vocoder
 from convert.configs import builtin, divides, integer, integers, number, one_of, required
 from convert.table import ConversionError
+from mfm_jax.models.gpt2 import GPT2Config
 
 
 class Described(NamedTuple):
@@ -141,6 +142,13 @@ def test_nothing_but_a_conversion_error_comes_of_a_wrong_file(described, release
 
 
 WHAT = "some config"
+
+
+@pytest.mark.parametrize("value", [None, "8", [8], {}, 7, True])
+def test_a_sequence_of_another_length_is_refused(value):
+    projection = {"text_encoder_dim": 5, "text_encoder_1_dim": 6, "langauge_model_dim": 8}
+    with pytest.raises(ConversionError, match="max_new_tokens must be 8 or 512, is"):
+        sequence.config(projection, {"max_new_tokens": value}, GPT2Config(8, 1, 2, 4))
 
 
 def test_required_lists_all():

@@ -60,6 +60,13 @@ def test_reads_what_transformers_saves(tmp_path):
     assert config(json.loads((tmp_path / "config.json").read_text())) == TINY
 
 
+def test_a_mask_costs_no_more_than_the_file_holds():
+    value = table(TINY).value
+    np.testing.assert_array_equal(value("h.0.attn.bias", (1, 1, 3, 3))[0, 0], np.tri(3))
+    for shape in ((), (10**9,), (1, 10**9), (1, 1, 1, 10**9), (10**9, 1, 1, 10**9)):
+        assert value("h.0.attn.bias", shape).size == 1
+
+
 def test_a_text_ends_where_the_word_table_has_an_end(released):
     known = [their_config(TINY, words)["eos_token_id"] for words in (1, 50256, 50257)]
     assert known == [None, None, 50256]

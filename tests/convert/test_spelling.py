@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from convert import audiomae, cavp, cnn14, gpt2, mapper, t5, timechat, unet, vae, vocoder
 from convert.__main__ import MODELS, main
 from convert.command import find_model
-from convert.incoming import Reading
+from convert.incoming import Choices, Incoming, Reading, fit
 from convert.model import CONFIG, OURS, Request
 from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
@@ -96,8 +96,8 @@ def write_described(folder, name: str, state: dict) -> None:
         torch.save(state, folder / "x.bin")
 
 
-def read(folder, name: str, state: dict, **options) -> dict[str, np.ndarray]:
-    """Return the weights in our layout that the reader of the network finds in the state."""
+def part_of(folder, name: str, state: dict, **options) -> Incoming:
+    """Return what the reader of the network makes of the state."""
     if name in ("unet", "vae", "vocoder"):
         write_described(folder / name, name, state)
         (folder / "scheduler").mkdir()
@@ -110,6 +110,12 @@ def read(folder, name: str, state: dict, **options) -> dict[str, np.ndarray]:
         write_described(folder, name, state)
         model = name
     (part,) = find_model(model).read(Request((folder,), **options)).parts
+    return part
+
+
+def read(folder, name: str, state: dict, **options) -> dict[str, np.ndarray]:
+    """Return the weights in our layout that the reader of the network finds in the state."""
+    part = part_of(folder, name, state, **options)
     return dict(part.table.to_ours(Reading(part.tensors)))
 
 
@@ -203,6 +209,13 @@ def test_weight_norm_along_other_axes():
         gain, direction = (Held(None, tensor.detach().numpy()) for tensor in pair)
         folded = Folded(gain, direction).read()
         np.testing.assert_allclose(folded, conv.weight.detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numbers_in_place_of_all_tensors_are_refused(tmp_path, name):
+    _, theirs = ours_and_theirs(name)
+    with pytest.raises(ConversionError, match=r"does not fit .* misshaped: .* is \(\), should be"):
+        fit(part_of(tmp_path, name, dict.fromkeys(theirs, torch.tensor(1.0))), Choices("test"))
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path):
