@@ -81,7 +81,7 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
         MediaError: the file is missing, empty, unreadable, beyond the limits, or has no video.
     """
     path, limits = Path(path), Limits.of_environment()
-    _check_is_file(path)
+    check_is_file(path)
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
     joints = headers_within(path)
     with WithoutParts(path, joints) if joints else nullcontext() as file:
@@ -114,7 +114,12 @@ def _checked(path: Path, container: av.container.InputContainer, limits: Limits)
     return stream
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Check that a video is a file that can be read.
+
+    Raises:
+        MediaError: it is missing, empty, a folder, a device or a pipe, or not readable.
+    """
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -10,12 +10,19 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
+from mfm_jax.errors import one_line
 from mfm_jax.media.containers import PICTURES, opened, reading
 from mfm_jax.media.formats import Format
 from mfm_jax.media.timeline import UNKNOWN, Timeline, numbered_packets
 
-OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+OF_THE_CONTAINER = {
+    *("major_brand", "minor_version", "compatible_brands"),
+    *("encoder", "software", "duration"),
+}
 """Metadata that describes the old file, in lower case."""
+
+NAMED = 5
+"""Names that a note gives of metadata that is left out."""
 
 KEPT = Disposition.default | Disposition.forced | Disposition.hearing_impaired
 
@@ -33,6 +40,8 @@ def obstacle(
         return "the clock of the file starts again"
     if (line.presented == UNKNOWN).any():
         return "the second fields of its frames have no times"
+    if form.isom and not np.diff(line.pts).all():
+        return "several of its frames have the same time"
     (_, end), begin = _ends(line), _begin(line)
     cut_off = line.discarded[begin:end]
     if (cut_off & (line.presented[begin:end] >= line.origin)).any():
@@ -83,6 +92,8 @@ def copied_picture(
     copy = out.add_stream_from_template(stream, opaque=True)
     _tag(copy, stream, form)
     _describe(copy, stream)
+    if stream.sample_aspect_ratio:  # of the container, which overrules the codec
+        copy.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
     return _picture_packets(path, container, stream, copy, line)
 
 
@@ -111,6 +122,25 @@ def _picture_packets(path, container, stream, copy, line: Timeline) -> Iterator[
     for packet in waiting:
         packet.dts = packet.pts
         yield packet
+
+
+def left_out_of_picture(stream: av.VideoStream, form: Format, *, encoded: bool) -> list[str]:
+    """Return what the new file does not tell a player of a picture that was copied or `encoded`."""
+    aspect = stream.sample_aspect_ratio or 1
+    # PyAV cannot set what Matroska has for it, so only what the codec itself stores is kept there.
+    own = stream.codec_context.sample_aspect_ratio == aspect
+    kept = form.isom or (form.picture == "libx264" if encoded else own)
+    return [] if kept or aspect == 1 else [f"the aspect ratio of pixels ({aspect})"]
+
+
+def left_out_of_metadata(
+    container: av.container.InputContainer, made: av.container.InputContainer
+) -> list[str]:
+    """Return which metadata of a file, if any, is missing in the one made of it."""
+    kept = {key.lower() for key in made.metadata}
+    lost = [one_line(k) for k in container.metadata if k.lower() not in kept | OF_THE_CONTAINER]
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    return [f"metadata ({', '.join(lost[:NAMED])}{more})"] if lost else []
 
 
 def _describe(copy: av.stream.Stream, stream: av.stream.Stream) -> None:
@@ -165,7 +195,7 @@ def _carry_chapters(container, out, line: Timeline) -> None:
     chapters = []
     for number, chapter in enumerate(container.chapters()):
         base = chapter["time_base"]
-        first = round(line.begin / base) if container.start_time else 0
+        first = round(line.begin / base)
         end = min(chapter["end"] - first, round(line.seconds / base))
         start = max(chapter["start"] - first, 0)
         if start < end:

@@ -365,12 +365,18 @@ def _presented(
 def _filled(
     at: Int[np.ndarray, " packets"], stream: av.VideoStream, video: _Packets
 ) -> Int[np.ndarray, " packets"]:
-    """Return times where some are unknown: each packet follows the one before."""
-    usual = round(1 / (stream.average_rate or stream.guessed_rate or 25) / _time_base(stream))
-    filled, follows = at.copy(), 0
+    """Return times where some are unknown: each packet follows the one before.
+
+    What comes before the first known time leads up to it.
+    """
+    usual = _nominal_gap(stream)
+    lasting = [own or usual for own in video.lasting]
+    known = np.flatnonzero(at != UNKNOWN)
+    follows = int(at[known[0]]) - sum(lasting[: known[0]]) if len(known) else 0
+    filled = at.copy()
     for i, time in enumerate(at.tolist()):
         filled[i] = follows if time == UNKNOWN else time
-        follows = int(filled[i]) + (video.lasting[i] or usual)
+        follows = int(filled[i]) + lasting[i]
     return filled
 
 
@@ -403,7 +409,13 @@ def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
     """Return the time from one frame to the next, in ticks, for packets that do not say it."""
     if len(pts) > 1:
         return max(1, int(np.median(np.diff(pts))))
-    return round(1 / (stream.average_rate or 25) / _time_base(stream))
+    return _nominal_gap(stream)
+
+
+def _nominal_gap(stream: av.VideoStream) -> int:
+    """Return the time between frames that the header of a stream declares, in ticks."""
+    rate = stream.average_rate or stream.guessed_rate or 25
+    return max(1, round(1 / rate / _time_base(stream)))
 
 
 def _check_complete(path: Path, container, stream, line: Timeline, packets: int) -> None:

@@ -13,7 +13,7 @@ from av.error import FFmpegError
 
 from mfm_jax.errors import WriteError, full_disk
 from mfm_jax.media.audio import RATE
-from mfm_jax.media.containers import opened
+from mfm_jax.media.containers import check_is_file, opened
 from mfm_jax.media.encode import (
     CRF,
     mux,
@@ -24,7 +24,13 @@ from mfm_jax.media.encode import (
 )
 from mfm_jax.media.formats import Format, format_of
 from mfm_jax.media.frames import decoded_frames
-from mfm_jax.media.remux import carry_over, copied_picture, obstacle
+from mfm_jax.media.remux import (
+    carry_over,
+    copied_picture,
+    left_out_of_metadata,
+    left_out_of_picture,
+    obstacle,
+)
 from mfm_jax.media.sandbox import sandboxed
 from mfm_jax.media.soundtrack import fitted
 from mfm_jax.media.timeline import Timeline, read_timeline
@@ -36,9 +42,11 @@ def check_video_target(source: Path, target: Path) -> None:
     """Check that the picture of `source` can be written to `target`, before sound is made for it.
 
     Raises:
+        MediaError: `source` is no file that can be read.
         WriteError: the suffix of `target` names no format, `target` is `source` or cannot be
             written, or there is no room for it.
     """
+    check_is_file(source)
     format_of(target)
     _check_is_other(source, target)
     check_target(target)
@@ -75,18 +83,22 @@ def write_video(
     form, line = format_of(target), read_timeline(source)
     _check_is_other(source, target)
     notes = []
-    with opened(source) as (container, stream), _writing(target, form) as out:
-        if reason := obstacle(container, stream, line, form):
-            notes.append(f"the picture is encoded anew, because {reason}")
-            picture = _encoded_picture(source, container, stream, out, line, form)
-        else:
-            picture = copied_picture(source, container, stream, out, line, form)
-        sound = fitted(wave, round(line.seconds * rate))
-        track = sound_packets(sound_track(out, form, rate), sound, rate)
-        others, left_out = carry_over(source, container, stream, out, line, form)
-        if left_out:
-            notes.append(f"left out: {', '.join(left_out)}")
-        mux(out, [picture, track, *others])
+    with opened(source) as (container, stream):
+        with _writing(target, form) as out:
+            if reason := obstacle(container, stream, line, form):
+                notes.append(f"the picture is encoded anew, because {reason}")
+                picture = _encoded_picture(source, container, stream, out, line, form)
+            else:
+                picture = copied_picture(source, container, stream, out, line, form)
+            sound = fitted(wave, round(line.seconds * rate))
+            track = sound_packets(sound_track(out, form, rate), sound, rate)
+            others, left_out = carry_over(source, container, stream, out, line, form)
+            mux(out, [picture, track, *others])
+            left_out += left_out_of_picture(stream, form, encoded=reason is not None)
+        with opened(target) as (made, _):
+            left_out += left_out_of_metadata(container, made)
+    if left_out:
+        notes.append(f"left out: {', '.join(left_out)}")
     return notes
 
 
@@ -107,11 +119,16 @@ def _encoded_picture(
     theirs, ours = stream.codec_context, track.codec_context
     ours.color_range, ours.colorspace = theirs.color_range, theirs.colorspace
     ours.color_primaries, ours.color_trc = theirs.color_primaries, theirs.color_trc
+    if aspect := stream.sample_aspect_ratio:
+        ours.sample_aspect_ratio = 1 / aspect if line.orientation.transpose else aspect
     ticks = (line.pts - line.origin).tolist()
-    ends = dict(zip(ticks, [*ticks[1:], line.duration], strict=True))
+    following = [*ticks[1:], line.duration]
+    ends = dict(zip(ticks, following, strict=True))
 
     def frames() -> Iterator[tuple[int, av.VideoFrame]]:
         for number, frame in decoded_frames(path, line):
+            if following[number] == ticks[number]:
+                continue  # the next one takes its place at once
             if line.orientation.rotation or line.orientation.mirrored:
                 upright = line.orientation.apply(frame.to_ndarray(format="rgb24"))
                 frame = av.VideoFrame.from_ndarray(upright, "rgb24")

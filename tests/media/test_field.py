@@ -16,7 +16,7 @@ from mfm_jax.media.clock import Stamps, shifts
 from mfm_jax.media.frames import resize_cavp, windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.write import write_video
+from mfm_jax.media.write import check_video_target, write_video
 from tests.media.field import (
     FPS,
     SMALL,
@@ -297,6 +297,20 @@ def test_hidden_frames_are_not_counted(tmp_path):
     assert probe(tmp_path / "b.mkv").frames == 20
 
 
+def test_times_that_are_unknown_at_the_beginning_lead_up_to_the_first_one(tmp_path):
+    """Matroska cannot store the negative times of these packets."""
+    path = write_clip(
+        tmp_path / "a.mkv",
+        range(20),
+        [0.5],
+        shift=lambda seconds: seconds - 0.2,
+        options={"avoid_negative_ts": "disabled"},
+    )
+    with av.open(str(path)) as container:
+        assert next(container.demux(video=0)).pts is None
+    check(path, range(20), [0.5])
+
+
 # --- orientation and choice of the stream ---------------------------------------------------------
 
 MATRICES = {  # a, b, c, d of x' = a x + c y, y' = b x + d y
@@ -522,6 +536,66 @@ def test_what_belongs_to_a_film_comes_along_or_is_named(tmp_path, reference, kin
             )
             assert len(ours) == 2
             assert ours == theirs
+
+
+def test_chapters_begin_with_the_picture_and_lost_metadata_is_named(tmp_path):
+    plain, path = write_clip(tmp_path / "plain.mp4", range(40), [0.5]), tmp_path / "a.mkv"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as out:
+        out.metadata.update({"title": "A title", "mood": "calm"})
+        copies = {s.index: out.add_stream_from_template(s, opaque=True) for s in source.streams}
+        chapter = {"time_base": Fraction(1, 1000), "metadata": {}}
+        out.set_chapters(
+            [
+                chapter | {"id": n, "start": 1000 * n, "end": 1000 * n + 1000, "metadata": {}}
+                for n in range(2)
+            ]
+        )
+        for packet in source.demux():
+            if packet.size:
+                late = 0.4 if packet.stream.type == "video" else 0  # s
+                packet.pts += round(late / packet.time_base)
+                packet.dts += round(late / packet.time_base)
+                packet.stream = copies[packet.stream_index]
+                out.mux(packet)
+    check(path, range(40), [0.1], note="left out: metadata (MOOD)")
+    with av.open(str(tmp_path / "written.mp4")) as made:
+        assert made.metadata["title"] == "A title"
+        starts = [float(c["start"] * c["time_base"]) for c in made.chapters()]
+    assert starts == pytest.approx([0.0, 0.6], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "into"), [("a.mkv", ".mp4"), ("joined.ts", ".mkv"), ("a.mp4", ".webm")]
+)
+def test_the_aspect_ratio_of_pixels_is_kept_or_named(tmp_path, name, into):
+    def anamorphic(track):
+        track.codec_context.sample_aspect_ratio = Fraction(16, 11)
+
+    path = write_clip(tmp_path / name, range(12), None, prepare=anamorphic)
+    if name == "joined.ts":
+        path.write_bytes(2 * path.read_bytes())
+    notes = write_video(path, tmp_path / f"b{into}", np.zeros(6400, np.float32))
+    with av.open(str(tmp_path / f"b{into}")) as made:
+        kept = made.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    assert kept == (into != ".webm")
+    assert ("left out: the aspect ratio of pixels (16/11)" in notes) == (not kept)
+
+
+def test_two_frames_at_one_time(tmp_path):
+    """Matroska holds them; mp4 does not, and players show the second one."""
+    path = write_clip(
+        tmp_path / "a.mkv", range(20), None, shift=lambda s: 0.36 if 0.39 < s < 0.41 else s
+    )
+    expected = [*range(9), 10, 10, *range(11, 20)]
+    assert shown(path) == expected
+    (note,) = write_video(path, tmp_path / "b.mp4", np.zeros(12_800, np.float32))
+    assert note.endswith("because several of its frames have the same time")
+    assert shown(tmp_path / "b.mp4") == expected
+
+
+def test_a_missing_source_is_told_before_the_target_is_tried(tmp_path):
+    with pytest.raises(MediaError, match=r"x\.mp4 does not exist: check the path"):
+        check_video_target(tmp_path / "x.mp4", tmp_path / "y.mp4")
 
 
 # --- names, limits, strangers ---------------------------------------------------------------------
