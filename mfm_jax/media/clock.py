@@ -8,6 +8,7 @@ so a break in one stream belongs together with the break in the other.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,6 +25,9 @@ ALONE = 60.0
 
 NEAR = 5.0
 """Seconds between two streams at one place of a file."""
+
+RECENT = 32
+"""Breaks of another stream that may belong to the same place of a file."""
 
 AUDIO_OVERLAP = 0.1
 """Seconds of sound that may be lost at a joint, so that the padding of codecs adds no pause."""
@@ -57,6 +61,18 @@ class Stamps:
         """When each packet ends; a break of the clock may look like a very long packet."""
         return self.begins + np.where(self.lasting > 2 * self.usual, self.usual, self.lasting)
 
+    @cached_property
+    def steps(self) -> Float[np.ndarray, " suspicious"]:
+        """The times to which the clock goes back or far ahead, in ascending order."""
+        known = self.decoded[np.isfinite(self.decoded)]
+        steps = np.diff(known)
+        return np.sort(known[1:][(steps < -BACK) | (steps > AHEAD)])
+
+    def steps_near(self, time: float) -> bool:
+        """Return whether the clock goes back or far ahead to about `time`."""
+        at = np.searchsorted(self.steps, time - NEAR, side="right")
+        return bool(at < len(self.steps) and self.steps[at] < time + NEAR)
+
 
 def shifts(streams: Sequence[Stamps], *, restarts: bool) -> list[Float[np.ndarray, " packets"]]:
     """Return what to add to the times of each packet so that every stream is continuous.
@@ -66,23 +82,17 @@ def shifts(streams: Sequence[Stamps], *, restarts: bool) -> list[Float[np.ndarra
         restarts: whether the clock of this kind of container may start again (MPEG-TS, FLV). The
             durations in other kinds are believed, if no other stream contradicts them.
     """
-    if not any(len(_steps(stream)) for stream in streams):
+    if not any(len(stream.steps) for stream in streams):
         return [np.zeros(len(stream.place)) for stream in streams]
     epochs = [_Epochs(stream) for stream in streams]
     joints = _find_joints(epochs)
+    visits = _first_visits(epochs, joints)
     offsets = [0.0]
     for joint in range(1, joints + 1):
-        offsets.append(_offset(epochs, joint, offsets))
+        offsets.append(_offset(visits[joint], offsets))
     found = [_spread(stream, offsets) for stream in epochs]
     _close_gaps(streams, found, restarts)
     return found
-
-
-def _steps(stream: Stamps) -> Float[np.ndarray, " suspicious"]:
-    """Return the times to which the clock of a stream goes back or far ahead."""
-    known = stream.decoded[np.isfinite(stream.decoded)]
-    steps = np.diff(known)
-    return known[1:][(steps < -BACK) | (steps > AHEAD)]
 
 
 @dataclass
@@ -111,8 +121,7 @@ def _find_joints(epochs: Sequence[_Epochs]) -> int:
         leaps = time - stream.last > AHEAD and time + ahead_of[which] - position > AHEAD
         if leaps:
             going_on = [o for o in others if np.isfinite(o.last)]
-            too = any((np.abs(_steps(o.stamps) - time) < NEAR).any() for o in going_on)
-            leaps = bool(going_on) and not too
+            leaps = bool(going_on) and not any(o.stamps.steps_near(time) for o in going_on)
         if back or leaps:
             joint = _same_joint(stream, time, others)
             if joint is None:
@@ -143,22 +152,35 @@ def _same_joint(stream: _Epochs, time: float, others: Sequence[_Epochs]) -> int 
     """Return the joint of another stream that a break of `stream` to `time` belongs to, if any."""
     current = stream.joints[-1]
     for other in others:
-        for joint, first in zip(other.joints, other.first, strict=True):
-            if joint > current and joint not in stream.joints and abs(first - time) < NEAR:
+        recent = zip(other.joints[-RECENT:], other.first[-RECENT:], strict=True)
+        for joint, first in recent:
+            if (
+                joint > current
+                and joint not in stream.joints[-RECENT:]
+                and abs(first - time) < NEAR
+            ):
                 return joint
         if other.joints[-1] != current and abs(other.last - time) < NEAR:
             return other.joints[-1]  # a clock that was wrong for a while
     return None
 
 
-def _offset(epochs: Sequence[_Epochs], joint: int, offsets: Sequence[float]) -> float:
+_Visit = tuple[_Epochs, int]
+"""A stream, and which of its epochs begins at a joint."""
+
+
+def _first_visits(epochs: Sequence[_Epochs], joints: int) -> list[list[_Visit]]:
+    """Return the epochs that begin at each joint after one that lies before it."""
+    visits: list[list[_Visit]] = [[] for _ in range(joints + 1)]
+    for stream in epochs:
+        for at, (before, joint) in enumerate(pairwise(stream.joints), start=1):
+            if before < joint:
+                visits[joint].append((stream, at))
+    return visits
+
+
+def _offset(first_visits: Sequence[_Visit], offsets: Sequence[float]) -> float:
     """Return the shift behind a joint: every stream goes on after its end, and one at its end."""
-    first_visits = [
-        (stream, at)
-        for stream in epochs
-        for at, there in enumerate(stream.joints)
-        if there == joint and stream.joints[at - 1] < joint
-    ]
     with_picture = any(not stream.stamps.audio for stream, _ in first_visits)
     found = []
     for stream, at in first_visits:
@@ -170,7 +192,7 @@ def _offset(epochs: Sequence[_Epochs], joint: int, offsets: Sequence[float]) -> 
 
 
 def _stretch(stream: _Epochs, at: int) -> slice:
-    return slice(stream.begins[at], [*stream.begins, None][at + 1])
+    return slice(stream.begins[at], stream.begins[at + 1] if at + 1 < len(stream.begins) else None)
 
 
 def _spread(stream: _Epochs, offsets: Sequence[float]) -> Float[np.ndarray, " packets"]:
@@ -183,33 +205,54 @@ def _close_gaps(
     streams: Sequence[Stamps], found: Sequence[Float[np.ndarray, " _"]], restarts: bool
 ) -> None:
     """Take out of `found` the leaps ahead: stretches in which no stream has anything."""
-    begins = [stream.begins + shift for stream, shift in zip(streams, found, strict=True)]
-    ends = [stream.ends + shift for stream, shift in zip(streams, found, strict=True)]
-    every = np.concatenate(begins)
-    order = np.argsort(every)[: int(np.isfinite(every).sum())]
-    latest = np.maximum.accumulate(np.concatenate(ends)[order])
-    gaps = every[order][1:] - latest[:-1]
-    for at in np.flatnonzero(gaps > AHEAD):
-        behind = every[order][at + 1]
-        going_on = [
-            stream
-            for stream in zip(streams, begins, ends, strict=True)
-            if (stream[1] >= behind).any() and (stream[1] < behind).any()
-        ]
-        if not going_on:
-            continue
-        if not restarts and len(going_on) < 2:
-            told = max(
-                float(np.max(b + s.lasting, initial=-np.inf, where=b < behind))
-                for s, b in zip(streams, begins, strict=True)
-            )
-            if gaps[at] <= ALONE or told >= behind - BACK:
-                continue  # the picture stays for so long
-        # As much as lets one stream go on at its end.
-        gap = min(
-            float(begin[begin >= behind].min() - np.max(end, initial=-np.inf, where=begin < behind))
-            + (AUDIO_OVERLAP if stream.audio and len(going_on) > 1 else 0.0)
-            for stream, begin, end in going_on
-        )
-        for begin, shift in zip(begins, found, strict=True):
-            shift[begin >= behind] -= gap
+    sorted_streams = [_Sorted(s, shift) for s, shift in zip(streams, found, strict=True)]
+    every = np.concatenate([stream.begins for stream in sorted_streams])
+    order = np.argsort(every)
+    every = every[order]
+    latest = np.maximum.accumulate(np.concatenate([s.ended for s in sorted_streams])[order])
+    behinds, gaps = [], [0.0]
+    for at in np.flatnonzero(every[1:] - latest[:-1] > AHEAD):
+        behind = float(every[at + 1])
+        gap = _gap_to_close(sorted_streams, behind, behind - float(latest[at]), restarts)
+        if gap is not None:
+            behinds.append(behind)
+            gaps.append(gap)
+    total = np.cumsum(gaps)
+    for stream, shift in zip(streams, found, strict=True):
+        begins = stream.begins + shift
+        known = np.isfinite(begins)
+        shift[known] -= total[np.searchsorted(behinds, begins[known], side="right")]
+
+
+class _Sorted:
+    """The packets of a stream in the order of their continuous times."""
+
+    def __init__(self, stream: Stamps, shift: Float[np.ndarray, " packets"]) -> None:
+        begins = stream.begins + shift
+        order = np.argsort(begins)[: int(np.isfinite(begins).sum())]
+        self.audio = stream.audio
+        self.begins = begins[order]
+        # The end of all packets so far: the likely one, and the one that is declared.
+        self.ended = np.maximum.accumulate((stream.ends + shift)[order])
+        self.declared = np.maximum.accumulate((begins + stream.lasting)[order])
+
+
+def _gap_to_close(
+    streams: Sequence[_Sorted], behind: float, seconds: float, restarts: bool
+) -> float | None:
+    """Return what to take out of a gap of `seconds` before `behind`; None if it is meant."""
+    before = [int(np.searchsorted(stream.begins, behind)) for stream in streams]
+    places = list(zip(streams, before, strict=True))
+    going_on = [(s, at) for s, at in places if 0 < at < len(s.begins)]
+    if not going_on:
+        return None
+    if not restarts and len(going_on) < 2:
+        declared = max(float(s.declared[at - 1]) for s, at in places if at)
+        if seconds <= ALONE or declared >= behind - BACK:
+            return None  # the picture stays for so long
+    # As much as lets one stream go on at its end.
+    return min(
+        float(stream.begins[at] - stream.ended[at - 1])
+        + (AUDIO_OVERLAP if stream.audio and len(going_on) > 1 else 0.0)
+        for stream, at in going_on
+    )

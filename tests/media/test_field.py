@@ -1,5 +1,6 @@
 """Files as people have them are read and written as players show them."""
 
+import time
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -182,6 +183,15 @@ def test_sound_that_ends_before_a_joint_keeps_to_its_picture():
     )
     np.testing.assert_allclose(video[1500:], 60, atol=1e-6)
     np.testing.assert_allclose(audio[500:], 60, atol=1e-6)
+
+
+def test_the_work_grows_with_the_packets_and_not_with_their_square():
+    """A small file can let its clock break at each of many packets."""
+    rng, began = np.random.default_rng(0), time.monotonic()
+    picture, sound = (np.arange(20_000) * 0.04 + rng.integers(0, 1000, 20_000) for _ in range(2))
+    found = shifts([stamps(picture, False), stamps(sound, True, place=1)], restarts=True)
+    assert np.isfinite(np.concatenate(found)).all()
+    assert time.monotonic() - began < 8
 
 
 # --- order ----------------------------------------------------------------------------------------
