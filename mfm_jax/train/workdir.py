@@ -29,7 +29,8 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[dict[str, tuple[Any,
     Nothing that is there is changed. Of several processes of a run the first one holds the folder.
 
     Raises:
-        WorkdirError: another process trains there, or the run there has another seed.
+        WorkdirError: another process trains there, or the run there has another seed or a config
+            that cannot be read.
         WriteError: nothing can be written there.
     """
     if jax.process_index() != 0:
@@ -37,6 +38,7 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[dict[str, tuple[Any,
         return
     for folder in (array_path(workdir), workdir / CHECKPOINTS):
         check_folder(folder)
+    new = not workdir.exists()
     with claimed_folder(workdir / CHECKPOINTS) as alone:
         if not alone:
             raise WorkdirError(
@@ -47,7 +49,8 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[dict[str, tuple[Any,
         finally:
             with suppress(OSError):  # it was refused before anything was made
                 (workdir / CHECKPOINTS).rmdir()
-                workdir.rmdir()
+                if new:
+                    workdir.rmdir()
 
 
 def record(workdir: Path, config: TrainConfig) -> None:
@@ -83,7 +86,7 @@ def _changes(workdir: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the fields that changed since the run began; none if it begins now.
 
     Raises:
-        WorkdirError: the run has another seed, or its seed is not known.
+        WorkdirError: the run has another seed, or its config cannot be read.
     """
     before, now = _recorded(workdir), _flat(to_json(config))
     changes = {n: (before[n], v) for n, v in now.items() if n in before and before[n] != v}
@@ -96,19 +99,24 @@ def _changes(workdir: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def _recorded(workdir: Path) -> dict[str, Any]:
-    """Return the config that the run began with, by field; empty if none is written down."""
+    """Return the config that the run began with, by field; empty if none is written down.
+
+    Raises:
+        WorkdirError: a file that is something else has its name.
+    """
     file = workdir / CONFIG
     try:
-        return _flat(json.loads(file.read_bytes()))
+        data = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError):
-        if not _has_checkpoints(workdir):
-            return {}  # it is written again
-        raise WorkdirError(
-            f"{file} is damaged, so the seed of the run there is not known: use another --workdir, "
-            "or remove that file if the seed is the same"
-        ) from None
+        data = None
+    if isinstance(data, dict) and "recipe" in data:
+        return _flat(data)
+    raise WorkdirError(
+        f"{file} is damaged, or not the config of a run: use another --workdir, or remove the file "
+        "if there is a run with the same seed"
+    )
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

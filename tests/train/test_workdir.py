@@ -42,11 +42,16 @@ def test_another_seed_is_refused(half):
     assert contents(half) == before
 
 
-def test_a_run_whose_seed_is_not_known_is_refused(half, tmp_path):
+def test_a_config_that_is_damaged_or_of_something_else_is_not_replaced(half, tmp_path):
     shutil.copytree(half, tmp_path / "run")
-    (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(WorkdirError, match="is damaged, so the seed of the run there is not known"):
-        train(config(Regression()), tmp_path / "run", "test")
+    (tmp_path / "network").mkdir()
+    for folder in (tmp_path / "run", tmp_path / "network"):
+        for content in ("{", "[]", '{"n_layer": 12}', "[" * 10**5):
+            (folder / "config.json").write_text(content)
+            with pytest.raises(WorkdirError, match="is damaged, or not the config of a run: use"):
+                train(config(Regression()), folder, "test")
+            assert (folder / "config.json").read_text() == content
+    assert [p.name for p in (tmp_path / "network").iterdir()] == ["config.json"]
     (tmp_path / "run" / "config.json").unlink()
     assert train(config(Regression()), tmp_path / "run", "test") == 0
 
@@ -79,12 +84,14 @@ def test_the_run_of_another_network_is_refused(half, capsys):
     )
 
 
-def test_a_new_folder_that_is_refused_is_not_made(tmp_path):
+def test_a_run_that_is_refused_makes_no_folder_and_removes_none(tmp_path):
     wrong = config(Regression())
     wrong = replace(wrong, optimizer=replace(wrong.optimizer, lr_multipliers=(("nose", None),)))
-    with pytest.raises(ValueError, match="no weight is left for nose"):
-        train(wrong, tmp_path / "new", "test")
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(ValueError, match="no weight is left for nose"):
+            train(wrong, tmp_path / name, "test")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 
 def test_what_is_different_when_it_goes_on_is_told(tmp_path, capsys):
