@@ -80,9 +80,13 @@ class Request:
         if only:
             self.notes.append(f"{path}: has only averages (EMA) of the weights, in {only}")
         if averages is not None and self.averaged:
-            tensors = averaged(tensors, averages)
+            raw, tensors = tensors, averaged(tensors, averages)
             files = (*files, *(file for file in averages.files if file not in files))
-            self.notes.append(f"{path}: the averages (EMA) in {averages.where} are taken")
+            count = sum(tensors[name] is not tensor for name, tensor in raw.items())
+            self.notes.append(
+                f"{path}: the averages (EMA) in {averages.where} are taken, "
+                f"of {count} of {len(raw)} tensors"
+            )
         elif averages is not None:
             self.notes.append(
                 f"{path}: has averages (EMA) of the weights in {averages.where}; "

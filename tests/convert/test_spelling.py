@@ -297,7 +297,8 @@ def test_averages_are_named_and_taken_if_wanted(tmp_path, capsys, where):
     )
     found, said = converted("--ema")
     check(found, {k: w if k == "norm.bias" else 2 * w for k, w in ours.items()})
-    assert re.search(r"the averages \(EMA\) in \S+ are taken", said)
+    number = f"{len(averages)} of {len(raw)}"
+    assert re.search(rf"the averages \(EMA\) in \S+ are taken, of {number} tensors", said)
     assert Bundle.open(tmp_path / "b").entries["gpt2"].source.made_by.endswith(" --ema")
 
 
