@@ -62,7 +62,7 @@ class PickledArray(Built):
 
 
 def _array(dtype: np.dtype | None, shape: Any, data: Any, order: str) -> np.ndarray | None:
-    """Return the array of some bytes, in their order and their place; None if they are no numbers.
+    """Return the array that some bytes are, without a copy; None if they are no numbers.
 
     Raises:
         Problem: they do not fill the shape.

@@ -166,7 +166,7 @@ def _is_averages(key: Any, value: Any) -> bool:
 
 
 def is_average(key: str) -> bool:
-    """Return whether the name of an entry, a file or a part of a name says averaged weights."""
+    """Return whether the name of an entry or a file, or a part of one, says averaged weights."""
     words = [word.lower() for word in WORD.findall(key)]
     before = ("", *words)
     return any(
