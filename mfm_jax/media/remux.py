@@ -35,7 +35,7 @@ def obstacle(
         codec = stream.codec_context.codec.canonical_name
         return f"{codec} cannot be copied into {form.muxer}"
     if line.decoder_order and stream.codec_context.has_b_frames:
-        return f"{container.format.name} does not store when its frames are shown"
+        return f"{container.format.name} does not store when all of its frames are shown"
     if line.shift.any():
         return "the clock of the file starts again"
     if (line.presented == UNKNOWN).any():
@@ -163,9 +163,7 @@ def carry_over(
     Returns:
         The packets of the streams added, and what the container cannot hold.
     """
-    out.metadata.update(
-        {k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_CONTAINER}
-    )
+    out.metadata.update(kept_metadata(container))
     _carry_chapters(container, out, line)
     streams, left_out = [], []
     for stream in container.streams:
@@ -184,6 +182,11 @@ def carry_over(
             codec = stream.codec_context.name if stream.codec_context else "of unknown kind"
             left_out.append(f"{name} ({codec})")
     return streams, left_out
+
+
+def kept_metadata(container: av.container.InputContainer) -> dict[str, str]:
+    """Return the metadata that does not describe the old file itself."""
+    return {k: v for k, v in container.metadata.items() if k.lower() not in OF_THE_CONTAINER}
 
 
 def _is_expressed_otherwise(stream: av.stream.Stream) -> bool:

@@ -41,6 +41,9 @@ MARGIN = 2.0
 LONG = 10.0
 """Seconds that the last frame may declare to last without anything else that lasts so long."""
 
+GUESS = 0.25
+"""Seconds by which a time that FFmpeg guesses may be wrong: a few frames."""
+
 UNKNOWN = np.iinfo(np.int64).min
 
 
@@ -298,7 +301,7 @@ class _Reader:
 
 
 def _timeline(reader: _Reader, sought: int | None = None, origin: int | None = None) -> Timeline:
-    container, stream, video, frame = reader.container, reader.stream, reader.video, reader.first
+    stream, video, frame = reader.stream, reader.video, reader.first
     assert frame is not None, "the caller has checked it"
     base = _time_base(stream)
     kept = np.frombuffer(video.kept, np.uint8).astype(bool) & ~reader.second_fields()
@@ -310,8 +313,7 @@ def _timeline(reader: _Reader, sought: int | None = None, origin: int | None = N
     found = shifts(streams, restarts=reader.restarts) if sought is None else still
     video_shift, audio_shift = (*found, np.zeros(0))[:2]
     shift = np.rint(video_shift / float(base)).astype(np.int64)
-    at, made_up = _presented(container, stream, video, kept)
-    at = at + shift
+    at, made_up = _presented(reader, kept, shift)
     order = np.argsort(at[kept], kind="stable")
     frame_of = np.full(len(video), -1, np.int64)
     numbers = np.arange(kept.sum())
@@ -344,22 +346,47 @@ def _timeline(reader: _Reader, sought: int | None = None, origin: int | None = N
 
 
 def _presented(
-    container, stream: av.VideoStream, video: _Packets, kept: Bool[np.ndarray, " packets"]
+    reader: _Reader, kept: Bool[np.ndarray, " packets"], shift: Int[np.ndarray, " packets"]
 ) -> tuple[Int[np.ndarray, " packets"], bool]:
-    """Return the presentation time of each packet, and whether the order of these is unknown.
+    """Return the continuous time at which each packet is shown, and whether it was made up.
 
-    AVI and elementary streams do not store it: what their demuxers tell is a guess.
+    AVI and elementary streams do not store it, and MPEG streams only for the first frame of
+    several in a packet of theirs: what their demuxers tell of the others is a guess.
     """
+    container, stream, video = reader.container, reader.stream, reader.video
     pts, dts = np.array(video.pts, np.int64), np.array(video.dts, np.int64)
     at = np.where(pts == UNKNOWN, dts, pts)
-    guessed = _has(container, FormatFlags.no_timestamps) or (container.format.name == "avi")
-    missing = (pts == UNKNOWN) & kept
-    if not missing.any() and not (guessed and stream.codec_context.has_b_frames):
+    at[at != UNKNOWN] += shift[at != UNKNOWN]
+    stores_none = _has(container, FormatFlags.no_timestamps) or container.format.name == "avi"
+    collide = reader.restarts and len(np.unique(at[kept])) < kept.sum()
+    guessed = stream.codec_context.has_b_frames and (stores_none or collide)
+    if not (guessed or (pts[kept] == UNKNOWN).any()):
         return at, False
     # A frame of these is shown when the decoder hands it out, at the time of one packet after the
-    # other.
-    told = dts if (dts[kept] != UNKNOWN).all() else at
-    return _filled(told, stream, video), True
+    # other, and as much later as the first one.
+    told = dts if (dts[kept] != UNKNOWN).any() else pts
+    both = np.flatnonzero((pts != UNKNOWN) & (dts != UNKNOWN) & kept)
+    delay = 0 if stores_none or not len(both) else int(pts[both[0]] - dts[both[0]])
+    filled = _filled(told + delay * (told != UNKNOWN), stream, video)
+    if collide:
+        filled = _evened(filled, kept, stream, video)
+    return filled + shift, True
+
+
+def _evened(
+    at: Int[np.ndarray, " packets"],
+    kept: Bool[np.ndarray, " packets"],
+    stream: av.VideoStream,
+    video: _Packets,
+) -> Int[np.ndarray, " packets"]:
+    """Return guessed times at the distances that the packets declare, but for real leaps."""
+    evened, follows = at.copy(), None
+    guess = GUESS / _time_base(stream)
+    for i in np.flatnonzero(kept):
+        if follows is not None and abs(follows - at[i]) < guess:
+            evened[i] = follows
+        follows = int(evened[i]) + (video.lasting[i] or _nominal_gap(stream))
+    return evened
 
 
 def _filled(

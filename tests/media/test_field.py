@@ -281,6 +281,39 @@ def test_a_stream_without_whole_keyframes(tmp_path, kind):
         np.testing.assert_array_equal(window.cavp_THWC, every[first : first + FPS])
 
 
+@pytest.mark.parametrize(
+    ("kind", "codec", "every"),
+    [("mpg", "mpeg2video", 1), ("ts", "mpeg2video", 12), ("ts", "libx264", 4)],
+)
+def test_times_that_only_some_frames_have(tmp_path, kind, codec, every):
+    """Of several frames in one packet of MPEG only the first has a time; FFmpeg guesses others."""
+
+    def b_frames(track):
+        if codec == "mpeg2video":
+            track.codec_context.max_b_frames, track.codec_context.gop_size = 2, 12
+            track.bit_rate = 4_000_000
+
+    path = write_clip(
+        tmp_path / f"a.{kind}",
+        range(36),
+        [0.3, 1.1],
+        codec=codec,
+        b_frames=2,
+        gop=12,
+        sound="mp2",
+        prepare=b_frames,
+    )
+    data = bytearray(path.read_bytes())
+    begins = [i for i in range(len(data)) if data[i : i + 4] == b"\x00\x00\x01\xe0"]
+    timed = [i for i in begins if data[i + 7] & 0xC0]
+    for number, i in enumerate(timed):
+        if number % every:
+            data[i + 7] &= 0x3F  # no time is stored: stuffing instead
+            data[i + 9 : i + 9 + data[i + 8]] = b"\xff" * data[i + 8]
+    path.write_bytes(data)
+    check(path, range(36), [0.3, 1.1], note="does not store when")
+
+
 def test_hidden_frames_are_not_counted(tmp_path):
     """A reference that is never shown has a packet of its own in WebM."""
     plain = write_clip(tmp_path / "plain.webm", range(20), None, codec="libvpx")
