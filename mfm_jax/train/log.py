@@ -211,7 +211,8 @@ def _kept(file: Path, start: int) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] <= start:
+        numbers = isinstance(line, dict) and all(isinstance(x, int | float) for x in line.values())
+        if numbers and line.get("step", math.inf) <= start:
             lines.append(line)
     write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     return lines

@@ -109,7 +109,8 @@ def test_a_run_that_was_killed_leaves_every_point_once(tmp_path):
     broken = tmp_path / "broken"
     assert train(config(Regression(stop_at=1)), broken, "test") == 143
     with (broken / "metrics.jsonl").open("a") as file:
-        file.write(f'{"[" * 10**5}\n3\n{{"step": 9, "loss": 7.0}}\n{{"step": 12, "lo')
+        file.write(f'{"[" * 10**5}\n3\n{{}}\n{{"step": 3, "heldout_loss": "x"}}\n')
+        file.write('{"step": 9, "loss": 7.0}\n{"step": 12, "lo')
     board = _tensorboardx().event_file_writer.EventsWriter(str(broken / "tensorboard/events"), ".1")
     proto, values = _tensorboardx().proto, [{"tag": "loss", "simple_value": 7.0}]
     board.write_event(proto.event_pb2.Event(step=9, summary={"value": values}))
