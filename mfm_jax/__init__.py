@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mfm_jax.bundle import Bundle
-    from mfm_jax.inference.jobs import generate
+    from mfm_jax.inference.generate import generate
     from mfm_jax.inference.pipeline import Sampling, VideoToAudio
     from mfm_jax.runtime.sharding import Layout
 
@@ -25,7 +25,7 @@ _MODULES = {
     "Layout": "mfm_jax.runtime.sharding",
     "Sampling": "mfm_jax.inference.pipeline",
     "VideoToAudio": "mfm_jax.inference.pipeline",
-    "generate": "mfm_jax.inference.jobs",
+    "generate": "mfm_jax.inference.generate",
 }
 
 

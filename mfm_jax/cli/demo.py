@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png, and print the scores."""
     from mfm_jax.bundle import Bundle
     from mfm_jax.foley.world import SPLITS, World, generate_clip
-    from mfm_jax.inference.jobs import output_folder
+    from mfm_jax.inference.generate import output_folder
     from mfm_jax.inference.pipeline import VideoToAudio
     from mfm_jax.runtime.seeds import check_seed
 
@@ -56,7 +56,7 @@ def make(
     import numpy as np
 
     from mfm_jax.inference.pipeline import stitch
-    from mfm_jax.media.audio import RATE, write_wav
+    from mfm_jax.media.audio import RATE, write_sound
     from mfm_jax.media.frames import windows
     from mfm_jax.media.probe import probe
     from mfm_jax.media.write import write_frames, write_video
@@ -67,7 +67,7 @@ def make(
     print(f"{silent}: contacts at {events or 'no time'}")
     waves = model(list(windows(silent, model.spec)))
     wave = stitch(list(waves), model.spec, round(probe(silent).seconds * RATE))
-    write_wav(folder / "sound.wav", wave)
+    write_sound(folder / "sound.wav", wave)
     write_video(silent, folder / "sound.mp4", wave)
     draw(folder / "spectrogram.png", wave, clip)
     if "listener" in bundle.entries:

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from mfm_jax.inference.extract import extract
     from mfm_jax.runtime import distributed
     from mfm_jax.runtime.progress import Progress
+    from mfm_jax.runtime.throughput import Throughput
 
     for name, value in (("batch", args.batch), ("shard", args.shard)):
         if value is not None and value < 1:
@@ -73,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
     share = distributed.share(options.processes(args))
     clips = list_clips(args.clips, videos=args.videos, split=args.split)
     bundle = Bundle.open(args.bundle, verify=args.verify)
+    throughput = Throughput(len(clips))
     with Progress(len(clips), "clips") as progress:
+        progress.watch(len(clips), throughput)
         failed = extract(
             bundle,
             clips,
@@ -86,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
             shard=args.shard,
             progress=progress.advance,
             say=progress.say,
+            throughput=throughput,
         )
     for failure in failed:
         progress.say(f"mfm extract: {failure.id}: {failure.reason}")

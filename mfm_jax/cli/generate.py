@@ -9,18 +9,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = "Make sound for videos."
     parser.add_argument(
-        "videos", nargs="+", type=options.path, metavar="VIDEO", help="files, folders or globs"
+        "videos",
+        nargs="+",
+        type=options.path,
+        metavar="VIDEO",
+        help="files, folders, globs, or manifests (.csv or .jsonl with a column 'file' and, as "
+        "wanted, start, end, prompt, negative_prompt, seed, output)",
     )
     parser.add_argument(
         "-o",
         "--output",
         required=True,
         type=options.path,
-        help="a folder, or FILE.mp4 (.mov, .m4v, .mkv, .webm) or FILE.wav",
+        help="a folder, or FILE.mp4 (.mov, .m4v, .mkv, .webm, .wav, .flac)",
     )
     parser.add_argument(
         "--format",
-        help="mp4, mov, m4v, mkv, webm or wav, of files in an output folder; default: mp4",
+        help="mp4, mov, m4v, mkv, webm, wav or flac, of files in an output folder; default: mp4",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="make again what the output folder's record says is made of the same video with the "
+        "same settings",
     )
     options.add_bundle(parser)
     options.add_verify(parser)
@@ -50,10 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate; return 1 where some videos failed, each named."""
-    from mfm_jax.inference.jobs import GenerationError, generate
+    from mfm_jax.inference.generate import GenerationError, generate
     from mfm_jax.runtime.progress import Progress
 
-    with Progress(None, "windows") as progress:
+    with Progress(None, "clips") as progress:
         try:
             generate(
                 args.videos,
@@ -70,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 precision=args.precision,
                 batch=args.batch,
                 format=args.format,
+                overwrite=args.overwrite,
                 fsdp=args.fsdp,
                 tensor=args.tensor,
                 progress=progress,

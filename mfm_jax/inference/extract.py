@@ -4,12 +4,11 @@ The encoders are those of `mfm_jax.inference.encoders`, which generation runs: a
 on the features that it will be given.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +25,14 @@ from mfm_jax.data.decoded import first_window, samples_of
 from mfm_jax.data.features import DESCRIPTION, ENCODERS, describe
 from mfm_jax.data.records import DatasetWriter, Failure, Field
 from mfm_jax.inference.encoders import encode_cavp, encode_timechat, stack_cavp, stack_timechat
+from mfm_jax.inference.stream import Device, in_full, read_ahead
 from mfm_jax.media.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
 from mfm_jax.media.windows import Window, WindowSpec
 from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.vae import VAE
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.files import check_folder
 from mfm_jax.storage.paths import array_path
 from mfm_jax.storage.weights import abstract
@@ -48,9 +49,6 @@ Coding alone makes up to 1.5 of a picture that stands still.
 
 DROPS = ("silent", "static")
 """Kinds of clips that can be left out: they teach that sound does not follow the picture."""
-
-THREADS = 4
-"""Threads that decode ahead of the device; PyAV, Pillow and numpy release Python's lock."""
 
 Networks = Mapping[str, nnx.Module]
 
@@ -195,6 +193,7 @@ def extract(
     shard: int | None = None,
     progress: Callable[[int], None] = lambda clips: None,
     say: Callable[[str], None] = lambda line: None,
+    throughput: Throughput | None = None,
 ) -> list[Failure]:
     """Store the features of the first window of each clip, where `folder` lacks them.
 
@@ -204,7 +203,8 @@ def extract(
     Clips that cannot be read or have no sound are left out, listed in `failed.csv` and returned.
     Exceptions that nobody expected are recorded in `failures.log` as well.
     `progress` is called with the number of clips just done, and `say` with a line for each that is
-    left out. A batch is divided over this process's devices.
+    left out. A batch is divided over this process's devices. Clips are decoded ahead, and a batch
+    is on its way to the device while another is computed; `throughput` counts both.
 
     Args:
         batch: clips computed at once, a multiple of the devices.
@@ -239,20 +239,24 @@ def extract(
     writer = DatasetWriter.open(folder, DESCRIPTION, about, fields, clips, shard=shard)
     index, parts = share
     missing = [shard for shard in writer.missing() if shard % parts == index]
-    progress(sum(len(clips) for i, clips in enumerate(writer.shards) if i not in missing))
+    throughput = throughput or Throughput()
+    others = sum(len(clips) for i, clips in enumerate(writer.shards) if i not in missing)
+    throughput.skip(others)
+    progress(others)
     if missing:
         networks = {
             name: bundle.load(name, jnp.float32, sharding=lambda *_: layout.replicated)
             for name in names
         }
-        extraction = Extraction(preparation, networks, sharding, timechat, FailureLog(folder))
-        pool = ThreadPoolExecutor(THREADS)
-        try:
+        extraction = Extraction(
+            preparation, networks, sharding, timechat, FailureLog(folder), throughput
+        )
+        # One stream over all files, so that the device does not wait at the end of each.
+        clips_left = chain.from_iterable(writer.shards[shard] for shard in missing)
+        with closing(extraction.features(clips_left, batch)) as found:
             for shard in missing:
-                found = extraction.features(pool, writer.shards[shard], batch)
-                writer.write(shard, _told(found, progress, say))
-        finally:
-            pool.shutdown(cancel_futures=True)
+                its = islice(found, len(writer.shards[shard]))
+                writer.write(shard, _told(its, progress, say))
     return writer.finish() if not writer.missing() else writer.failed()
 
 
@@ -281,17 +285,8 @@ def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> di
     return {name: Field(tuple(f.shape[1:]), str(f.dtype)) for name, f in features.items()}
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Clip], Any], clips: Iterable[Clip], depth: int
-) -> Iterator[Any]:
-    """Yield the results of `work` in order, with `depth` clips under way."""
-    waiting: deque[Future] = deque()
-    for clip in clips:
-        waiting.append(pool.submit(work, clip))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+Item = tuple[Clip, Prepared | Failure]
+Features = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -303,42 +298,71 @@ class Extraction:
     sharding: NamedSharding
     timechat: str  # which of its tokens
     log: FailureLog
+    throughput: Throughput = field(default_factory=Throughput)
 
     def features(
-        self, pool: ThreadPoolExecutor, clips: Sequence[Clip], batch: int
-    ) -> Iterator[dict[str, np.ndarray] | Failure]:
+        self, clips: Iterable[Clip], batch: int
+    ) -> Generator[Features | Failure, None, None]:
         """Yield the features of each clip, in order, computed `batch` at a time: one shape."""
-        prepared = zip(clips, _ahead(pool, self.prepare, clips, 2 * batch), strict=True)
-        while group := list(islice(prepared, batch)):
-            good = [(clip, one) for clip, one in group if isinstance(one, Prepared)]
-            encoded = iter(self.encode(good, batch))
+
+        def start(group: list[Item]) -> dict[str, Array]:
+            full = in_full(_good(group), batch) if _good(group) else []
+            return self.start([one for _, one in full])
+
+        device = Device[Item, Features](start, jax.device_get, self.throughput)
+        items = read_ahead(clips, self.prepare, ahead=2 * batch)
+        for group, result in device.results(_groups(items, batch)):
+            encoded = iter(self._encoded(device, _good(group), result))
+            self.throughput.did(len(group) * self.preparation.spec.seconds)
             for _, one in group:
                 yield one if isinstance(one, Failure) else next(encoded)
 
-    def prepare(self, clip: Clip) -> Prepared | Failure:
-        """Decode a clip; return why it cannot be, if so."""
+    def prepare(self, clip: Clip) -> Iterator[Prepared | Failure]:
+        """Decode a clip; yield why it cannot be, if so."""
+        self.throughput.open(self.preparation.spec.seconds)
         try:
-            return self.preparation.clip(clip)
+            yield self.preparation.clip(clip)
         except Exception as error:
-            return self._failure(clip, error)
+            yield self._failure(clip, error)
 
-    def encode(
-        self, clips: Sequence[tuple[Clip, Prepared]], batch: int
-    ) -> list[dict[str, np.ndarray] | Failure]:
-        """Compute features. Where clips fail together, each is tried alone."""
-        if not clips:
-            return []
-        prepared = [one for _, one in clips]
-        full = prepared + [prepared[-1]] * (batch - len(prepared))
-        try:
-            inputs = jax.device_put(self.preparation.batch(full), self.sharding)
-            features = jax.device_get(encode(self.networks, inputs, timechat=self.timechat))
-        except Exception as error:
-            if len(clips) == 1:
-                return [self._failure(clips[0][0], error)]
-        else:
-            return [{n: value[row] for n, value in features.items()} for row in range(len(clips))]
-        return [found for pair in clips for found in self.encode([pair], batch)]
+    def start(self, prepared: Sequence[Prepared]) -> dict[str, Array]:
+        """Start to compute the features of a full batch."""
+        if not prepared:
+            return {}
+        inputs = jax.device_put(self.preparation.batch(prepared), self.sharding)
+        return encode(self.networks, inputs, timechat=self.timechat)
+
+    def _encoded(
+        self,
+        device: Device[Item, Features],
+        good: list[tuple[Clip, Prepared]],
+        result: Features | Exception,
+    ) -> list[Features | Failure]:
+        """Return the features of each clip. Where clips fail together, each is tried alone."""
+        if not isinstance(result, Exception):
+            return [{n: value[row] for n, value in result.items()} for row in range(len(good))]
+        if len(good) == 1:
+            return [self._failure(good[0][0], result)]
+        alone = ([pair] for pair in good)
+        return [
+            found for pair in alone for found in self._encoded(device, pair, device.result([*pair]))
+        ]
 
     def _failure(self, clip: Clip, error: Exception) -> Failure:
         return Failure(clip.id, self.log.reason(str(clip.path), error))
+
+
+def _good(group: Sequence[Item]) -> list[tuple[Clip, Prepared]]:
+    return [(clip, one) for clip, one in group if isinstance(one, Prepared)]
+
+
+def _groups(items: Iterator[Item], batch: int) -> Iterator[list[Item]]:
+    """Yield clips in order, with at most `batch` in a group that could be decoded."""
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if len(_good(group)) == batch or len(group) == 4 * batch:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,7 +1,7 @@
 """Video to audio: encode, fuse and map, sample, decode, vocode.
 
 Imports jax, flax, einops, numpy and orbax (which reads the weights), and nothing else. Frames come
-in as arrays and waveforms go out as arrays; `mfm_jax.inference.jobs` reads and writes files.
+in as arrays and waveforms go out as arrays; `mfm_jax.inference.work` reads and writes files.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from einops import repeat
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
@@ -43,8 +42,8 @@ from mfm_jax.typing import Array, Bool, Float, Shaped
 class Text(NamedTuple):
     """T5 states that the UNet's text branch reads; `mask` is False at padding."""
 
-    states: Float[Array, "B L D"]
-    mask: Bool[Array, "B L"]
+    states: Float[Array | np.ndarray, "B L D"]
+    mask: Bool[Array | np.ndarray, "B L"]
 
 
 class SoundNetworks(NamedTuple):
@@ -208,18 +207,42 @@ class VideoToAudio:
         Raises:
             SettingError: the devices of the layout do not divide the windows.
         """
+        batch = len(windows)
+        return np.asarray(
+            self.start(windows, [seed] * batch, sampling, [prompt] * batch, [negative] * batch)
+        )
+
+    def start(
+        self,
+        windows: Sequence[Window],
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        prompts: Sequence[Text | None] = (),
+        negatives: Sequence[Text | None] = (),
+    ) -> Float[Array, "B A"]:
+        """Start to compute what a call returns, with a seed and texts for each window.
+
+        JAX computes while Python goes on; the result can be fetched later.
+
+        Args:
+            prompts: one row for each window, or None for the empty text; all empty if not given.
+            negatives: the same for the unconditional half of guidance.
+
+        Raises:
+            SettingError: the devices of the layout do not divide the windows.
+        """
         sampling = sampling or Sampling(
             self.settings.sampler, self.settings.steps, self.settings.guidance
         )
         sharding = self.layout.batch(len(windows))
-        inputs = jax.device_put(self.inputs(windows, seed, prompt, negative), sharding)
+        inputs = jax.device_put(self.inputs(windows, seeds, prompts, negatives), sharding)
         n = self.networks
         with jax.set_mesh(self.layout.mesh):
             streams = encode_video(
                 n.cavp, n.timechat, inputs.frames, tensor=n.mapper.config.timechat
             )
             loa = predict_loa(n.mapper, streams)
-            wave = sound_from_loa(
+            return sound_from_loa(
                 n.sound_networks,
                 loa,
                 inputs.keys,
@@ -228,48 +251,48 @@ class VideoToAudio:
                 settings=self.settings,
                 sampling=sampling,
             )
-        return np.asarray(wave)
 
     def inputs(
         self,
         windows: Sequence[Window],
-        seed: int = 0,
-        prompt: Text | None = None,
-        negative: Text | None = None,
+        seeds: Sequence[int],
+        prompts: Sequence[Text | None] = (),
+        negatives: Sequence[Text | None] = (),
     ) -> GenerationInputs:
         """Return the inputs of the compiled programs, not yet sharded over the devices."""
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            random_key(seed), jnp.array([w.index for w in windows], jnp.uint32)
+        known = {seed: random_key(seed) for seed in seeds}
+        keys = jax.vmap(jax.random.fold_in)(
+            jnp.stack([known[seed] for seed in seeds]),
+            jnp.array([w.index for w in windows], jnp.uint32),
         )
-        text, negative = self._texts(len(windows), prompt, negative)
+        text, negative = self._texts(len(windows), prompts, negatives)
         return GenerationInputs(self.frames(windows), keys, text, negative)
 
     def _texts(
-        self, batch: int, prompt: Text | None, negative: Text | None
+        self, batch: int, prompts: Sequence[Text | None], negatives: Sequence[Text | None]
     ) -> tuple[Text | None, Text | None]:
         """Return the texts of both halves of guidance, padded to one length.
 
         The states of the empty text stand in for one that is not given.
         """
+        given = [text for text in (*prompts, *negatives) if text is not None]
         if self.networks.text is None:
-            if prompt is not None or negative is not None:
+            if given:
                 raise ValueError("this bundle's UNet reads no text: leave the prompt out")
             return None, None
         states = self.networks.text(1)
         empty = Text(states, jnp.ones(states.shape[:2], bool))
-        texts = [prompt or empty, negative or empty]
-        longest = max(t.mask.shape[1] for t in texts)
-        conditional, unconditional = (
-            Text(
-                repeat(_padded(t.states, longest), "1 l d -> b l d", b=batch),
-                repeat(_padded(t.mask, longest), "1 l -> b l", b=batch),
-            )
-            for t in texts
-        )
-        return conditional, unconditional
+        longest = max(text.mask.shape[1] for text in (empty, *given))
+
+        def stacked(texts: Sequence[Text | None]) -> Text:
+            rows = [empty if text is None else text for text in texts or [None] * batch]
+            padded = [(_padded(row.states, longest), _padded(row.mask, longest)) for row in rows]
+            return Text(*(jnp.concatenate(parts) for parts in zip(*padded, strict=True)))
+
+        return stacked(prompts), stacked(negatives)
 
 
-def _padded(x: Array, length: int) -> Array:
+def _padded(x: Array | np.ndarray, length: int) -> Array:
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 

@@ -1,7 +1,7 @@
 """Prompts as T5 states. The tokenizer needs transformers, which nothing else here does."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import UsageError, first_line
 from mfm_jax.inference.pipeline import Text
+from mfm_jax.inference.requests import Request
 from mfm_jax.models.t5 import T5Encoder
 from mfm_jax.typing import Array, Bool, Float, Int
 
@@ -80,3 +81,48 @@ class PromptEncoder:
         mask = jnp.asarray(np.pad(np.ones(len(ids), bool), padding)[None])
         states = encode_tokens(self.t5, jnp.asarray(np.pad(ids, padding)[None], jnp.int32), mask)
         return Text(states, mask)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run, each encoded once; on the host, without padding."""
+
+    known: Mapping[str, Text]
+
+    @classmethod
+    def encoded(
+        cls,
+        requests: Iterable[Request],
+        bundle: Bundle,
+        precision: DTypeLike = "float32",
+        say: Callable[[str], object] = warnings.warn,
+    ) -> "Prompts":
+        """Encode every prompt with one T5, which is not loaded if there are none.
+
+        Raises:
+            UsageError: as `PromptEncoder.open`.
+        """
+        wanted = {
+            text: None
+            for request in requests
+            for text in (request.prompt, request.negative_prompt)
+            if text is not None
+        }
+        if not wanted:
+            return cls({})
+        encode = PromptEncoder.open(bundle, precision)
+        return cls({text: _unpadded(encode(text, say)) for text in wanted})
+
+    def texts(self, prompts: Sequence[str | None]) -> list[Text | None]:
+        """Return each prompt in one row of `LENGTH` tokens, or None where there is none."""
+        return [None if prompt is None else _padded(self.known[prompt]) for prompt in prompts]
+
+
+def _unpadded(text: Text) -> Text:
+    length = int(np.sum(text.mask))
+    return Text(np.asarray(text.states)[:, :length], np.ones((1, length), bool))
+
+
+def _padded(text: Text) -> Text:
+    rest = (0, LENGTH - text.mask.shape[1])
+    return Text(np.pad(text.states, ((0, 0), rest, (0, 0))), np.pad(text.mask, ((0, 0), rest)))

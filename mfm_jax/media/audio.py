@@ -1,4 +1,4 @@
-"""Turn waveforms into the spectrograms that the audio networks read, and write WAV files.
+"""Turn waveforms into the spectrograms that the audio networks read, and write files of sound.
 
 Every front end takes 16 kHz mono samples in [-1, 1] and is a pure function of them.
 """
@@ -178,15 +178,16 @@ def prepare_for_audiomae(
     return np.pad(wave, (0, samples - len(wave)))
 
 
-def write_wav(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> None:
-    """Write 16-bit PCM; samples beyond [-1, 1] are clipped.
+def write_sound(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> None:
+    """Write a file of 16-bit samples, WAV or FLAC by its suffix; beyond [-1, 1] they are clipped.
 
     Raises:
-        MediaError: `path` cannot be written.
+        WriteError: `path` cannot be written.
     """
     import soundfile
 
     file = io.BytesIO()  # soundfile itself does not report a full disk
-    soundfile.write(file, np.clip(wave, -1, 1), rate, subtype="PCM_16", format="WAV")
+    form = path.suffix[1:].upper()
+    soundfile.write(file, np.clip(wave, -1, 1), rate, subtype="PCM_16", format=form)
     with atomic_write(path) as part:
         part.write_bytes(file.getbuffer())

@@ -31,7 +31,10 @@ FORMATS = {
 """By suffix, in lower case."""
 
 CONTAINERS = tuple(FORMATS)
-"""Suffixes of the formats that can be written."""
+"""Suffixes of the video files that can be written."""
+
+SOUNDS = (".wav", ".flac")
+"""Suffixes of the files of sound alone that can be written."""
 
 
 def format_of(target: Path) -> Format:

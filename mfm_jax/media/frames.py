@@ -85,9 +85,10 @@ class _Plan:
             window.timechat_THWC[slots] = picture.timechat_HWC
 
 
-def _plans(line: Timeline, spec: WindowSpec, begin_at: float) -> Iterator[_Plan]:
-    all_times = line.times
-    for index, later in enumerate(spec.starts(line.seconds - begin_at)):
+def _plans(line: Timeline, spec: WindowSpec, begin_at: float, end_at: float) -> Iterator[_Plan]:
+    # Nothing that appears later is seen; the last frame before stays on.
+    all_times = line.times[: max(1, int(np.searchsorted(line.times, end_at - 1e-6)))]
+    for index, later in enumerate(spec.starts(end_at - begin_at)):
         start = begin_at + later
         # From the frame that is shown when the window begins to one after its end.
         near = max(0, int(np.searchsorted(all_times, start)) - 1)
@@ -101,7 +102,7 @@ def _plans(line: Timeline, spec: WindowSpec, begin_at: float) -> Iterator[_Plan]
         yield _Plan(
             index,
             start,
-            seconds=min(float(spec.seconds), line.seconds - start),
+            seconds=min(float(spec.seconds), end_at - start),
             cavp=near + slots,
             cavp_seconds=cavp_frame_seconds(times, slots, spec.cavp_fps),
             timechat=near + picked,
@@ -131,7 +132,11 @@ class _Picture:
 
 @sandboxed_items
 def windows(
-    path: Path, spec: WindowSpec, start: float = 0.0, count: int | None = None
+    path: Path,
+    spec: WindowSpec,
+    start: float = 0.0,
+    count: int | None = None,
+    end: float | None = None,
 ) -> Iterator[Window]:
     """Yield the windows of a video from `start` (s) on, each with as many frames as `spec` says.
 
@@ -144,17 +149,19 @@ def windows(
     Args:
         count: how many windows at most. So much of the video is read, and no more, if its
             container has an index.
+        end: seconds since the video's first frame, at which it counts as over.
 
     Raises:
         MediaError: as `probe`; also if the video is damaged further on or ends before `start`.
     """
     reach = np.inf if count is None else spec.seconds + (count - 1) * (spec.seconds - spec.overlap)
-    line = read_timeline(path, start, start + reach)
+    line = read_timeline(path, start, min(start + reach, np.inf if end is None else end))
     if start >= line.seconds:
         raise MediaError(
             f"{path} ends at {line.seconds:.2f} s: nothing is left from {start:g} s on"
         )
-    ahead = islice(_plans(line, spec, start), count)
+    over = line.seconds if end is None else min(end, line.seconds)
+    ahead = islice(_plans(line, spec, start, over), count)
     plan = next(ahead, None)
     if plan is None:
         return

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from mfm_jax.errors import WriteError, full_disk
+from mfm_jax.errors import MediaError, WriteError, full_disk
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.containers import check_is_file, opened
 from mfm_jax.media.encode import (
@@ -27,6 +27,7 @@ from mfm_jax.media.frames import decoded_frames
 from mfm_jax.media.remux import (
     carry_over,
     copied_picture,
+    kept_metadata,
     left_out_of_metadata,
     left_out_of_picture,
     obstacle,
@@ -102,6 +103,36 @@ def write_video(
     return notes
 
 
+@sandboxed
+def write_excerpt(
+    source: Path,
+    target: Path,
+    wave: Float[np.ndarray, " A"],
+    start: float,
+    end: float,
+    rate: int = RATE,
+) -> None:
+    """Write the picture of `source` from `start` to `end` (s), encoded anew, with `wave` as sound.
+
+    It begins with the frame that is shown at `start`. Title and the like come along; chapters and
+    subtitles do not.
+
+    Raises:
+        MediaError: `source` cannot be read, or ends before `start`.
+        WriteError: `target` cannot be written, or is `source`.
+    """
+    source, target = Path(source), Path(target)
+    form, line = format_of(target), read_timeline(source, start, end)
+    if start >= line.seconds:
+        raise MediaError(f"{source} ends at {line.seconds:.2f} s: nothing is left from {start:g} s")
+    _check_is_other(source, target)
+    with opened(source) as (container, stream), _writing(target, form) as out:
+        picture = _encoded_picture(source, container, stream, out, line, form, start, end)
+        sound = fitted(wave, round((min(end, line.seconds) - start) * rate))
+        out.metadata.update(kept_metadata(container))
+        mux(out, [picture, sound_packets(sound_track(out, form, rate), sound, rate)])
+
+
 def _encoded_picture(
     path: Path,
     container: av.container.InputContainer,
@@ -109,8 +140,15 @@ def _encoded_picture(
     out: av.container.OutputContainer,
     line: Timeline,
     form: Format,
+    start: float = 0.0,
+    end: float = np.inf,
 ) -> Iterator[av.Packet]:
-    """Add an encoder to `out`; yield the packets of every frame, upright, with the first at 0."""
+    """Add an encoder to `out`; yield the packets of every frame, upright, with the first at 0.
+
+    Args:
+        start: seconds since the first frame, from which the picture is shown.
+        end: the same, to which it is.
+    """
     width, height = line.width, line.height
     if line.orientation.transpose:
         width, height = height, width
@@ -121,12 +159,18 @@ def _encoded_picture(
     ours.color_primaries, ours.color_trc = theirs.color_primaries, theirs.color_trc
     if aspect := stream.sample_aspect_ratio:
         ours.sample_aspect_ratio = 1 / aspect if line.orientation.transpose else aspect
-    ticks = (line.pts - line.origin).tolist()
-    following = [*ticks[1:], line.duration]
-    ends = dict(zip(ticks, following, strict=True))
+    over = min(round(min(end, line.seconds) / line.time_base), line.duration)
+    begin = round(start / line.time_base)
+    shown = line.pts - line.origin
+    first = max(0, int(np.searchsorted(shown, begin, side="right")) - 1)
+    ticks = (np.clip(shown, begin, over) - begin).tolist()
+    following = [*ticks[1:], over - begin]
+    ends = dict(zip(ticks[first:], following[first:], strict=True))
 
     def frames() -> Iterator[tuple[int, av.VideoFrame]]:
-        for number, frame in decoded_frames(path, line):
+        for number, frame in decoded_frames(path, line, first):
+            if number > first and shown[number] >= over:
+                return
             if following[number] == ticks[number]:
                 continue  # the next one takes its place at once
             if line.orientation.rotation or line.orientation.mirrored:

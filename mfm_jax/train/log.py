@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mfm_jax.errors import UserError
-from mfm_jax.media.audio import write_wav
+from mfm_jax.media.audio import write_sound
 from mfm_jax.media.spectrogram import picture
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.storage.files import atomic_write, write_text
@@ -112,7 +112,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         for name, wave in waves.items():
             file, image = _file_name(name), picture(wave)
-            write_wav(folder / f"{file}.wav", wave)
+            write_sound(folder / f"{file}.wav", wave)
             with atomic_write(folder / f"{file}.png") as part:
                 Image.fromarray(image).save(part)
             # Event files hold UTF-8 alone.

@@ -9,7 +9,8 @@ import pytest
 
 from mfm_jax.bundle import write_bundle
 from mfm_jax.cli import main
-from mfm_jax.inference.jobs import Work, plan
+from mfm_jax.inference.requests import Request
+from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from mfm_jax.storage.paths import TINY_BUNDLE
@@ -64,9 +65,9 @@ def test_a_full_disk_is_one_line_and_a_rerun_goes_on(command, made, tmp_path, ca
 def test_videos_that_cannot_be_written_fail_each_with_a_line(made, tmp_path):
     spec = WindowSpec(seconds=1.28, overlap=0.16, cavp_size=16, timechat_frames=2, timechat_size=16)
     for name in ("new.mp4", "new.mkv", "new.wav"):
-        (job,) = plan([made / "clips/a.mp4"], tmp_path / name, None)
+        job = Job(Request(made / "clips/a.mp4"), tmp_path / name)
         with full_disk():
-            Work([job]).run(lambda: lambda w: np.zeros((len(w), 20480), np.float32), spec, 1)
+            Work([job], spec).run(lambda: lambda items: np.zeros((len(items), 20480)), 1)
         assert "(file too large): make room there and start again" in job.failed
     assert list(tmp_path.iterdir()) == []
 

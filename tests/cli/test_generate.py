@@ -1,5 +1,6 @@
 """`mfm generate`: lengths, packets, repeatability, and every kind of bad input."""
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def packets(path: Path, kind: str = "video") -> list[bytes]:
 
 def run(bundle, *arguments) -> int:
     return main(["generate", *map(str, arguments), "--bundle", str(bundle), *FAST])
+
+
+def made(folder: Path) -> list[str]:
+    """Return the names in a folder of outputs, without those of its record."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix not in (".csv", ".jsonl"))
 
 
 LENGTHS = (0.4, 2.56, 6.0)
@@ -89,7 +95,7 @@ def test_folders_and_globs_are_searched(bundle, tmp_path, short):
         shutil.copy(short, folder / name)
     (folder / "notes.txt").write_text("not a video")
     assert run(bundle, folder, tmp_path / "sh*.mp4", "-o", tmp_path / "out") == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mp4", "short.mp4"]
+    assert made(tmp_path / "out") == ["a.mp4", "b.mp4", "short.mp4"]
 
 
 def sound_only(path: Path) -> Path:
@@ -116,7 +122,9 @@ def test_bad_videos_are_named_and_the_others_are_done(bundle, tmp_path, short, c
     out = tmp_path / "out"
     # The good one is neither the first nor the last, and batches mix it with bad ones.
     assert run(bundle, *bad[:3], short, *bad[3:], "-o", out) == 1
-    assert [p.name for p in out.iterdir()] == ["short.mp4"]
+    assert made(out) == ["short.mp4"]
+    with (out / "failed.csv").open(newline="") as file:
+        assert {row["file"] for row in csv.DictReader(file)} == {str(path) for path in bad}
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mfm generate:")]
     assert len(lines) == len(bad)
     for path in bad:
@@ -138,7 +146,7 @@ def test_an_unwritable_target_fails_alone(bundle, tmp_path, short, capsys):
     (tmp_path / "out/short.mp4").mkdir(parents=True)
     assert run(bundle, short, other, "-o", tmp_path / "out") == 1
     assert "cannot write" in capsys.readouterr().err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["other.mp4", "short.mp4"]
+    assert made(tmp_path / "out") == ["other.mp4", "short.mp4"]
 
 
 WRONG = {
@@ -190,3 +198,24 @@ def test_real_clips_get_sound(bundle, tmp_path, videos):
             (sound,) = container.streams.audio
             assert sound.rate == 16_000
             assert float(sound.duration * sound.time_base) == pytest.approx(info.seconds, abs=0.064)
+
+
+def test_a_manifest_says_what_each_video_gets(bundle, tmp_path, capsys):
+    clip(tmp_path / "a.mp4", 5.0, seed=1)
+    lines = ["file,start,end,seed,output", "a.mp4,1,2.2,,x/part.mp4", "a.mp4,1,2.2,,part.flac",
+             "a.mp4,,,1,other", "b.mp4,,,,"]  # fmt: skip
+    (tmp_path / "jobs.csv").write_text("\n".join(lines))
+    assert run(bundle, tmp_path / "jobs.csv", "-o", tmp_path / "out", "--format", "wav") == 1
+    assert "b.mp4: no such file" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert made(out) == ["other.wav", "part.flac", "x"]
+    assert probe(out / "x/part.mp4").seconds == pytest.approx(1.2, abs=0.01)
+    part, rate = soundfile.read(out / "part.flac")
+    assert (len(part), rate) == (19_200, 16_000)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.[wfm]*")}
+    assert run(bundle, tmp_path / "jobs.csv", "-o", out, "--format", "wav") == 1
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.[wfm]*")} == times
+    said = capsys.readouterr().err
+    assert "3 of 4 clips are there already" in said
+    assert run(bundle, tmp_path / "a.mp4", "-o", tmp_path / "b.wav", "--seed", "1") == 0
+    assert (tmp_path / "b.wav").read_bytes() == (out / "other.wav").read_bytes()

@@ -26,7 +26,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 from mfm_jax.cli import main  # noqa: E402
 from mfm_jax.foley.world import World, write_clip  # noqa: E402
 from mfm_jax.inference.encoders import encode_cavp, encode_timechat  # noqa: E402
-from mfm_jax.inference.jobs import layout_and_batch  # noqa: E402
+from mfm_jax.inference.generate import layout_and_batch  # noqa: E402
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
 from mfm_jax.media.windows import Window  # noqa: E402
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
@@ -58,7 +58,10 @@ def abstract(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
 def memory(model: VideoToAudio, windows: list[Window]) -> dict[str, list[int]]:
     """Of each program, compiled from shapes alone."""
     sharding = model.layout.batch(len(windows))
-    n, inputs = abstract(model.networks), abstract(model.inputs(windows), sharding)
+    n, inputs = (
+        abstract(model.networks),
+        abstract(model.inputs(windows, [0] * len(windows)), sharding),
+    )
     tensor = n.mapper.config.timechat
     with jax.set_mesh(model.layout.mesh):
         lowered = {

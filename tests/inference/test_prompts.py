@@ -10,8 +10,9 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import BundleError, Component, write_bundle
 from mfm_jax.errors import UsageError
-from mfm_jax.inference import jobs, prompts
-from mfm_jax.inference.prompts import LENGTH, PromptEncoder, encode_tokens
+from mfm_jax.inference import prompts
+from mfm_jax.inference.prompts import LENGTH, PromptEncoder, Prompts, encode_tokens
+from mfm_jax.inference.requests import Request
 from mfm_jax.models.t5 import T5Config, T5Encoder
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.storage.weights import abstract
@@ -58,17 +59,29 @@ def test_a_prompt_that_is_cut_says_so(encoder):
         encoder("x" * LENGTH)
 
 
-def test_both_prompts_share_one_t5_and_no_prompt_needs_none(encoder, tmp_path, monkeypatch):
+def test_every_prompt_is_encoded_once_and_no_prompt_needs_no_t5(encoder, tmp_path, monkeypatch):
     bundle = untrained_bundle(tmp_path / "b")
-    opened = []
-    monkeypatch.setattr(jobs.PromptEncoder, "open", lambda *given: opened.append(given) or encoder)
-    assert jobs._encode(bundle, "float32", None, None, print) == (None, None)
+    opened, encoded = [], []
+
+    def count(text, say):
+        encoded.append(text)
+        return encoder(text, say)
+
+    monkeypatch.setattr(prompts.PromptEncoder, "open", lambda *given: opened.append(given) or count)
+    assert Prompts.encoded([Request(tmp_path)], bundle).texts([None]) == [None]
     assert not opened
-    prompt, negative = jobs._encode(bundle, "float32", "a drum", "rain", print)
-    assert len(opened) == 1
-    assert prompt is not None
-    assert negative is not None
-    assert jobs._encode(bundle, "float32", None, "rain", print)[0] is None
+    asked = [
+        Request(tmp_path, prompt="a drum", negative_prompt="rain"),
+        Request(tmp_path, prompt="rain", seed=1),
+    ]
+    found = Prompts.encoded(asked, bundle).texts(["rain", None, "a drum"])
+    assert (len(opened), encoded) == (1, ["a drum", "rain"])
+    assert found[1] is None
+    for text, prompt in ((found[0], "rain"), (found[2], "a drum")):
+        whole = encoder(prompt)
+        np.testing.assert_array_equal(text.mask, whole.mask)
+        read = np.where(whole.mask[..., None], whole.states, 0)
+        np.testing.assert_array_equal(text.states, read)
 
 
 def test_a_tokenizer_that_would_run_code_is_refused(tmp_path):

@@ -10,8 +10,10 @@ import pytest
 import soundfile
 
 from mfm_jax.errors import UserError
-from mfm_jax.inference import jobs
-from mfm_jax.inference.jobs import Job, Work, expand, plan
+from mfm_jax.inference import work as work_module
+from mfm_jax.inference.inputs import expand
+from mfm_jax.inference.requests import Request, targets
+from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.probe import probe
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
@@ -34,17 +36,24 @@ def clips(tmp_path_factory):
     return folder
 
 
-def sound(windows):
+def sound(items):
     """Stand in for the networks: a sound as loud as the picture is bright."""
-    return np.stack([np.full(20480, w.cavp_THWC.mean() / 256, np.float32) for w in windows])
+    return np.stack([np.full(20480, w.cavp_THWC.mean() / 256, np.float32) for _, w in items])
+
+
+def jobs_of(sources, output, form=None):
+    requests = [Request(source) for source in sources]
+    chosen = targets(requests, output, form)
+    return [Job(*pair) for pair in zip(requests, chosen, strict=True)]
 
 
 def done(folder, names, compute=sound, *, form="wav", batch=2):
     """Do it; returns the jobs and what was told."""
-    work = Work(plan([folder / name for name in names], folder / "out", form), Progress(None, "x"))
+    jobs = jobs_of([folder / name for name in names], folder / "out", form)
+    work = Work(jobs, SPEC, Progress(None, "x"))
     (folder / "out").mkdir()
     work.check_targets()
-    work.run(lambda: compute, SPEC, batch)
+    work.run(lambda: compute, batch)
     return {job.source.name: job for job in work.jobs}
 
 
@@ -59,10 +68,10 @@ def folder(clips, tmp_path):
 
 
 def test_windows_that_fail_together_are_tried_by_video(folder, capsys):
-    def compute(windows):
-        if any(w.cavp_THWC.mean() > 150 for w in windows):
+    def compute(items):
+        if any(w.cavp_THWC.mean() > 150 for _, w in items):
             raise IndexError("too bright")
-        return sound(windows)
+        return sound(items)
 
     made = done(folder, ["a.mp4", "c.mp4", "b.mp4"], compute, batch=3)
     assert [name for name, job in made.items() if job.failed] == ["c.mp4"]
@@ -76,15 +85,16 @@ def test_windows_that_fail_together_are_tried_by_video(folder, capsys):
 
 
 def test_whatever_a_reader_raises_is_the_failure_of_its_video(folder, monkeypatch, capsys):
-    real = jobs.windows
+    real = work_module.windows
 
-    def windows(path, spec):
-        yield next(real(path, spec))
+    def windows(path, *given, **named):
+        found = real(path, *given, **named)
+        yield next(found)
         if path.name == "b.mp4":
             raise ZeroDivisionError("odd clock")
-        yield from list(real(path, spec))[1:]
+        yield from found
 
-    monkeypatch.setattr(jobs, "windows", windows)
+    monkeypatch.setattr(work_module, "windows", windows)
     made = done(folder, ["a.mp4", "b.mp4", "c.mp4"])
     assert [job.written for job in made.values()] == [True, False, True]
     assert "b.mp4: a fault of the program (ZeroDivisionError" in capsys.readouterr().err
@@ -95,12 +105,12 @@ def test_a_file_that_is_replaced_while_it_is_read_is_a_failure(folder, other, ca
     """By a shorter one, by one of the same length, and by none."""
     replaced = "b.mp4" if other == "a.mp4" else "a.mp4"
 
-    def compute(windows):
+    def compute(items):
         if (folder / "new").exists() or other is None:
             (folder / replaced).unlink(missing_ok=True)
         if (folder / "new").exists():
             (folder / "new").rename(folder / replaced)
-        return sound(windows)
+        return sound(items)
 
     if other is not None:
         shutil.copy(folder / other, folder / "new")
@@ -114,7 +124,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_a_failure(folder, other, ca
 
 
 def test_a_job_without_an_end_is_a_failure(folder, monkeypatch):
-    monkeypatch.setattr(jobs, "windows", lambda path, spec: iter(()))
+    monkeypatch.setattr(work_module, "windows", lambda *given, **named: iter(()))
     made = done(folder, ["a.mp4"])
     assert "was changed while it was read" in made["a.mp4"].failed
 
@@ -133,11 +143,11 @@ def test_a_name_that_is_not_utf_8(folder, form, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".WAV", ".MKV", ".mov"])
 def test_one_output_file_in_any_format_and_case(folder, suffix):
-    (job,) = plan([folder / "a.mp4"], folder / f"out{suffix}", None)
+    (job,) = jobs_of([folder / "a.mp4"], folder / f"out{suffix}")
     assert job.target == folder / f"out{suffix}"
-    work = Work([job])
+    work = Work([job], SPEC)
     work.check_targets()
-    work.run(lambda: sound, SPEC, 1)
+    work.run(lambda: sound, 1)
     assert job.written
     if suffix == ".WAV":
         assert loudness(job.target) == pytest.approx(10, abs=2)
@@ -154,11 +164,12 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(folder, caps
     (folder / "out/b.mp4").mkdir(parents=True)
     work = Work(
         [
-            *plan([folder / "b.mp4", folder / "absent.mp4"], folder / "out", None),
-            Job(folder / "c.mp4", folder / "out" / f"{long}.mp4"),
-            Job(folder / "c.mp4", folder / "out/c.ogv"),
-            Job(folder / "c.mp4", folder / "c.mp4"),
+            *jobs_of([folder / "b.mp4", folder / "absent.mp4"], folder / "out"),
+            Job(Request(folder / "c.mp4"), folder / "out" / f"{long}.mp4"),
+            Job(Request(folder / "c.mp4"), folder / "out/c.ogv"),
+            Job(Request(folder / "c.mp4"), folder / "c.mp4"),
         ],
+        SPEC,
         Progress(None, "x"),
     )
     work.check_targets()
@@ -173,7 +184,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(folder, caps
     )
     for line, word in zip(told, words, strict=True):
         assert word in line
-    work.run(load, SPEC, 1)
+    work.run(load, 1)
     assert not list((folder / "out").glob(".*"))
 
 
@@ -187,11 +198,11 @@ def test_hidden_files_and_names_that_cannot_be_looked_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.mp4", "._a.mp4", ".part.mp4", "12:30:05.mp4", "b[1].mp4"):
         Path(name).touch()
-    every = [Path(name) for name in ("12:30:05.mp4", "a.mp4", "b[1].mp4")]
+    every = [Request(Path(name)) for name in ("12:30:05.mp4", "a.mp4", "b[1].mp4")]
     assert expand(["."]) == every
     assert expand(["*.mp4"]) == every
     assert expand(["12:30:05.mp4", "b[1].mp4"]) == [every[0], every[2]]
     long = "x" * 300
-    assert expand([long, "a.mp4"]) == [Path(long), Path("a.mp4")]
+    assert expand([long, "a.mp4"]) == [Request(Path(long)), every[1]]
     with pytest.raises(UserError, match="no file matches"):
         expand([".*.mp4"])

@@ -174,7 +174,7 @@ def test_silence_stays_silence():
 
 def test_wav_is_read_back(tmp_path):
     wave = np.concatenate([wave_of(5000), np.float32([2, -2])])
-    audio.write_wav(tmp_path / "a.wav", wave)
+    audio.write_sound(tmp_path / "a.wav", wave)
     back, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
     assert rate == audio.RATE
     assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
@@ -184,4 +184,4 @@ def test_wav_is_read_back(tmp_path):
 
 def test_an_unwritable_wav_is_one_clear_line(tmp_path):
     with pytest.raises(WriteError, match=r"^cannot write .*missing/a\.wav \(.*\): choose"):
-        audio.write_wav(tmp_path / "missing" / "a.wav", np.zeros(10, np.float32))
+        audio.write_sound(tmp_path / "missing" / "a.wav", np.zeros(10, np.float32))

@@ -72,7 +72,7 @@ def test_the_batch_that_is_planned_is_the_one_that_is_read(tmp_path):
 
 def test_the_programs_of_generation_are_called_with_what_is_planned():
     model = VideoToAudio.open(TINY_BUNDLE, layout=ONE)
-    given = model.inputs([window(model.spec, i) for i in range(2)])
+    given = model.inputs([window(model.spec, i) for i in range(2)], [0, 0])
     cavp, timechat, mapper, sound = generation(
         Bundle.open(TINY_BUNDLE), ONE, batch=2, dtype=jnp.float32
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mfm_jax.errors import WriteError
-from mfm_jax.media.audio import write_wav
+from mfm_jax.media.audio import write_sound
 from mfm_jax.storage import files
 from tests.full_disk import full_disk
 
@@ -183,6 +183,6 @@ def test_no_room_is_one_line_that_names_the_file_and_leaves_nothing(tmp_path):
         with pytest.raises(WriteError, match=r"write .*a\.txt \(.*\): make room there"):
             files.write_text(tmp_path / "a.txt", "x" * 99)
         with pytest.raises(WriteError, match=r"write .*a\.wav \(.*\): make room there"):
-            write_wav(tmp_path / "a.wav", np.zeros(99, np.float32))
+            write_sound(tmp_path / "a.wav", np.zeros(99, np.float32))
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -10,7 +10,7 @@ import soundfile
 import mfm_jax
 from mfm_jax.cli import main
 from mfm_jax.errors import UsageError
-from mfm_jax.inference.jobs import GenerationError
+from mfm_jax.inference.generate import GenerationError
 from mfm_jax.media.frames import windows
 from mfm_jax.media.write import write_frames
 from tests.bundles import untrained_bundle

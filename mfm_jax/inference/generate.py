@@ -1,0 +1,234 @@
+"""Sound for video files, by one call: `generate`."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mfm_jax.bundle import Bundle, Settings
+from mfm_jax.bundle.windows import window_spec
+from mfm_jax.errors import UsageError, UserError
+from mfm_jax.inference.inputs import expand
+from mfm_jax.inference.pipeline import Sampling, VideoToAudio
+from mfm_jax.inference.prompts import Prompts
+from mfm_jax.inference.record import Record
+from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
+from mfm_jax.inference.work import Compute, Item, Job, Work
+from mfm_jax.runtime.config import to_json
+from mfm_jax.runtime.precision import PRECISIONS
+from mfm_jax.runtime.progress import Progress
+from mfm_jax.runtime.seeds import check_seed
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.runtime.throughput import Throughput
+from mfm_jax.storage.files import check_folder
+from mfm_jax.storage.paths import TINY_BUNDLE, array_path, local_path
+
+BATCH = 4
+"""Windows computed at once, rounded up to a multiple of the devices."""
+SAMPLERS = ("ddim", "dpm++")
+STEPS = 999
+"""The largest number of sampler steps: one less than the diffusion steps of the training."""
+
+
+class GenerationError(UserError):
+    """Some videos got no sound; `failures` says why, a line for each. The others are done."""
+
+    exit_code = 1
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        super().__init__("; ".join(failures))
+        self.failures = tuple(failures)
+
+
+def generate(
+    videos: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    bundle: str | Path | None = None,
+    verify: bool = True,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | int | None = None,
+    eta: float | int = 0.0,
+    precision: str = "float32",
+    batch: int | None = None,
+    format: str | None = None,
+    overwrite: bool = False,
+    fsdp: int = 1,
+    tensor: int = 1,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Make sound for videos; return the files written, in the order of the videos.
+
+    What is None is as the bundle says. The sound of a video depends on its frames, its prompts, its
+    seed and the sampler, and not on the other videos. A folder of outputs has a record of what was
+    made (`mfm_jax.inference.record`): what is there as it would be made again is left as it is, so
+    that a run that was stopped goes on where it stopped.
+
+    Args:
+        videos: files, folders, globs or manifests (`mfm_jax.inference.manifest`).
+        out: a folder, or for one video FILE.mp4 (.mov, .m4v, .mkv, .webm) or FILE.wav.
+        bundle: a folder; the miniature that comes with the package if None.
+        verify: compare its weights with their checksums.
+        prompt: text for the sound wanted, if the bundle has a text encoder.
+        negative_prompt: text for the sound to keep away from.
+        steps: of the sampler, 1 to `STEPS`.
+        sampler: "ddim" or "dpm++".
+        guidance: scale of classifier-free guidance; 1 is none.
+        eta: for ddim, from 0 (deterministic) to 1 (ancestral).
+        precision: "float32", "bfloat16" or "float16".
+        batch: windows computed at once.
+        format: of files in a folder `out`, one of `FORMATS`; mp4 if None.
+        overwrite: make everything anew, also what is recorded.
+        fsdp: shard the weights over so many of this process's devices.
+        tensor: divide every layer over so many of them; the windows are divided over the others.
+        progress: counts videos and prints a line for each file.
+
+    Raises:
+        UserError: an argument is wrong; nothing is written then.
+        GenerationError: some videos failed; the others are done.
+    """
+    _check_least(1, batch=batch, steps=steps, fsdp=fsdp, tensor=tensor)
+    _check_least(0, guidance=guidance, eta=eta)
+    check_seed(seed)
+    if steps is not None and steps > STEPS:
+        raise UsageError(f"steps must be at most {STEPS}, got {steps}")
+    _check_choice("sampler", sampler, SAMPLERS)
+    _check_choice("precision", precision, PRECISIONS)
+    _check_choice("format", format, FORMATS)
+
+    opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
+    sampling = _sampling(opened.settings, sampler, steps, guidance, eta)
+    names = [videos] if isinstance(videos, str | Path) else videos
+    default = Request(Path(), prompt=prompt, negative_prompt=negative_prompt, seed=seed)
+    requests = expand([str(local_path(name)) for name in names], default)
+    output = local_path(out)
+    jobs = [
+        Job(request, target)
+        for request, target in zip(requests, targets(requests, output, format), strict=True)
+    ]
+    layout, batch = layout_and_batch(batch, fsdp=fsdp, tensor=tensor)
+    throughput = Throughput(len(jobs))
+    if progress is not None:
+        progress.watch(len(jobs), throughput)
+    one_file = is_file_name(output)
+    work = Work(
+        jobs,
+        window_spec(opened),
+        progress,
+        None if one_file else Record(output, skip=not overwrite),
+        {**sampling._asdict(), "precision": precision, "bundle": identity(opened)},
+        throughput,
+    )
+
+    def load() -> Compute:
+        # T5 is dropped before the other networks are loaded.
+        prompts = Prompts.encoded(requests, opened, precision, work.note)
+        model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
+        return _Networks(model, sampling, prompts)
+
+    with output_folder(output.parent if one_file else output):
+        work.check_targets()
+        work.run(load, batch)
+    if failures := [job.failed for job in jobs if job.failed]:
+        raise GenerationError(failures)
+    return [job.target for job in jobs]
+
+
+class _Networks:
+    """Starts to compute the sound of windows, each with the seed and the prompts of its video."""
+
+    def __init__(self, model: VideoToAudio, sampling: Sampling, prompts: Prompts) -> None:
+        self.model, self.sampling, self.prompts = model, sampling, prompts
+
+    def __call__(self, items: Sequence[Item]) -> jax.Array:
+        requests = [job.request for job, _ in items]
+        return self.model.start(
+            [window for _, window in items],
+            [request.seed for request in requests],
+            self.sampling,
+            self.prompts.texts([request.prompt for request in requests]),
+            self.prompts.texts([request.negative_prompt for request in requests]),
+        )
+
+
+def identity(bundle: Bundle) -> str:
+    """Return the SHA-256 of everything in a bundle: its settings and its components."""
+    sums = {name: entry.checksum for name, entry in bundle.entries.items()}
+    told: Any = [to_json(bundle.settings), sums]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for what the block writes; it does not stay if nothing is written.
+
+    Raises:
+        WriteError: it cannot be made, or no file can be written into it.
+    """
+    check_folder(folder)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def layout_and_batch(
+    batch: int | None = None, *, fsdp: int = 1, tensor: int = 1
+) -> tuple[Layout, int]:
+    """Return a layout of all devices of this process, and the windows that they compute at once.
+
+    Raises:
+        UsageError: the devices cannot be divided like this.
+    """
+    devices = jax.local_devices()
+    if len(devices) % (fsdp * tensor):
+        raise UsageError(
+            f"fsdp {fsdp} x tensor {tensor} does not divide {len(devices)} devices: "
+            "use a product that does"
+        )
+    shards = len(devices) // tensor
+    # Rounded up: a batch takes the time of one window, whether or not every device has one.
+    batch = batch or shards * math.ceil(BATCH / shards)
+    if batch % shards:
+        raise UsageError(
+            f"batch {batch} does not divide over {shards} devices: use a multiple of {shards}"
+        )
+    return Layout(make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), devices)), batch
+
+
+def _check_least(least: int, **values: float | int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_choice(name: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise UsageError(f"{name} {value!r} is not known: use {', '.join(known)}")
+
+
+def _sampling(
+    settings: Settings,
+    sampler: str | None,
+    steps: int | None,
+    guidance: float | int | None,
+    eta: float | int,
+) -> Sampling:
+    sampler = sampler or settings.sampler
+    if eta > 1 or (eta and sampler != "ddim"):
+        raise UsageError(f"eta is 0 to 1 and only for sampler ddim, got {eta} for {sampler}")
+    scale = settings.guidance if guidance is None else guidance
+    return Sampling(sampler, steps or settings.steps, float(scale), float(eta))

@@ -1,0 +1,248 @@
+"""The work on many videos: decoded ahead, computed in full batches, written in threads.
+
+One that cannot be done never stops the others, and none is lost.
+"""
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfm_jax.errors import MediaError, UsageError
+from mfm_jax.inference.pipeline import stitch
+from mfm_jax.inference.record import NAME, Record, file_digest
+from mfm_jax.inference.requests import Request, is_sound
+from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
+from mfm_jax.media.audio import RATE, write_sound
+from mfm_jax.media.frames import windows
+from mfm_jax.media.probe import probe
+from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.write import check_video_target, write_excerpt, write_video
+from mfm_jax.runtime.failures import FailureLog
+from mfm_jax.runtime.progress import Progress
+from mfm_jax.runtime.throughput import Throughput
+from mfm_jax.storage.files import check_target, signature
+from mfm_jax.typing import Float
+
+WRITERS = 2
+"""Threads that write files while the device computes."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request, the file it becomes, the windows made so far, and why it failed if it did."""
+
+    request: Request
+    target: Path
+    samples: int = 0
+    windows: int = 0
+    waves: list[np.ndarray] = field(default_factory=list)
+    signature: tuple[int, ...] | None = None  # of the source, when its reading began
+    made_of: dict[str, Any] = field(default_factory=dict)  # what the record says of it
+    written: bool = False  # now, or by an earlier run
+    skipped: bool = False  # written by an earlier run
+    failed: str | None = None
+
+    @property
+    def source(self) -> Path:
+        """The video."""
+        return self.request.source
+
+    @property
+    def step(self) -> float:
+        """Seconds of the sound for each of its windows."""
+        return self.samples / RATE / self.windows if self.windows else 0.0
+
+
+Item = tuple[Job, Window]
+Compute = Callable[[Sequence[Item]], Float[Any, "B A"]]
+"""Starts to make the sound of windows; what it returns becomes an array once it is computed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Makes and writes the sound of every job. A job that cannot be done is marked and told."""
+
+    jobs: Sequence[Job]
+    spec: WindowSpec
+    progress: Progress | None = None
+    record: Record | None = None  # of the folder of outputs
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of all jobs, for the record
+    throughput: Throughput = field(default_factory=Throughput)
+
+    def check_targets(self) -> None:
+        """Check that every file can be written, before anything is computed for it."""
+        for job in self.jobs:
+            with self._failure_of(job):
+                if os.path.realpath(job.target) == os.path.realpath(job.source):
+                    raise UsageError(
+                        f"output {job.target} is the input itself: choose another output"
+                    )
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                if is_sound(job.target):
+                    check_target(job.target)
+                else:
+                    check_video_target(job.source, job.target)
+
+    def run(self, load: Callable[[], Compute], batch: int) -> None:
+        """Do all jobs, `batch` windows at a time, whichever videos they are of.
+
+        Args:
+            load: loads the networks; called once there is a window for them.
+        """
+        todo = [job for job in self.jobs if not job.failed]
+        items = read_ahead(todo, self._read, ahead=2 * batch)
+        groups = batches(items, batch, key=lambda item: item[0].request.reads_text)
+        first = next(groups, None)
+        if first is not None:
+            compute = load()
+            device = Device[Item, np.ndarray](
+                lambda group: compute(in_full(group, batch)), np.asarray, self.throughput
+            )
+            with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers:
+                writing: deque[tuple[Job, Future]] = deque()
+                for group, result in device.results(chain([first], groups)):
+                    for job, wave in self._waves(device, group, result):
+                        job.waves.append(wave)
+                        if not job.failed and len(job.waves) == job.windows:
+                            writing.append((job, writers.submit(self._write, job)))
+                    while len(writing) > WRITERS or (writing and writing[0][1].done()):
+                        self._written(*writing.popleft())
+                for job, future in writing:
+                    self._written(job, future)
+        for job in self.jobs:
+            if not (job.failed or job.written):
+                self._fail(job, _changed(job))
+        if self.record is not None:
+            self.record.close()
+            if skipped := sum(job.skipped for job in self.jobs):
+                self.say(
+                    f"{skipped} of {len(self.jobs)} clips are there already, as "
+                    f"{self.record.folder / NAME} says"
+                )
+
+    def _read(self, job: Job) -> Iterator[Window]:
+        """Yield every window of a video, unless its sound is there already; runs in a thread."""
+        with self._failure_of(job):
+            request, job.signature = job.request, signature(job.source)
+            if self.record is not None:
+                job.made_of = _made_of(request) | dict(self.settings)
+                if self.record.has(job.target, job.made_of):
+                    job.written = job.skipped = True
+                    self.throughput.skip()
+                    self._advance()
+                    return
+            end = min(request.end or np.inf, probe(job.source).seconds)
+            seconds = max(0.0, end - request.start)
+            job.samples = round(seconds * RATE)
+            job.windows = len(self.spec.starts(seconds))
+            self.throughput.open(seconds)
+            for window in windows(job.source, self.spec, request.start, end=request.end):
+                yield window
+                if job.failed:
+                    return
+
+    def _waves(
+        self,
+        device: Device[Item, np.ndarray],
+        group: list[Item],
+        result: np.ndarray | Exception,
+    ) -> Iterator[tuple[Job, np.ndarray]]:
+        """Yield the waves of windows. Where they fail together, each video is tried alone."""
+        if not isinstance(result, Exception):
+            self.throughput.did(sum(job.step for job, _ in group))
+            yield from zip((job for job, _ in group), result, strict=False)
+            return
+        jobs = {id(job): job for job, _ in group}.values()
+        if len(jobs) == 1:
+            self._fail(group[0][0], result)
+            return
+        for alone in ([item for item in group if item[0] is job] for job in jobs):
+            yield from self._waves(device, alone, device.result(alone))
+
+    def _write(self, job: Job) -> list[str]:
+        """Write the file of a job that has all its windows; return what it does not keep."""
+        wave = stitch(job.waves, self.spec, job.samples)
+        job.waves.clear()
+        if signature(job.source) != job.signature:
+            raise _changed(job)
+        notes: list[str] = []
+        if is_sound(job.target):
+            write_sound(job.target, wave)
+        elif job.request.is_excerpt:
+            start = job.request.start
+            write_excerpt(job.source, job.target, wave, start, start + job.samples / RATE)
+        else:
+            notes = write_video(job.source, job.target, wave)
+        if self.record is not None:
+            self.record.add(job.target, job.source, job.made_of, job.samples / RATE)
+        return notes
+
+    def _written(self, job: Job, writing: Future[list[str]]) -> None:
+        """Tell that a file is written, or why it is not."""
+        with self._failure_of(job):
+            notes = writing.result()
+            job.written = True
+            self.say(f"{job.source} -> {job.target}")
+            self._advance()
+            for note in notes:
+                self.note(f"{job.target}: {note}")
+
+    @contextmanager
+    def _failure_of(self, job: Job) -> Iterator[None]:
+        """Turn every exception in the block into the failure of a job."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Mark a job as failed, and tell it at once."""
+        job.failed = FailureLog(job.target.parent).reason(str(job.source), error)
+        self.throughput.drop((job.windows - len(job.waves)) * job.step)
+        self._advance()
+        job.waves.clear()
+        if len(self.jobs) > 1:  # the error that ends the command tells of a single one
+            self.say(f"failed: {job.failed}")
+            if self.record is not None:
+                self.record.fail(job.target, job.source, job.failed)
+
+    def _advance(self) -> None:
+        if self.progress is not None:
+            self.progress.advance()
+
+    def note(self, line: str) -> None:
+        """Tell what is other than one might expect, as a warning where no progress is shown."""
+        if self.progress is None:
+            warnings.warn(line, stacklevel=2)
+        else:
+            self.progress.say(line)
+
+    def say(self, line: str) -> None:
+        """Print a line where progress is shown."""
+        if self.progress is not None:
+            self.progress.say(line)
+
+
+def _changed(job: Job) -> MediaError:
+    return MediaError(f"{job.source} was changed while it was read: try again")
+
+
+def _made_of(request: Request) -> dict[str, Any]:
+    """Return what an output depends on, apart from settings of the whole run."""
+    return {
+        "sha256": file_digest(request.source),
+        "start": request.start,
+        "end": request.end,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+    }
