@@ -64,14 +64,14 @@ def run(
     # The newest checkpoint that can be read, else the one before, else a fresh start.
     checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.keep, say=distributed.say)
     restored = checkpoints.restore(setup.abstract_state().items())
-    if jax.process_index() == 0:
-        record(workdir, config)
     dataset, heldout = recipe.prepare(workdir)
     if restored is None:
         module = initialise(recipe.build, config.seed, shapes_only=recipe.loaded)
         state = setup.init_state(recipe.warm_start(module, dataset))
     else:
         state = TrainState.of(restored)
+    if jax.process_index() == 0:
+        record(workdir, config)
     start = int(state.step)
     steps = max(start, config.steps)
     for line in tell(changes, config, start) if start else ():

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import pytest
 from flax import nnx
 
+from mfm_jax.data.clips import DataError
+from mfm_jax.data.sources import ClipFiles
 from mfm_jax.layers import batch_norm, linear
 from mfm_jax.storage.checkpoints import CheckpointError
 from mfm_jax.train.workdir import WorkdirError, claimed
@@ -39,6 +41,21 @@ def test_another_seed_is_refused(half):
     before = contents(half)
     with pytest.raises(WorkdirError, match="has a run with seed 0, not 1: use another --workdir"):
         train(config(Regression(), seed=1), half, "test")
+    assert contents(half) == before
+
+
+@dataclass(frozen=True)
+class Elsewhere(Regression):
+    """Reads other clips, which cannot be used."""
+
+    def prepare(self, workdir):
+        raise DataError("elsewhere has other clips")
+
+
+def test_a_run_whose_clips_cannot_be_used_changes_nothing(half):
+    before = contents(half)
+    with pytest.raises(DataError, match="elsewhere has other clips"):
+        train(config(Elsewhere(source=ClipFiles("elsewhere")), batch=2), half, "test")
     assert contents(half) == before
 
 
