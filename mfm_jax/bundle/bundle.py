@@ -102,14 +102,8 @@ class Bundle:
             raise BundleError(f"{path} is not a bundle (no bundle.json in it): check --bundle")
         with _about(file):
             data = read_json(file)
-            format, settings, components = _contents(data)
-            if not _readable(format):
-                raise BundleError(
-                    f"{path} has bundle format {format!r:.20}, this version reads {_WORDS}"
-                )
-            # Only format 3 holds components of several formats, and says which.
-            entries = {n: _entry(n, {"format": format} | e) for n, e in components.items()}
-            opened = cls(path, _settings(settings), entries, verify)
+            settings, entries = parse(data)
+            opened = cls(path, settings, entries, verify)
             # Bundles of earlier versions have no such checksum.
             if verify and data.get(TRAINED, checksum := trained(opened.settings)) != checksum:
                 raise SettingError("the schedule or the frames in its settings were changed")
@@ -247,8 +241,8 @@ def _about(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except BundleError:
-        raise
+    except BundleError as error:
+        raise BundleError(f"{file}: {error}") from None
     except StoreError as error:
         raise BundleError(f"{error}: make the bundle again") from None
     # A configuration checks its fields against each other, with numbers that may be anything.
@@ -301,6 +295,21 @@ def _settings(data: dict[str, Any]) -> Settings:
             f"settings.steps is {settings.steps}, of {settings.schedule.train_steps} in training"
         )
     return settings
+
+
+def parse(data: Any) -> tuple[Settings, dict[str, Entry]]:
+    """Return the settings and the components in the contents of `bundle.json`.
+
+    Raises:
+        BundleError: it has a format or a component that this version does not know.
+        SettingError: something is missing or absurd.
+    """
+    format, settings, components = _contents(data)
+    if not _readable(format):
+        raise BundleError(f"it has bundle format {format!r:.20}, this version reads {_WORDS}")
+    # Only format 3 holds components of several formats, and says which.
+    entries = {name: _entry(name, {"format": format} | e) for name, e in components.items()}
+    return _settings(settings), entries
 
 
 def check_settings(settings: Settings) -> None:

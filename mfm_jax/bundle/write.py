@@ -22,9 +22,9 @@ from mfm_jax.bundle.bundle import (
     Bundle,
     BundleError,
     Entry,
-    check_settings,
     component_checksum,
     entry_json,
+    parse,
     trained,
 )
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
@@ -75,7 +75,7 @@ def write_bundle(
 
     Raises:
         BundleError: a component's name is unknown, or `path` is not a bundle or a new folder.
-        SettingError: the settings make no sense.
+        SettingError: the settings or a config make no sense.
     """
     path = Path(path)
     if unknown := sorted(components.keys() - COMPONENTS.keys()):
@@ -219,15 +219,15 @@ def _commit(path: Path, settings: Settings, entries: Mapping[str, Entry]) -> Non
     that is before the old folders go.
 
     Raises:
-        SettingError: the settings make no sense.
+        SettingError: the settings or a config make no sense, so the bundle could not be opened.
     """
-    check_settings(settings)
     data = {
         "format": FORMAT,
         "settings": to_json(settings),
         TRAINED: trained(settings),
         "components": {n: entry_json(entries[n]) for n in COMPONENTS if n in entries},
     }
+    parse(data)
     flush(path)
     with signals.not_ending():  # then the new folders are removed, or named
         write_text(path / "bundle.json", json.dumps(data, indent=1) + "\n")

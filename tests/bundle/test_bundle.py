@@ -218,11 +218,15 @@ def test_large_components_come_in_parts_and_are_one_network(tmp_path, monkeypatc
     assert bundle.damages("vocoder") == []
 
 
-def test_settings_that_could_not_be_opened_are_not_written(bundle, tmp_path):
+def test_what_could_not_be_opened_is_not_written(bundle, tmp_path):
     wrong = dataclasses.replace(SETTINGS, steps=SETTINGS.schedule.train_steps)
+    config, network, source = untrained()["vocoder"]
+    absurd = dataclasses.replace(config, channels=0)
     for path in (bundle.path, tmp_path / "new"):
         with pytest.raises(SettingError, match=r"settings\.steps is \d+, of \d+ in training"):
-            write_bundle(path, {"vocoder": untrained()["vocoder"]}, settings=wrong)
+            write_bundle(path, {"vocoder": (config, network, source)}, settings=wrong)
+        with pytest.raises(SettingError, match=r"vocoder\.config\.channels is 0: it must be"):
+            write_bundle(path, {"vocoder": (absurd, network, source)})
     assert Bundle.open(bundle.path) == bundle
     assert not bundle.damages("vocoder")
     assert not (tmp_path / "new").exists()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mfm_jax.cli.toplevel import read_config
+from mfm_jax.errors import SettingError
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.weights import abstract, parameter_count
 from mfm_jax.train.optimizer import lr_multipliers
@@ -31,6 +33,12 @@ def test_a_config_trains_something(path):
         f is not None
         for f in lr_multipliers(config.optimizer.lr_multipliers, trainable(network)).values()
     )
+
+
+def test_settings_that_no_bundle_can_have_are_refused_before_the_training(tmp_path):
+    config = read_config("tiny_vae", ["recipe.settings.steps=5000"])
+    with pytest.raises(SettingError, match=r"settings\.steps is 5000: it must be 1 to 1000"):
+        config.recipe.check(tmp_path)
 
 
 def test_the_base_mapper_is_gpt2_small():
