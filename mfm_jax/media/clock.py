@@ -26,8 +26,11 @@ ALONE = 60.0
 NEAR = 5.0
 """Seconds between two streams at one place of a file."""
 
-RECENT = 32
-"""Breaks of another stream that may belong to the same place of a file."""
+RETURN = 1.0
+"""The same, where one returns to the clock of the other after it was wrong for a while."""
+
+LAG = 0.3
+"""Seconds by which one stream may usually lag behind another in a file."""
 
 AUDIO_OVERLAP = 0.1
 """Seconds of sound that may be lost at a joint, so that the padding of codecs adds no pause."""
@@ -62,16 +65,34 @@ class Stamps:
         return self.begins + np.where(self.lasting > 2 * self.usual, self.usual, self.lasting)
 
     @cached_property
-    def steps(self) -> Float[np.ndarray, " suspicious"]:
-        """The times to which the clock goes back or far ahead, in ascending order."""
-        known = self.decoded[np.isfinite(self.decoded)]
-        steps = np.diff(known)
-        return np.sort(known[1:][(steps < -BACK) | (steps > AHEAD)])
+    def breaks(self) -> Int[np.ndarray, " breaks"]:
+        """The packets, by their numbers, to which the clock goes back or far ahead."""
+        return self._about_breaks[1]
 
-    def steps_near(self, time: float) -> bool:
+    @cached_property
+    def _about_breaks(self) -> tuple[Int[np.ndarray, " breaks"], Int[np.ndarray, " breaks"]]:
+        """The packets before and behind each break."""
+        known = np.flatnonzero(np.isfinite(self.decoded))
+        steps = np.diff(self.decoded[known])
+        breaks = (steps < -BACK) | (steps > AHEAD)
+        return known[:-1][breaks], known[1:][breaks]
+
+    @cached_property
+    def _break_times(self) -> Float[np.ndarray, " breaks"]:
+        return np.sort(self.decoded[self.breaks])
+
+    def next_break(self, after: int) -> tuple[float, float] | None:
+        """Return the times before and behind the first break after a packet, if there is one."""
+        at = int(np.searchsorted(self.breaks, after, side="right"))
+        if at == len(self.breaks):
+            return None
+        before, behind = (float(self.decoded[side[at]]) for side in self._about_breaks)
+        return before, behind
+
+    def breaks_near(self, time: float) -> bool:
         """Return whether the clock goes back or far ahead to about `time`."""
-        at = np.searchsorted(self.steps, time - NEAR, side="right")
-        return bool(at < len(self.steps) and self.steps[at] < time + NEAR)
+        at = np.searchsorted(self._break_times, time - NEAR, side="right")
+        return bool(at < len(self._break_times) and self._break_times[at] < time + NEAR)
 
 
 def shifts(streams: Sequence[Stamps], *, restarts: bool) -> list[Float[np.ndarray, " packets"]]:
@@ -82,7 +103,7 @@ def shifts(streams: Sequence[Stamps], *, restarts: bool) -> list[Float[np.ndarra
         restarts: whether the clock of this kind of container may start again (MPEG-TS, FLV). The
             durations in other kinds are believed, if no other stream contradicts them.
     """
-    if not any(len(stream.steps) for stream in streams):
+    if not any(len(stream.breaks) for stream in streams):
         return [np.zeros(len(stream.place)) for stream in streams]
     epochs = [_Epochs(stream) for stream in streams]
     joints = _find_joints(epochs)
@@ -101,9 +122,22 @@ class _Epochs:
 
     stamps: Stamps
     joints: list[int] = field(default_factory=lambda: [0])  # that each follows; 0 is the beginning
-    first: list[float] = field(default_factory=lambda: [np.nan])  # time of the first packet of each
-    begins: list[int] = field(default_factory=lambda: [0])  # its number
-    last: float = np.nan  # time of the latest packet
+    begins: list[int] = field(default_factory=lambda: [0])  # number of the first packet of each
+    latest: int = -1  # number of the latest packet
+    last: float = np.nan  # its time
+
+    def is_at(self, time: float, apart: float) -> bool:
+        """Return whether this stream is at most `apart` from `time` in the same recording."""
+        return abs(self.last - time) < apart and not self.is_before(time)
+
+    def is_before(self, time: float) -> bool:
+        """Return whether `time` is rather that of the next recording, which is about to begin."""
+        coming = self.stamps.next_break(self.latest)
+        if coming is None or np.isnan(self.last):
+            return False
+        before, behind = coming
+        away = abs(behind - time) + (before - self.last)
+        return away < NEAR and away + LAG < abs(self.last - time)
 
 
 def _find_joints(epochs: Sequence[_Epochs]) -> int:
@@ -121,7 +155,7 @@ def _find_joints(epochs: Sequence[_Epochs]) -> int:
         leaps = time - stream.last > AHEAD and time + ahead_of[which] - position > AHEAD
         if leaps:
             going_on = [o for o in others if np.isfinite(o.last)]
-            leaps = bool(going_on) and not any(o.stamps.steps_near(time) for o in going_on)
+            leaps = bool(going_on) and not any(o.stamps.breaks_near(time) for o in going_on)
         if back or leaps:
             joint = _same_joint(stream, time, others)
             if joint is None:
@@ -129,11 +163,11 @@ def _find_joints(epochs: Sequence[_Epochs]) -> int:
                 joint = joints
             ahead_of[which] += stream.last + stream.stamps.usual - time
             stream.joints.append(joint)
-            stream.first.append(time)
             stream.begins.append(number)
-        elif np.isnan(stream.first[0]):
-            stream.first[0] = time
-        stream.last = time
+        elif np.isnan(stream.last):
+            stream.joints[0] = _joint_at_start(time, others, joints)
+            joints = max(joints, stream.joints[0])
+        stream.latest, stream.last = number, time
         position = max(position, time + ahead_of[which])
     return joints
 
@@ -149,20 +183,22 @@ def _in_file_order(epochs: Sequence[_Epochs]) -> list[tuple[int, int]]:
 
 
 def _same_joint(stream: _Epochs, time: float, others: Sequence[_Epochs]) -> int | None:
-    """Return the joint of another stream that a break of `stream` to `time` belongs to, if any."""
-    current = stream.joints[-1]
+    """Return the joint of another stream that a break of `stream` to `time` belongs to, if any.
+
+    It is an earlier one where a clock was wrong for a while.
+    """
     for other in others:
-        recent = zip(other.joints[-RECENT:], other.first[-RECENT:], strict=True)
-        for joint, first in recent:
-            if (
-                joint > current
-                and joint not in stream.joints[-RECENT:]
-                and abs(first - time) < NEAR
-            ):
-                return joint
-        if other.joints[-1] != current and abs(other.last - time) < NEAR:
-            return other.joints[-1]  # a clock that was wrong for a while
+        there, here = other.joints[-1], stream.joints[-1]
+        if there != here and other.is_at(time, NEAR if there > here else RETURN):
+            return there
     return None
+
+
+def _joint_at_start(time: float, others: Sequence[_Epochs], joints: int) -> int:
+    """Return the joint that a stream follows whose first packet has `time`."""
+    for other in others:
+        return joints + 1 if other.is_before(time) else other.joints[-1]
+    return 0
 
 
 _Visit = tuple[_Epochs, int]
@@ -188,7 +224,7 @@ def _offset(first_visits: Sequence[_Visit], offsets: Sequence[float]) -> float:
         begin = float(np.nanmin(stream.stamps.begins[_stretch(stream, at)]))
         overlap = AUDIO_OVERLAP if stream.stamps.audio and with_picture else 0.0
         found.append(end + offsets[stream.joints[at - 1]] - begin - overlap)
-    return max(found)
+    return max(found, default=offsets[-1])
 
 
 def _stretch(stream: _Epochs, at: int) -> slice:

@@ -151,7 +151,10 @@ def main_audio(
 ) -> av.AudioStream | None:
     """Return the audio stream that players choose for a picture, or None if there is none."""
     best = container.streams.best("audio", related=video)
-    return best if isinstance(best, av.AudioStream) else None
+    if isinstance(best, av.AudioStream):
+        return best
+    # FFmpeg found no packet of it yet, as where only a second recording has sound.
+    return next(iter(container.streams.audio), None)
 
 
 @contextmanager

@@ -264,7 +264,7 @@ class _Reader:
         return True
 
     def _read(self) -> Iterator[int | None]:
-        """Yield the decoding time of every packet of the video."""
+        """Yield the decoding time of every packet of the video; None for what an edit cuts off."""
         wanted = [self.stream, *([] if self.sound is None else [self.sound])]
         for place, packet in enumerate(self.container.demux(wanted)):
             mine = packet.stream_index == self.stream.index
@@ -273,8 +273,8 @@ class _Reader:
             if not packet.size:
                 continue
             (self.video if mine else self.audio).add(packet, place)
-            if mine:
-                yield packet.dts
+            if mine:  # what was cut off may reach far beyond its piece
+                yield None if packet.is_discard else packet.dts
 
     def _is_to_be_decoded(self, packet: av.Packet) -> bool:
         if self.first is None:

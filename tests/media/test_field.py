@@ -90,6 +90,25 @@ def test_recordings_joined_byte_by_byte_are_one_after_the_other(tmp_path, kind):
     check(path, range(36), [0.1, 0.78, 1.16], note="encoded anew")
 
 
+@pytest.mark.parametrize("kind", ["ts", "flv"])
+@pytest.mark.parametrize("which", ["-+", "+-+", "+--+", "-+-"])
+def test_joined_recordings_of_which_some_are_silent(tmp_path, kind, which):
+    made = {
+        sign: write_clip(
+            tmp_path / f"{sign}.{kind}",
+            range(20),
+            [0.2, 0.5] if sign == "+" else None,
+            **KINDS[kind],
+        )
+        for sign in "+-"
+    }
+    path = tmp_path / f"joined.{kind}"
+    path.write_bytes(b"".join(made[sign].read_bytes() for sign in which))
+    assert shown(path) == [*range(20)] * len(which)
+    begins = [0.8 * number for number, sign in enumerate(which) if sign == "+"]
+    assert heard(path) == near([begin + click for begin in begins for click in (0.2, 0.5)])
+
+
 def test_recordings_of_other_sizes_and_rates_can_be_joined(tmp_path):
     path = tmp_path / "joined.ts"
     others = [((64, 48), 48_000), ((96, 64), 44_100), ((48, 64), 32_000)]
@@ -183,6 +202,15 @@ def test_sound_that_ends_before_a_joint_keeps_to_its_picture():
     )
     np.testing.assert_allclose(video[1500:], 60, atol=1e-6)
     np.testing.assert_allclose(audio[500:], 60, atol=1e-6)
+
+
+def test_a_part_of_a_video_that_an_edit_list_joins(tmp_path):
+    """What is cut off between the pieces reaches further than what is read for the part."""
+    path = write_clip(tmp_path / "a.mp4", [i // 10 for i in range(250)], None)
+    with_edits(path, [(1.0, 0.4), (1.0, 8.8)])
+    (window,) = windows(path, SMALL, start=0.6, count=1)
+    frames = [*range(25, 35), *range(220, 235)]
+    assert numbers(window.cavp_THWC) == [i // 10 for i in frames]
 
 
 def test_the_work_grows_with_the_packets_and_not_with_their_square():
