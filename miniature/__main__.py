@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
-from mfm_jax.cli.arguments import LazyParser, Parser
+from mfm_jax.cli.arguments import LazyParser, Parser, add_programs
 from mfm_jax.cli.command import run_parsed
 from mfm_jax.runtime import signals
 
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _fill(name: str, module: str, parser: argparse.ArgumentParser) -> None:
     getattr(import_module(f"miniature.{module}"), f"add_{name}")(parser)
+    add_programs(parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

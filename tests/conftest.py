@@ -63,6 +63,9 @@ def pytest_configure(config: pytest.Config) -> None:
         for entry in folder.iterdir():
             if time.time() - entry.stat().st_mtime > A_WEEK:
                 entry.unlink()
+    # Processes that tests start only read: one that is killed would leave half a program.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1000000"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -70,6 +70,16 @@ def add_precision(
     parser.add_argument("--precision", choices=PRECISIONS, default=default, help=about)
 
 
+def add_programs(parser: argparse.ArgumentParser) -> None:
+    """Add `--no-program-cache`, of a command that compiles; `keep_programs` in the namespace."""
+    parser.add_argument(
+        "--no-program-cache",
+        dest="keep_programs",
+        action="store_false",
+        help="keep no compiled programs for the next command, and use none",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser, about: str, *, required: bool = False) -> None:
     """Add `--config` and `--set`, which `mfm_jax.cli.toplevel.read_config` reads."""
     parser.add_argument("--config", required=required, metavar="NAME_OR_FILE", help=about)

@@ -17,6 +17,7 @@ from mfm_jax.cli import toplevel
 from mfm_jax.cli.arguments import LazyParser, Parser
 from mfm_jax.runtime import signals
 from mfm_jax.runtime.command import run_command
+from mfm_jax.runtime.programs import keep_programs
 
 COMMANDS = {
     "generate": "make sound for videos",
@@ -71,4 +72,6 @@ def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None 
     args.command_line = shlex.join([*parser.prog.split(), *arguments])
     name = " ".join(filter(None, (parser.prog, getattr(args, "command", None))))
     signals.rename(name)
+    if getattr(args, "keep_programs", False):
+        keep_programs()
     return run_command(name, lambda: args.run(args) or 0)

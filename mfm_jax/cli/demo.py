@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_bundle(parser)
     options.add_verify(parser)
     parser.add_argument("--clip", type=int, metavar="SEED", help="seed of another clip")
+    options.add_programs(parser)
     parser.set_defaults(run=run)
 
 

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="licence of the clips, such as CC-BY-4.0: what is trained on them is bound by it",
     )
     options.add_processes(parser)
+    options.add_programs(parser)
     parser.set_defaults(run=run)
 
 

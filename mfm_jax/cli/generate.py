@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tensor", type=int, default=1, metavar="N", help="divide every layer over N of them"
     )
+    options.add_programs(parser)
     parser.set_defaults(run=run)
 
 

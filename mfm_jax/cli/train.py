@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="trace so many steps, after the first ones",
     )
     options.add_processes(parser)
+    options.add_programs(parser)
     parser.set_defaults(run=run)
 
 
