@@ -121,9 +121,19 @@ def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
     if is_average(chosen):
         weights = replace(weights, only_averages=chosen)
     if weights.averaged is None and averaged:
-        beside = _open(contained(path, averaged), excuse)
-        weights = replace(weights, averaged=Averaged(averaged, beside.tensors, beside.files))
+        weights = replace(weights, averaged=_averages(path, averaged, excuse))
     return weights
+
+
+def _averages(folder: Path, name: str, excuse: Sequence[str]) -> Averaged | None:
+    """Return the averages in a file of `folder`, or None if one of no library holds no weights."""
+    try:
+        found = _open(contained(folder, name), excuse)
+    except SourceError:
+        if _told(name):
+            raise
+        return None
+    return Averaged(name, found.tensors, found.files)
 
 
 def _open(path: Path, excuse: Sequence[str]) -> Weights:

@@ -143,6 +143,25 @@ def test_averages_beside_the_weights_are_named(tmp_path):
     assert opened.averaged.tensors["a"].read()[0] == 1
 
 
+def test_averages_in_a_file_of_another_name(tmp_path):
+    put(tmp_path / "x_ema.pt", weights("a"))
+    opened = open_weights(tmp_path)
+    assert (values(opened), opened.only_averages, opened.averaged) == ({"a": 1}, "x_ema.pt", None)
+    put(tmp_path / "x.pt", weights("b", "a"))
+    opened = open_weights(tmp_path)
+    assert (values(opened), opened.only_averages) == ({"b": 1, "a": 2}, "")
+    assert opened.averaged.where == "x_ema.pt"
+    # A schedule of averages, for example, is none; of two nothing tells which it is.
+    torch.save({"decay": 0.9}, tmp_path / "x_ema.pt")
+    assert open_weights(tmp_path).averaged is None
+    put(tmp_path / "x_ema.pt", weights("a"))
+    put(tmp_path / "y_ema.pt", weights("a"))
+    assert open_weights(tmp_path).averaged is None
+    (tmp_path / "x.pt").unlink()
+    with pytest.raises(SourceError, match=r"several checkpoints: name one of x_ema.pt, y_ema.pt"):
+        open_weights(tmp_path)
+
+
 @pytest.mark.parametrize(
     "names",
     [
