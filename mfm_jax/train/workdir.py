@@ -106,13 +106,13 @@ def _recorded(workdir: Path) -> dict[str, Any]:
     """
     file = workdir / CONFIG
     try:
-        data = json.loads(file.read_bytes())
+        found = _flat(json.loads(file.read_bytes()))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError):
-        data = None
-    if isinstance(data, dict) and "recipe" in data:
-        return _flat(data)
+        found = {}
+    if any(name.startswith("recipe.") for name in found):
+        return found
     raise WorkdirError(
         f"{file} is damaged, or not the config of a run: use another --workdir, or remove the file "
         "if there is a run with the same seed"
