@@ -20,6 +20,9 @@ AUDIO_GAP = 0.02
 RUN_IN = 0.5
 """Seconds that are decoded before a later start: codecs need the packets before."""
 
+PLANES = 8
+"""Planes of a frame that PyAV can read; it would crash at one more."""
+
 
 @sandboxed
 def read_audio(
@@ -132,6 +135,8 @@ def _mono(
 
 def _mean_of_channels(frame: av.AudioFrame) -> Float[np.ndarray, " samples"]:
     """Return a mono frame; libswresample would make the same sound in two channels 3 dB louder."""
+    if frame.format.is_planar and frame.layout.nb_channels > PLANES:
+        (frame,) = av.AudioResampler(frame.format.packed, frame.layout).resample(frame)
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T

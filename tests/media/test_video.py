@@ -474,6 +474,25 @@ def test_read_audio_is_the_mean_of_the_channels(tmp_path):
         np.testing.assert_allclose(read_audio(path)[500:-500], expected[500:-500], atol=2e-3)
 
 
+def test_read_audio_of_sixteen_channels(tmp_path):
+    """PyAV crashes at the ninth plane, which a damaged header may declare as well."""
+    tone = sine(1, rate=48_000)
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        picture = out.add_stream("libx264", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        track = out.add_stream("aac", rate=48_000, layout="hexadecagonal", bit_rate=1_500_000)
+        packed = np.repeat(tone, 16)[None]
+        frame = av.AudioFrame.from_ndarray(packed, "flt", "hexadecagonal")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+        planar = av.AudioResampler("fltp", "hexadecagonal", 48_000, frame_size=1024)
+        pieces = [*planar.resample(frame), *planar.resample(None), None]
+        frames = [av.VideoFrame.from_ndarray(pixels, "rgb24") for pixels in numbered(25)]
+        sound = (packet for piece in pieces for packet in track.encode(piece))
+        mux(out, [picture_packets(picture, enumerate(frames), Fraction(1, 25)), sound])
+    difference = (read_audio(tmp_path / "a.mp4") - sine(1))[2000:-2000]
+    assert np.std(difference) < 0.02  # the encoder has few bits for each channel
+
+
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_f64le"])
 def test_read_audio_of_every_sample_format(tmp_path, codec):
     wave = np.stack([sine(1), sine(1, 700)])
