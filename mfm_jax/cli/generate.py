@@ -43,6 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help="ddim or dpm++; default: the bundle's")
     parser.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 to 1")
     parser.add_argument("--guidance", type=float, help="1 is none; default: the bundle's")
+    group = parser.add_argument_group("the sound in the files")
+    group.add_argument(
+        "--rate", type=int, default=16_000, help="16000 (default), 24000, 44100 or 48000 samples/s"
+    )
+    group.add_argument(
+        "--lufs", type=float, help="integrated loudness, such as -16; default: as it is made"
+    )
+    group.add_argument(
+        "--mix",
+        type=float,
+        metavar="DB",
+        help="add the video's own sound, changed by so many dB, such as -12",
+    )
     parser.add_argument(
         "--batch",
         type=int,
@@ -82,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
                 precision=args.precision,
                 batch=args.batch,
                 format=args.format,
+                rate=args.rate,
+                lufs=args.lufs,
+                mix=args.mix,
                 overwrite=args.overwrite,
                 fsdp=args.fsdp,
                 tensor=args.tensor,

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import jax
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.bundle.windows import window_spec
 from mfm_jax.errors import UsageError, UserError
+from mfm_jax.inference.finishing import LOUDEST, QUIETEST, RATES, Finishing
 from mfm_jax.inference.inputs import expand
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio
 from mfm_jax.inference.prompts import Prompts
 from mfm_jax.inference.record import Record
 from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
 from mfm_jax.inference.work import Compute, Item, Job, Work
+from mfm_jax.media.audio import RATE
 from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.runtime.progress import Progress
@@ -61,6 +64,9 @@ def generate(
     precision: str = "float32",
     batch: int | None = None,
     format: str | None = None,
+    rate: int = RATE,
+    lufs: float | int | None = None,
+    mix: float | int | None = None,
     overwrite: bool = False,
     fsdp: int = 1,
     tensor: int = 1,
@@ -87,6 +93,9 @@ def generate(
         precision: "float32", "bfloat16" or "float16".
         batch: windows computed at once.
         format: of files in a folder `out`, one of `FORMATS`; mp4 if None.
+        rate: samples per second of the files, one of `RATES`; the networks make 16,000.
+        lufs: integrated loudness of the sound, -60 to 0; its level is left as it is if None.
+        mix: dB by which the video's own sound is changed and added to the new one; at most 0.
         overwrite: make everything anew, also what is recorded.
         fsdp: shard the weights over so many of this process's devices.
         tensor: divide every layer over so many of them; the windows are divided over the others.
@@ -104,6 +113,7 @@ def generate(
     _check_choice("sampler", sampler, SAMPLERS)
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("format", format, FORMATS)
+    finishing = _finishing(rate, lufs, mix)
 
     opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
     sampling = _sampling(opened.settings, sampler, steps, guidance, eta)
@@ -125,7 +135,13 @@ def generate(
         window_spec(opened),
         progress,
         None if one_file else Record(output, skip=not overwrite),
-        {**sampling._asdict(), "precision": precision, "bundle": identity(opened)},
+        {
+            **sampling._asdict(),
+            "precision": precision,
+            "bundle": identity(opened),
+            **asdict(finishing),
+        },
+        finishing,
         throughput,
     )
 
@@ -218,6 +234,18 @@ def _check_least(least: int, **values: float | int | None) -> None:
 def _check_choice(name: str, value: str | None, known: Sequence[str]) -> None:
     if value is not None and value not in known:
         raise UsageError(f"{name} {value!r} is not known: use {', '.join(known)}")
+
+
+def _finishing(rate: int, lufs: float | int | None, mix: float | int | None) -> Finishing:
+    if rate not in RATES:
+        raise UsageError(f"rate must be one of {', '.join(map(str, RATES))}, got {rate}")
+    if lufs is not None and not QUIETEST <= lufs <= LOUDEST:
+        raise UsageError(f"lufs must be from {QUIETEST:g} to {LOUDEST:g}, got {lufs:g}")
+    if mix is not None and not -120 <= mix <= 0:
+        raise UsageError(f"mix must be from -120 to 0 dB, got {mix:g}")
+    return Finishing(
+        rate, None if lufs is None else float(lufs), None if mix is None else float(mix)
+    )
 
 
 def _sampling(

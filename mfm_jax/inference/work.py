@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mfm_jax.errors import MediaError, UsageError
+from mfm_jax.inference.finishing import Finishing
 from mfm_jax.inference.pipeline import stitch
 from mfm_jax.inference.record import NAME, Record, file_digest
 from mfm_jax.inference.requests import Request, is_sound
@@ -76,6 +77,7 @@ class Work:
     progress: Progress | None = None
     record: Record | None = None  # of the folder of outputs
     settings: Mapping[str, Any] = field(default_factory=dict)  # of all jobs, for the record
+    finishing: Finishing = field(default_factory=Finishing)
     throughput: Throughput = field(default_factory=Throughput)
 
     def check_targets(self) -> None:
@@ -172,29 +174,30 @@ class Work:
         """Write the file of a job that has all its windows; return what it does not keep."""
         wave = stitch(job.waves, self.spec, job.samples)
         job.waves.clear()
+        start, rate = job.request.start, self.finishing.rate
+        wave, notes = self.finishing(wave, job.source, start)
         if signature(job.source) != job.signature:
             raise _changed(job)
-        notes: list[str] = []
         if is_sound(job.target):
-            write_sound(job.target, wave)
+            write_sound(job.target, wave, rate)
         elif job.request.is_excerpt:
-            start = job.request.start
-            write_excerpt(job.source, job.target, wave, start, start + job.samples / RATE)
+            write_excerpt(job.source, job.target, wave, start, start + job.samples / RATE, rate)
         else:
-            notes = write_video(job.source, job.target, wave)
+            notes += write_video(job.source, job.target, wave, rate)
         if self.record is not None:
             self.record.add(job.target, job.source, job.made_of, job.samples / RATE)
         return notes
 
     def _written(self, job: Job, writing: Future[list[str]]) -> None:
         """Tell that a file is written, or why it is not."""
+        notes: list[str] = []
         with self._failure_of(job):
             notes = writing.result()
             job.written = True
             self.say(f"{job.source} -> {job.target}")
             self._advance()
-            for note in notes:
-                self.note(f"{job.target}: {note}")
+        for note in notes:
+            self.note(f"{job.target}: {note}")
 
     @contextmanager
     def _failure_of(self, job: Job) -> Iterator[None]:
