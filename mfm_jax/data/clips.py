@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -13,6 +14,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Suffixes of the files that a folder is searched for."""
 SPLITS = ("train", "test")
 """The splits of VGGSound."""
+SECONDS = re.compile("[0-9]{1,9}")
+"""Its starts."""
 
 
 class DataError(UserError):
@@ -94,7 +97,7 @@ def _read_csv(source: Path, videos: Path, split: str | None) -> list[Clip]:
         with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.reader(file)
             first = next(rows, [])
-            if len(first) == 4 and first[1].isdigit() and first[3] in SPLITS:
+            if _is_vggsound(first):
                 found = list(_vggsound(source, videos, enumerate(chain([first], rows), 1)))
             else:
                 _check_header(source, first, split)
@@ -115,13 +118,17 @@ def _vggsound(source: Path, videos: Path, rows: Iterable[tuple[int, list[str]]])
     """Read VGGSound's lines."""
     there = {path.stem: path for path in videos_in(videos)}
     for line, row in rows:
-        if len(row) != 4 or not row[1].isdigit() or row[3] not in SPLITS:
+        if not _is_vggsound(row):
             raise DataError(f"{source}, line {line} is not one of VGGSound: {','.join(row)}")
         start = int(row[1])
         usual = f"{row[0]}_{start:06d}"
         names = (usual, f"{row[0]}_{start}", f"{row[0]}_{1000 * start}_{1000 * (start + 10)}")
         path = next((there[n] for n in names if n in there), videos / f"{usual}.mp4")
         yield Clip(usual, path, split=row[3])
+
+
+def _is_vggsound(row: list[str]) -> bool:
+    return len(row) == 4 and SECONDS.fullmatch(row[1]) is not None and row[3] in SPLITS
 
 
 def _check_header(source: Path, columns: list[str], split: str | None) -> None:
@@ -138,7 +145,7 @@ def _check_header(source: Path, columns: list[str], split: str | None) -> None:
 def _read_row(source: Path, videos: Path, line: int, row: dict) -> Clip:
     """Read one line of a CSV with a header."""
     file, start = (row["file"] or "").strip(), (row.get("start") or "0").strip()
-    if not file:
+    if not Path(file).name:
         raise DataError(f"{source}, line {line}: no file is named")
     if any("\0" in str(value) for value in row.values()):
         raise DataError(f"{source} is not a CSV of UTF-8 text (line {line}): save it as one")
