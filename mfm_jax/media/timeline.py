@@ -355,9 +355,11 @@ def _presented(
     """
     container, stream, video = reader.container, reader.stream, reader.video
     pts, dts = np.array(video.pts, np.int64), np.array(video.dts, np.int64)
+    stores_none = _has(container, FormatFlags.no_timestamps) or container.format.name == "avi"
+    if stores_none:  # even without B-frames what FFmpeg guesses may be a frame late
+        pts = np.where(dts == UNKNOWN, pts, dts)
     at = np.where(pts == UNKNOWN, dts, pts)
     at[at != UNKNOWN] += shift[at != UNKNOWN]
-    stores_none = _has(container, FormatFlags.no_timestamps) or container.format.name == "avi"
     collide = reader.restarts and len(np.unique(at[kept])) < kept.sum()
     guessed = stream.codec_context.has_b_frames and (stores_none or collide)
     if not (guessed or (pts[kept] == UNKNOWN).any()):

@@ -230,6 +230,15 @@ def test_b_frames_in_avi_are_shown_in_the_order_of_the_decoder(tmp_path):
     check(remuxed(source, tmp_path / "a.avi"), range(30), note="does not store when")
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_sound_in_avi_is_in_step(tmp_path, b_frames):
+    """FFmpeg guesses presentation times a frame or two late."""
+    path = write_clip(
+        tmp_path / "a.avi", range(30), [0.3, 0.9], b_frames=b_frames, sound="pcm_s16le"
+    )
+    check(path, range(30), [0.3, 0.9], note=None)
+
+
 def test_a_packed_bitstream_of_divx(tmp_path):
     """A P frame and the B frame before it lie in one packet, and an empty one follows."""
     plain = tmp_path / "plain.avi"
