@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which tokens of TimeChat; default: video",
     )
     parser.add_argument(
+        "--windows",
+        choices=("first", "all"),
+        default="first",
+        help="of a clip that is longer than one; default: first",
+    )
+    options.add_precision(parser, "of weights and arithmetic; default: float32", default="float32")
+    parser.add_argument(
         "--drop",
         nargs="+",
         choices=("silent", "static"),
@@ -62,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract; return 1 where some clips failed, each named."""
     from mfm_jax.bundle import Bundle
+    from mfm_jax.bundle.windows import window_spec
     from mfm_jax.data.clips import list_clips
+    from mfm_jax.data.decoded import every_window
     from mfm_jax.data.features import DESCRIPTION
     from mfm_jax.inference.extract import extract
     from mfm_jax.runtime import distributed
@@ -75,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     share = distributed.share(options.processes(args))
     clips = list_clips(args.clips, videos=args.videos, split=args.split)
     bundle = Bundle.open(args.bundle, verify=args.verify)
+    if args.windows == "all":
+        clips = every_window(clips, window_spec(bundle))
     throughput = Throughput(len(clips))
     with Progress(len(clips), "clips") as progress:
         progress.watch(len(clips), throughput)
@@ -84,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             batch=args.batch,
             timechat=args.timechat,
+            precision=args.precision,
             drop=args.drop,
             licence=args.licence,
             share=share,

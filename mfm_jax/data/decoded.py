@@ -4,8 +4,9 @@ Training the mapper needs no pictures or sound: it reads features (`mfm_jax.data
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mfm_jax.data.sources import Labels
 from mfm_jax.errors import MediaError, one_line
 from mfm_jax.media.audio import RATE, prepare_for_audiomae
 from mfm_jax.media.frames import windows
+from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import Window, WindowSpec
 from mfm_jax.runtime.failures import FailureLog
@@ -27,6 +29,9 @@ from mfm_jax.typing import Float
 
 SHORTEST = 0.5
 """Seconds that a clip must show: the rest of a window is a picture held still, and silence."""
+
+THREADS = 4
+"""Threads that look how long clips are."""
 
 DESCRIPTION = "media.json"
 """Written last: a folder of decoded clips with it is complete."""
@@ -58,6 +63,31 @@ def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray
     if signature(clip.path) != before:
         raise MediaError(f"{clip.path} was changed while it was read: try it again")
     return window, wave
+
+
+def every_window(clips: Sequence[Clip], spec: WindowSpec) -> list[Clip]:
+    """Return a clip for every window of each clip, in order, as generation cuts them.
+
+    The first window keeps its clip's id; others have their start behind it, as `id@8.96`. A last
+    window of which the video shows less than half is left out. A clip that cannot be read stays as
+    it is: its failure is told when it is decoded.
+    """
+
+    def starts(clip: Clip) -> list[float]:
+        try:
+            seconds = probe(clip.path).seconds - clip.start
+        except Exception:
+            return [0.0]
+        return [at for at in spec.starts(seconds) if not at or seconds - at >= spec.seconds / 2]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [
+            replace(clip, id=f"{clip.id}@{clip.start + at:g}", start=clip.start + at)
+            if at
+            else clip
+            for clip, found in zip(clips, pool.map(starts, clips), strict=True)
+            for at in found
+        ]
 
 
 def decode_clip(clip: Clip, spec: WindowSpec) -> dict[str, np.ndarray]:

@@ -106,7 +106,8 @@ class DatasetWriter:
             default, found = {"shard": SHARD}, read_about(folder / begun.pop())
             found["fields"] = dict.fromkeys(about["fields"]) | found["fields"]
             about["fields"] = dict.fromkeys(found["fields"]) | about["fields"]
-            check_same(folder, default | found, default | about)
+            # What only the folder says, such as a precision, was not asked for now.
+            check_same(folder, default | found, dict.fromkeys(found) | default | about)
         elif any(not entry.startswith(".") for entry in there - {LOG}):
             raise DataError(f"{folder} is not empty and no dataset: choose another folder")
         else:

@@ -187,6 +187,7 @@ def extract(
     *,
     batch: int = 8,
     timechat: str = "video",
+    precision: str = "float32",
     drop: Sequence[str] = (),
     licence: str = "",
     share: tuple[int, int] = (0, 1),
@@ -209,6 +210,7 @@ def extract(
     Args:
         batch: clips computed at once, a multiple of the devices.
         timechat: which of TimeChat's tokens, as in `MapperConfig`.
+        precision: of the weights and the arithmetic, one of `PRECISIONS`; features are float16.
         drop: kinds of clips to leave out as well: `silent`, `static`.
         licence: SPDX expression of the terms of the clips, kept with the features; empty if
             unknown.
@@ -235,6 +237,7 @@ def extract(
     sharding = layout.batch(batch)
     about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
     about |= {"licence": licence} if licence else {}
+    about |= {"precision": precision} if precision != "float32" else {}
     fields = _fields(preparation, names, timechat)
     writer = DatasetWriter.open(folder, DESCRIPTION, about, fields, clips, shard=shard)
     index, parts = share
@@ -245,7 +248,7 @@ def extract(
     progress(others)
     if missing:
         networks = {
-            name: bundle.load(name, jnp.float32, sharding=lambda *_: layout.replicated)
+            name: bundle.load(name, jnp.dtype(precision), sharding=lambda *_: layout.replicated)
             for name in names
         }
         extraction = Extraction(

@@ -108,6 +108,9 @@ class Prompts:
             for text in (request.prompt, request.negative_prompt)
             if text is not None
         }
+        for text in wanted:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise UsageError(f"the prompt {text!r:.200} is not UTF-8 text: type it again")
         if not wanted:
             return cls({})
         encode = PromptEncoder.open(bundle, precision)

@@ -324,3 +324,21 @@ def test_features_stay_valid_when_their_encoders_are_written_in_a_later_format(t
     new = write_bundle(tmp_path / "bundle", copies, settings=old.settings)
     assert {e.format for e in old.entries.values()} != {e.format for e in new.entries.values()}
     assert describe(new, "video") == describe(old, "video")
+
+
+def test_half_precision_is_near_and_said(clips, tmp_path):
+    bundle = write_bundle(
+        tmp_path / "bundle", {"audiomae": untrained()["audiomae"]}, settings=SETTINGS
+    )
+    for precision in ("float32", "bfloat16"):
+        extract(bundle, clips[:2], tmp_path / precision, batch=2, precision=precision)
+    whole, half = (
+        FeatureSource(tmp_path / name)[0]["audiomae"] for name in ("float32", "bfloat16")
+    )
+    assert half.dtype == np.float16
+    distance = np.linalg.norm((whole - half).astype(np.float32)) / np.linalg.norm(whole)
+    assert 1e-4 < distance < 0.03
+    with pytest.raises(DataError, match=r"precision is \"bfloat16\", not \"float16\""):
+        extract(bundle, clips[:2], tmp_path / "bfloat16", batch=2, precision="float16")
+    with pytest.raises(DataError, match=r"precision is \"bfloat16\", not absent"):
+        extract(bundle, clips[:2], tmp_path / "bfloat16", batch=2)

@@ -115,3 +115,9 @@ def test_a_tokenizer_that_would_run_code_is_refused(tmp_path):
 def test_a_bundle_without_text_says_so(tmp_path):
     with pytest.raises(UsageError, match="has no text encoder: leave the prompts out"):
         prompts.PromptEncoder.open(untrained_bundle(tmp_path / "b"))
+
+
+def test_a_prompt_that_is_no_text_is_one_line(tmp_path):
+    bundle = untrained_bundle(tmp_path / "b")
+    with pytest.raises(UsageError, match="is not UTF-8 text"):
+        Prompts.encoded([Request(tmp_path, prompt="caf\udce9")], bundle)
