@@ -32,19 +32,11 @@ CUT_SHORT = 0.25
 SEEK = 10.0
 """Seconds from which on a later start is sought, in containers that have an index."""
 
-FIELDS = 16
-"""Packets that are decoded to tell whether those without a time are second fields of a frame."""
-
-MARGIN = 2.0
-"""Seconds read beyond the end that is wanted: frames are not stored in the order shown."""
-
 LONG = 10.0
 """Seconds that the last frame may declare to last without anything else that lasts so long."""
 
 GUESS = 0.25
 """Seconds by which a time that FFmpeg guesses may be wrong: a few frames."""
-
-UNKNOWN = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,48 +102,6 @@ class Timeline:
         yield 0
 
 
-class _Packets:
-    """What is remembered of the packets of one stream."""
-
-    def __init__(self) -> None:
-        self.place, self.pts, self.dts, self.lasting = (array("q") for _ in range(4))
-        self.kept, self.discarded, self.keys = bytearray(), bytearray(), bytearray()
-
-    def add(self, packet: av.Packet, place: int) -> None:
-        self.place.append(place)
-        self.pts.append(UNKNOWN if packet.pts is None else packet.pts)
-        self.dts.append(UNKNOWN if packet.dts is None else packet.dts)
-        self.lasting.append(max(0, packet.duration or 0))
-        self.kept.append(not (packet.is_discard or _is_hidden(packet)))
-        self.discarded.append(packet.is_discard)
-        self.keys.append(packet.is_keyframe)
-
-    def __len__(self) -> int:
-        return len(self.place)
-
-    def stamps(self, base: float, audio: bool) -> Stamps:
-        """Return the times of the packets that are not discarded, in seconds."""
-        decoded, shown = np.array(self.dts, np.int64), np.array(self.pts, np.int64)
-        counts = ~np.frombuffer(self.discarded, np.uint8).astype(bool)
-        lasting = np.array(self.lasting, np.int64)
-        usual = np.median(lasting[lasting > 0]) if (lasting > 0).any() else 0
-        return Stamps(
-            np.array(self.place, np.int64),
-            np.where((decoded != UNKNOWN) & counts, decoded * base, np.nan),
-            np.where((shown != UNKNOWN) & counts, shown * base, np.nan),
-            np.where(lasting > 0, lasting, usual) * base,
-            audio,
-        )
-
-
-def _is_hidden(packet: av.Packet) -> bool:
-    """Return whether a packet of VP8 holds a frame that is a reference and never shown."""
-    context = packet.stream.codec_context
-    if context is None or context.name not in ("vp8", "libvpx") or not packet.size:
-        return False
-    return not memoryview(packet)[0] & 0x10
-
-
 def read_timeline(path: Path, start: float = 0.0, stop: float = np.inf) -> Timeline:
     """Read when each frame of a video is shown.
 
@@ -174,11 +124,11 @@ def _sought_timeline(path: Path, start: float, stop: float) -> Timeline | None:
     with opened(path) as (container, stream), reading(path):
         if not container.format.name.startswith(INDEXED):
             return None
-        reader = _Reader(container, stream)
+        reader = Reader(container, stream)
         origin = reader.read_origin()
         if origin is None:
             return None
-        base = _time_base(stream)
+        base = time_base(stream)
         sought = origin + int(start / base)
         try:
             reader.seek(sought)
@@ -195,7 +145,7 @@ def _sought_timeline(path: Path, start: float, stop: float) -> Timeline | None:
 
 def _timeline_from_beginning(path: Path, stop: float) -> Timeline:
     with opened(path) as (container, stream), reading(path):
-        reader = _Reader(container, stream)
+        reader = Reader(container, stream)
         complete = reader.read(np.inf if reader.restarts else stop)
         if reader.first is None or not any(reader.video.kept):
             raise MediaError(f"{path} has no frame that can be decoded: re-encode it as mp4")
@@ -205,109 +155,14 @@ def _timeline_from_beginning(path: Path, stop: float) -> Timeline:
     return line
 
 
-class _Reader:
-    """Reads the packets of a file, and decodes its first frame on the way."""
-
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
-        self.container, self.stream = container, stream
-        self.sound = main_audio(container, stream)
-        self.restarts = _has(container, FormatFlags.ts_discont)
-        self._forget()
-        stream.codec_context.flags |= CodecFlags.copy_opaque
-
-    def _forget(self) -> None:
-        self.video, self.audio = _Packets(), _Packets()
-        self.first: av.VideoFrame | None = None
-        self.decoded = 0  # packets of the video
-        self.sources: set[int] = set()  # those of them that frames came from
-
-    def read_origin(self) -> int | None:
-        """Return the timestamp of the first frame; None if the packets do not tell it."""
-        shown: list[int] = []
-        for _ in self._read():
-            video = self.video
-            shown = [pts for pts, kept in zip(video.pts, video.kept, strict=True) if kept]
-            if self.first is not None and shown and video.dts[-1] > min(shown):
-                break
-        return min(shown) if shown and UNKNOWN not in shown else None
-
-    def seek(self, target: int) -> None:
-        """Go to the keyframe before `target`, in ticks of the video."""
-        self.container.seek(target, stream=self.stream)
-        self._forget()
-
-    def shows(self, target: int) -> bool:
-        """Return whether the decoder shows what is shown at `target`, and not only later frames.
-
-        After a seek into a stream without whole keyframes (periodic intra refresh) it does not.
-        """
-        return self.first is not None and self.first.pts is not None and self.first.pts <= target
-
-    def read(self, stop: float, origin: int | None = None) -> bool:
-        """Read on until `stop` seconds after the first frame; return whether the file is over.
-
-        Args:
-            origin: the timestamp of the first frame, if it is known.
-        """
-        base = float(_time_base(self.stream))
-        first = None if origin is None else origin * base
-        before, leapt = None, 0.0
-        for at in self._read():
-            if at is None:
-                continue
-            time = at * base
-            first = time if first is None else first
-            leapt += time - before if before is not None and time - before > LONG else 0.0
-            before = time
-            if time - leapt > first + stop + MARGIN and self.first is not None:
-                return False
-        return True
-
-    def _read(self) -> Iterator[int | None]:
-        """Yield the decoding time of every packet of the video; None for what an edit cuts off."""
-        wanted = [self.stream, *([] if self.sound is None else [self.sound])]
-        for place, packet in enumerate(self.container.demux(wanted)):
-            mine = packet.stream_index == self.stream.index
-            if mine and self._is_to_be_decoded(packet):
-                self._decode(packet)
-            if not packet.size:
-                continue
-            (self.video if mine else self.audio).add(packet, place)
-            if mine:  # what was cut off may reach far beyond its piece
-                yield None if packet.is_discard else packet.dts
-
-    def _is_to_be_decoded(self, packet: av.Packet) -> bool:
-        if self.first is None:
-            return True
-        # Second fields are told by what the decoder makes of packets without a time.
-        without_time = UNKNOWN in self.video.pts[: self.decoded] or packet.pts is None
-        return without_time and self.decoded == len(self.video) and self.decoded < FIELDS
-
-    def _decode(self, packet: av.Packet) -> None:
-        packet.opaque = len(self.video)
-        frames = self.stream.decode(packet)
-        packet.opaque = None
-        self.decoded = len(self.video) + bool(packet.size)
-        self.sources.update(source for f in frames if (source := packet_of(f)) is not None)
-        self.first = self.first or next(iter(frames), None)
-
-    def second_fields(self) -> Bool[np.ndarray, " packets"]:
-        """Return which packets hold the second field of a frame; the first one has the time."""
-        unknown = np.array(self.video.pts, np.int64) == UNKNOWN
-        tried = range(max(self.sources, default=-1) + 1)
-        without_time = {number for number in tried if unknown[number]}
-        are_fields = bool(without_time) and not without_time & self.sources
-        return unknown & are_fields
-
-
-def _timeline(reader: _Reader, sought: int | None = None, origin: int | None = None) -> Timeline:
+def _timeline(reader: Reader, sought: int | None = None, origin: int | None = None) -> Timeline:
     stream, video, frame = reader.stream, reader.video, reader.first
     assert frame is not None, "the caller has checked it"
-    base = _time_base(stream)
+    base = time_base(stream)
     kept = np.frombuffer(video.kept, np.uint8).astype(bool) & ~reader.second_fields()
     streams = [video.stamps(float(base), False)]
     if reader.sound is not None:
-        streams.append(reader.audio.stamps(float(_time_base(reader.sound)), True))
+        streams.append(reader.audio.stamps(float(time_base(reader.sound)), True))
     # Where an index was used, the times come from it and are continuous.
     still = [np.zeros(len(s.place)) for s in streams]
     found = shifts(streams, restarts=reader.restarts) if sought is None else still
@@ -346,7 +201,7 @@ def _timeline(reader: _Reader, sought: int | None = None, origin: int | None = N
 
 
 def _presented(
-    reader: _Reader, kept: Bool[np.ndarray, " packets"], shift: Int[np.ndarray, " packets"]
+    reader: Reader, kept: Bool[np.ndarray, " packets"], shift: Int[np.ndarray, " packets"]
 ) -> tuple[Int[np.ndarray, " packets"], bool]:
     """Return the continuous time at which each packet is shown, and whether it was made up.
 
@@ -355,7 +210,7 @@ def _presented(
     """
     container, stream, video = reader.container, reader.stream, reader.video
     pts, dts = np.array(video.pts, np.int64), np.array(video.dts, np.int64)
-    stores_none = _has(container, FormatFlags.no_timestamps) or container.format.name == "avi"
+    stores_none = has(container, FormatFlags.no_timestamps) or container.format.name == "avi"
     if stores_none:  # even without B-frames what FFmpeg guesses may be a frame late
         pts = np.where(dts == UNKNOWN, pts, dts)
     at = np.where(pts == UNKNOWN, dts, pts)
@@ -379,11 +234,11 @@ def _evened(
     at: Int[np.ndarray, " packets"],
     kept: Bool[np.ndarray, " packets"],
     stream: av.VideoStream,
-    video: _Packets,
+    video: Packets,
 ) -> Int[np.ndarray, " packets"]:
     """Return guessed times at the distances that the packets declare, but for real leaps."""
     evened, follows = at.copy(), None
-    guess = GUESS / _time_base(stream)
+    guess = GUESS / time_base(stream)
     for i in np.flatnonzero(kept):
         if follows is not None and abs(follows - at[i]) < guess:
             evened[i] = follows
@@ -392,7 +247,7 @@ def _evened(
 
 
 def _filled(
-    at: Int[np.ndarray, " packets"], stream: av.VideoStream, video: _Packets
+    at: Int[np.ndarray, " packets"], stream: av.VideoStream, video: Packets
 ) -> Int[np.ndarray, " packets"]:
     """Return times where some are unknown: each packet follows the one before.
 
@@ -428,12 +283,6 @@ def _last_duration(pts, declared: int, gap: int, base: Fraction, sound_end: floa
     return declared if declared <= believed else gap
 
 
-def _time_base(stream: av.VideoStream | av.AudioStream) -> Fraction:
-    """Return the seconds of one tick of the stream's timestamps."""
-    assert stream.time_base is not None, "every stream of an open file has one"
-    return Fraction(stream.time_base)
-
-
 def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
     """Return the time from one frame to the next, in ticks, for packets that do not say it."""
     if len(pts) > 1:
@@ -444,7 +293,7 @@ def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
 def _nominal_gap(stream: av.VideoStream) -> int:
     """Return the time between frames that the header of a stream declares, in ticks."""
     rate = stream.average_rate or stream.guessed_rate or 25
-    return max(1, round(1 / rate / _time_base(stream)))
+    return max(1, round(1 / rate / time_base(stream)))
 
 
 def _check_complete(path: Path, container, stream, line: Timeline, packets: int) -> None:
@@ -477,33 +326,3 @@ def _check_complete(path: Path, container, stream, line: Timeline, packets: int)
             f"{path} is cut short ({found:.2f} s of {found + lost:.2f} s): "
             "copy or download it again"
         )
-
-
-def _has(container: av.container.InputContainer, flag: FormatFlags) -> bool:
-    return bool(container.format.flags & cast(int, flag.value))
-
-
-def numbered_packets(
-    container: av.container.InputContainer,
-    stream: av.VideoStream | av.AudioStream,
-    sought: int | None,
-    video: av.VideoStream,
-) -> Iterator[tuple[int, av.Packet]]:
-    """Demux `stream`; yield its packets, the empty last one too, with their numbers.
-
-    Args:
-        sought: where to seek first, in ticks of `video`.
-    """
-    stream.codec_context.flags |= CodecFlags.copy_opaque
-    if sought is not None:
-        container.seek(sought, stream=video)
-    number = 0
-    for packet in container.demux(stream):
-        packet.opaque = number
-        yield number, packet
-        number += bool(packet.size)
-
-
-def packet_of(frame: av.VideoFrame | av.AudioFrame) -> int | None:
-    """Return the number of the packet of a frame, or None if its decoder does not tell."""
-    return frame.opaque if isinstance(frame.opaque, int) else None
