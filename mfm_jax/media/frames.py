@@ -15,8 +15,9 @@ from PIL import Image
 from mfm_jax.errors import MediaError
 from mfm_jax.media.containers import opened, reading
 from mfm_jax.media.orientation import Orientation
+from mfm_jax.media.packets import numbered_packets, packet_of
 from mfm_jax.media.sandbox import sandboxed_items
-from mfm_jax.media.timeline import Timeline, numbered_packets, packet_of, read_timeline
+from mfm_jax.media.timeline import Timeline, read_timeline
 from mfm_jax.media.windows import (
     Window,
     WindowSpec,

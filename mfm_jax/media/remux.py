@@ -13,7 +13,8 @@ from av.stream import Disposition
 from mfm_jax.errors import one_line
 from mfm_jax.media.containers import PICTURES, opened, reading
 from mfm_jax.media.formats import Format
-from mfm_jax.media.timeline import UNKNOWN, Timeline, numbered_packets
+from mfm_jax.media.packets import UNKNOWN, numbered_packets
+from mfm_jax.media.timeline import Timeline
 
 OF_THE_CONTAINER = {
     *("major_brand", "minor_version", "compatible_brands"),

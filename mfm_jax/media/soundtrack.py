@@ -10,8 +10,9 @@ import numpy as np
 from mfm_jax.errors import MediaError
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.containers import opened, reading
+from mfm_jax.media.packets import numbered_packets, packet_of
 from mfm_jax.media.sandbox import sandboxed
-from mfm_jax.media.timeline import Timeline, numbered_packets, packet_of, read_timeline
+from mfm_jax.media.timeline import Timeline, read_timeline
 from mfm_jax.typing import Float
 
 AUDIO_GAP = 0.02

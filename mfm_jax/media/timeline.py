@@ -5,24 +5,22 @@ Frames are known by the number of their packet: after a clock has started again,
 list, the same timestamp may occur twice.
 """
 
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
-from av.codec.context import Flags as CodecFlags
 from av.error import FFmpegError
 from av.format import Flags as FormatFlags
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media.clock import Stamps, shifts
-from mfm_jax.media.containers import Limits, main_audio, opened, reading
+from mfm_jax.media.containers import Limits, opened, reading
 from mfm_jax.media.index import INDEXED, is_continuous
 from mfm_jax.media.orientation import Orientation, orientation_of
+from mfm_jax.media.packets import UNKNOWN, Packets, Reader, has_flag, tick_of
 from mfm_jax.media.structure import is_cut, is_fragmented, is_joined
 from mfm_jax.typing import Bool, Float, Int
 
@@ -128,7 +126,7 @@ def _sought_timeline(path: Path, start: float, stop: float) -> Timeline | None:
         origin = reader.read_origin()
         if origin is None:
             return None
-        base = time_base(stream)
+        base = tick_of(stream)
         sought = origin + int(start / base)
         try:
             reader.seek(sought)
@@ -158,11 +156,11 @@ def _timeline_from_beginning(path: Path, stop: float) -> Timeline:
 def _timeline(reader: Reader, sought: int | None = None, origin: int | None = None) -> Timeline:
     stream, video, frame = reader.stream, reader.video, reader.first
     assert frame is not None, "the caller has checked it"
-    base = time_base(stream)
+    base = tick_of(stream)
     kept = np.frombuffer(video.kept, np.uint8).astype(bool) & ~reader.second_fields()
     streams = [video.stamps(float(base), False)]
     if reader.sound is not None:
-        streams.append(reader.audio.stamps(float(time_base(reader.sound)), True))
+        streams.append(reader.audio.stamps(float(tick_of(reader.sound)), True))
     # Where an index was used, the times come from it and are continuous.
     still = [np.zeros(len(s.place)) for s in streams]
     found = shifts(streams, restarts=reader.restarts) if sought is None else still
@@ -210,7 +208,7 @@ def _presented(
     """
     container, stream, video = reader.container, reader.stream, reader.video
     pts, dts = np.array(video.pts, np.int64), np.array(video.dts, np.int64)
-    stores_none = has(container, FormatFlags.no_timestamps) or container.format.name == "avi"
+    stores_none = has_flag(container, FormatFlags.no_timestamps) or container.format.name == "avi"
     if stores_none:  # even without B-frames what FFmpeg guesses may be a frame late
         pts = np.where(dts == UNKNOWN, pts, dts)
     at = np.where(pts == UNKNOWN, dts, pts)
@@ -238,7 +236,7 @@ def _evened(
 ) -> Int[np.ndarray, " packets"]:
     """Return guessed times at the distances that the packets declare, but for real leaps."""
     evened, follows = at.copy(), None
-    guess = GUESS / time_base(stream)
+    guess = GUESS / tick_of(stream)
     for i in np.flatnonzero(kept):
         if follows is not None and abs(follows - at[i]) < guess:
             evened[i] = follows
@@ -293,7 +291,7 @@ def _usual_gap(pts: Int[np.ndarray, " frames"], stream: av.VideoStream) -> int:
 def _nominal_gap(stream: av.VideoStream) -> int:
     """Return the time between frames that the header of a stream declares, in ticks."""
     rate = stream.average_rate or stream.guessed_rate or 25
-    return max(1, round(1 / rate / time_base(stream)))
+    return max(1, round(1 / rate / tick_of(stream)))
 
 
 def _check_complete(path: Path, container, stream, line: Timeline, packets: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from av.stream import Disposition
 
 from mfm_jax.errors import MediaError, UsageError
-from mfm_jax.media import timeline
+from mfm_jax.media import packets as media_packets
 from mfm_jax.media.clock import Stamps, shifts
 from mfm_jax.media.frames import resize_cavp, windows
 from mfm_jax.media.probe import probe
@@ -778,7 +778,7 @@ def test_sound_that_lies_far_before_its_picture_in_the_file(tmp_path):
 def count_work(monkeypatch, call) -> tuple[int, int]:
     """Return how many frames a call decodes, and how many packets it remembers."""
     frames, packets = [], []
-    packet_of, add = timeline.packet_of, timeline._Packets.add
+    packet_of, add = media_packets.packet_of, media_packets.Packets.add
 
     def counted(frame):
         frames.append(frame.pts)
@@ -789,6 +789,6 @@ def count_work(monkeypatch, call) -> tuple[int, int]:
         add(self, packet, place)
 
     monkeypatch.setattr("mfm_jax.media.frames.packet_of", counted)
-    monkeypatch.setattr(timeline._Packets, "add", remembered)
+    monkeypatch.setattr(media_packets.Packets, "add", remembered)
     call()
     return len(frames), len(packets)
