@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="steps of the sampler; default: the bundle's")
     parser.add_argument("--sampler", help="ddim or dpm++; default: the bundle's")
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=1,
+        metavar="N",
+        help="make N sounds of each video, and keep the one that fits it best",
+    )
     parser.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 to 1")
     parser.add_argument("--guidance", type=float, help="1 is none; default: the bundle's")
     group = parser.add_argument_group("the sound in the files")
@@ -95,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 precision=args.precision,
                 batch=args.batch,
                 format=args.format,
+                candidates=args.candidates,
                 rate=args.rate,
                 lufs=args.lufs,
                 mix=args.mix,

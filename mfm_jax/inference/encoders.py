@@ -1,4 +1,4 @@
-"""The frames of a window become the tokens of both video encoders.
+"""The frames of a window become the tokens of both video encoders, and a sound those of AudioMAE.
 
 Generation and feature extraction share this code, so a mapper is trained on the tokens that it will
 read in generation.
@@ -15,6 +15,7 @@ from jax import numpy as jnp
 
 from mfm_jax.mapper import Stream, Streams
 from mfm_jax.media.windows import Window
+from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.cavp import CAVPVideo
 from mfm_jax.models.timechat import TimeChat, normalise
 from mfm_jax.runtime.sharding import constrain
@@ -76,6 +77,14 @@ def encode_timechat(timechat: TimeChat, frames: TimeChatFrames, *, tensor: str) 
     if tokens_of_all is None:
         raise ValueError("this TimeChat has no llama tokens: use video or frame")
     return _sharded(tokens_of_all, timechat.config.token_seconds(frames.seconds))
+
+
+@jax.jit
+def encode_audiomae(
+    audiomae: AudioMAE, fbank: Float[Array, "B T M"]
+) -> Float[Array, "B patches D"]:
+    """Encode a sound: AudioMAE's tokens, the class token first, not pooled to LOA."""
+    return audiomae(fbank)
 
 
 def _sharded(tokens: Float[Array, "B T D"], seconds: Float[Array, "B T"]) -> Stream:

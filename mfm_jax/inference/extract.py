@@ -24,11 +24,16 @@ from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.decoded import first_window, samples_of
 from mfm_jax.data.features import DESCRIPTION, ENCODERS, describe
 from mfm_jax.data.records import DatasetWriter, Failure, Field
-from mfm_jax.inference.encoders import encode_cavp, encode_timechat, stack_cavp, stack_timechat
+from mfm_jax.inference.encoders import (
+    encode_audiomae,
+    encode_cavp,
+    encode_timechat,
+    stack_cavp,
+    stack_timechat,
+)
 from mfm_jax.inference.stream import Device, in_full, read_ahead
 from mfm_jax.media.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
 from mfm_jax.media.windows import Window, WindowSpec
-from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.vae import VAE
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
@@ -160,18 +165,13 @@ def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> d
         )
     features = {name: stream.tokens for name, stream in streams.items()}
     if "audiomae" in inputs:
-        features["audiomae"] = _tokens(networks["audiomae"], inputs["audiomae"])
+        # Unpooled: the LOA grid is a choice of training.
+        features["audiomae"] = encode_audiomae(networks["audiomae"], inputs["audiomae"])
     if "vae" in inputs:
         features["latents"] = _latents(networks["vae"], inputs["vae"])
     features = {name: value.astype(jnp.float16) for name, value in features.items()}
     times = {f"{name}_seconds": stream.seconds for name, stream in streams.items()}
     return {**features, **times}
-
-
-@jax.jit
-def _tokens(audiomae: AudioMAE, fbank: Float[Array, "B T M"]) -> Float[Array, "B L D"]:
-    """Return the tokens unpooled, the class token first: the LOA grid is a choice of training."""
-    return audiomae(fbank)
 
 
 @jax.jit

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.bundle.windows import window_spec
 from mfm_jax.errors import UsageError, UserError
+from mfm_jax.inference.candidates import Judge
 from mfm_jax.inference.finishing import LOUDEST, QUIETEST, RATES, Finishing
 from mfm_jax.inference.inputs import expand
-from mfm_jax.inference.pipeline import Sampling, VideoToAudio
+from mfm_jax.inference.pipeline import Made, Sampling, VideoToAudio
 from mfm_jax.inference.prompts import Prompts
 from mfm_jax.inference.record import Record
 from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
-from mfm_jax.inference.work import Compute, Item, Job, Work
+from mfm_jax.inference.work import Item, Job, Networks, Work
 from mfm_jax.media.audio import RATE
 from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.precision import PRECISIONS
@@ -64,6 +66,7 @@ def generate(
     precision: str = "float32",
     batch: int | None = None,
     format: str | None = None,
+    candidates: int = 1,
     rate: int = RATE,
     lufs: float | int | None = None,
     mix: float | int | None = None,
@@ -93,6 +96,8 @@ def generate(
         precision: "float32", "bfloat16" or "float16".
         batch: windows computed at once.
         format: of files in a folder `out`, one of `FORMATS`; mp4 if None.
+        candidates: sounds for each video, of its seed and of those after it. The one is kept whose
+            LOA, as AudioMAE hears it, is nearest to what was predicted.
         rate: samples per second of the files, one of `RATES`; the networks make 16,000.
         lufs: integrated loudness of the sound, -60 to 0; its level is left as it is if None.
         mix: dB by which the video's own sound is changed and added to the new one; at most 0.
@@ -105,7 +110,7 @@ def generate(
         UserError: an argument is wrong; nothing is written then.
         GenerationError: some videos failed; the others are done.
     """
-    _check_least(1, batch=batch, steps=steps, fsdp=fsdp, tensor=tensor)
+    _check_least(1, batch=batch, steps=steps, candidates=candidates, fsdp=fsdp, tensor=tensor)
     _check_least(0, guidance=guidance, eta=eta)
     check_seed(seed)
     if steps is not None and steps > STEPS:
@@ -139,17 +144,32 @@ def generate(
             **sampling._asdict(),
             "precision": precision,
             "bundle": identity(opened),
+            "candidates": candidates,
             **asdict(finishing),
         },
         finishing,
         throughput,
     )
 
-    def load() -> Compute:
+    def load() -> Networks:
         # T5 is dropped before the other networks are loaded.
         prompts = Prompts.encoded(requests, opened, precision, work.note)
         model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
-        return _Networks(model, sampling, prompts)
+
+        def start(items: Sequence[Item]) -> Made:
+            asked = [job.request for job, _ in items]
+            return model.start(
+                [window for _, window in items],
+                [request.seed for request in asked],
+                sampling,
+                prompts.texts([request.prompt for request in asked]),
+                prompts.texts([request.negative_prompt for request in asked]),
+                candidates=candidates,
+            )
+
+        if candidates == 1:
+            return Networks(start)
+        return Networks(start, Judge.open(opened, model, dtype=jnp.dtype(precision)).choose)
 
     with output_folder(output.parent if one_file else output):
         work.check_targets()
@@ -157,23 +177,6 @@ def generate(
     if failures := [job.failed for job in jobs if job.failed]:
         raise GenerationError(failures)
     return [job.target for job in jobs]
-
-
-class _Networks:
-    """Starts to compute the sound of windows, each with the seed and the prompts of its video."""
-
-    def __init__(self, model: VideoToAudio, sampling: Sampling, prompts: Prompts) -> None:
-        self.model, self.sampling, self.prompts = model, sampling, prompts
-
-    def __call__(self, items: Sequence[Item]) -> jax.Array:
-        requests = [job.request for job, _ in items]
-        return self.model.start(
-            [window for _, window in items],
-            [request.seed for request in requests],
-            self.sampling,
-            self.prompts.texts([request.prompt for request in requests]),
-            self.prompts.texts([request.negative_prompt for request in requests]),
-        )
 
 
 def identity(bundle: Bundle) -> str:

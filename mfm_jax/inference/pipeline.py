@@ -33,7 +33,7 @@ from mfm_jax.models.timechat import TimeChat
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
-from mfm_jax.runtime.seeds import random_key
+from mfm_jax.runtime.seeds import SEEDS, random_key
 from mfm_jax.runtime.sharding import Layout, MeshConfig, constrain, make_mesh
 from mfm_jax.storage.paths import TINY_BUNDLE, array_path
 from mfm_jax.typing import Array, Bool, Float, Shaped
@@ -80,6 +80,13 @@ class GenerationInputs(NamedTuple):
     keys: Shaped[Array, " B"]  # random keys, one for each window
     text: Text | None
     negative: Text | None
+
+
+class Made(NamedTuple):
+    """Sounds of windows, and the LOA that they were made of; or those of one window, without B."""
+
+    waves: Float[Array | np.ndarray, "B N A"]  # N candidates
+    loa: Float[Array | np.ndarray, "B L E"]
 
 
 class Sampling(NamedTuple):
@@ -208,9 +215,8 @@ class VideoToAudio:
             SettingError: the devices of the layout do not divide the windows.
         """
         batch = len(windows)
-        return np.asarray(
-            self.start(windows, [seed] * batch, sampling, [prompt] * batch, [negative] * batch)
-        )
+        made = self.start(windows, [seed] * batch, sampling, [prompt] * batch, [negative] * batch)
+        return np.asarray(made.waves[:, 0])
 
     def start(
         self,
@@ -219,14 +225,18 @@ class VideoToAudio:
         sampling: Sampling | None = None,
         prompts: Sequence[Text | None] = (),
         negatives: Sequence[Text | None] = (),
-    ) -> Float[Array, "B A"]:
-        """Start to compute what a call returns, with a seed and texts for each window.
+        *,
+        candidates: int = 1,
+    ) -> Made:
+        """Start to make sound, with a seed and texts for each window.
 
         JAX computes while Python goes on; the result can be fetched later.
 
         Args:
             prompts: one row for each window, or None for the empty text; all empty if not given.
             negatives: the same for the unconditional half of guidance.
+            candidates: sounds for each window, of the given seed and of those after it. The video
+                is encoded once for all.
 
         Raises:
             SettingError: the devices of the layout do not divide the windows.
@@ -237,20 +247,27 @@ class VideoToAudio:
         sharding = self.layout.batch(len(windows))
         inputs = jax.device_put(self.inputs(windows, seeds, prompts, negatives), sharding)
         n = self.networks
+        waves = []
         with jax.set_mesh(self.layout.mesh):
             streams = encode_video(
                 n.cavp, n.timechat, inputs.frames, tensor=n.mapper.config.timechat
             )
             loa = predict_loa(n.mapper, streams)
-            return sound_from_loa(
-                n.sound_networks,
-                loa,
-                inputs.keys,
-                inputs.text,
-                inputs.negative,
-                settings=self.settings,
-                sampling=sampling,
-            )
+            for number in range(candidates):
+                later = [(seed + number) % SEEDS for seed in seeds]
+                keys = self.keys(windows, later) if number else inputs.keys
+                waves.append(
+                    sound_from_loa(
+                        n.sound_networks,
+                        loa,
+                        jax.device_put(keys, sharding),
+                        inputs.text,
+                        inputs.negative,
+                        settings=self.settings,
+                        sampling=sampling,
+                    )
+                )
+        return Made(jnp.stack(waves, axis=1), loa)
 
     def inputs(
         self,
@@ -260,13 +277,16 @@ class VideoToAudio:
         negatives: Sequence[Text | None] = (),
     ) -> GenerationInputs:
         """Return the inputs of the compiled programs, not yet sharded over the devices."""
+        text, negative = self._texts(len(windows), prompts, negatives)
+        return GenerationInputs(self.frames(windows), self.keys(windows, seeds), text, negative)
+
+    def keys(self, windows: Sequence[Window], seeds: Sequence[int]) -> Shaped[Array, " B"]:
+        """Return the random key of each window: that of its seed and its index."""
         known = {seed: random_key(seed) for seed in seeds}
-        keys = jax.vmap(jax.random.fold_in)(
+        return jax.vmap(jax.random.fold_in)(
             jnp.stack([known[seed] for seed in seeds]),
             jnp.array([w.index for w in windows], jnp.uint32),
         )
-        text, negative = self._texts(len(windows), prompts, negatives)
-        return GenerationInputs(self.frames(windows), keys, text, negative)
 
     def _texts(
         self, batch: int, prompts: Sequence[Text | None], negatives: Sequence[Text | None]

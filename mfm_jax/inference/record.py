@@ -51,12 +51,20 @@ class Record:
         except OSError:
             return False
 
-    def add(self, target: Path, source: Path, made_of: Mapping[str, Any], seconds: float) -> None:
+    def add(
+        self,
+        target: Path,
+        source: Path,
+        made_of: Mapping[str, Any],
+        seconds: float,
+        candidate: int = 0,
+    ) -> None:
         """Record an output that is whole.
 
         Args:
             made_of: the digest of the input, and every setting.
             seconds: the length of the sound.
+            candidate: which of several was chosen, from 0; its seed is so much later.
 
         Raises:
             WriteError: the record cannot be written.
@@ -66,6 +74,7 @@ class Record:
             "sha256": file_digest(target),
             "source": str(source),
             "seconds": round(seconds, 6),
+            "candidate": candidate,
             "made_of": dict(made_of),
             "version": mfm_jax.__version__,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

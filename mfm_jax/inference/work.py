@@ -14,11 +14,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.finishing import Finishing
-from mfm_jax.inference.pipeline import stitch
+from mfm_jax.inference.pipeline import Made, stitch
 from mfm_jax.inference.record import NAME, Record, file_digest
 from mfm_jax.inference.requests import Request, is_sound
 from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
@@ -31,7 +32,6 @@ from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.files import check_target, signature
-from mfm_jax.typing import Float
 
 WRITERS = 2
 """Threads that write files while the device computes."""
@@ -45,9 +45,10 @@ class Job:
     target: Path
     samples: int = 0
     windows: int = 0
-    waves: list[np.ndarray] = field(default_factory=list)
+    made: list[Made] = field(default_factory=list)  # of each window
     signature: tuple[int, ...] | None = None  # of the source, when its reading began
     made_of: dict[str, Any] = field(default_factory=dict)  # what the record says of it
+    choice: str = ""  # which of several candidates it is, in words
     written: bool = False  # now, or by an earlier run
     skipped: bool = False  # written by an earlier run
     failed: str | None = None
@@ -64,8 +65,19 @@ class Job:
 
 
 Item = tuple[Job, Window]
-Compute = Callable[[Sequence[Item]], Float[Any, "B A"]]
-"""Starts to make the sound of windows; what it returns becomes an array once it is computed."""
+
+
+def _the_only_one(made: Sequence[Made]) -> tuple[int, Sequence[float]]:
+    return 0, ()
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a run computes with."""
+
+    start: Callable[[Sequence[Item]], Made]  # starts to make the sounds of windows
+    # Returns which candidate is best over all windows of a video, and the errors of all.
+    choose: Callable[[Sequence[Made]], tuple[int, Sequence[float]]] = _the_only_one
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class Work:
                 else:
                     check_video_target(job.source, job.target)
 
-    def run(self, load: Callable[[], Compute], batch: int) -> None:
+    def run(self, load: Callable[[], Networks], batch: int) -> None:
         """Do all jobs, `batch` windows at a time, whichever videos they are of.
 
         Args:
@@ -105,17 +117,17 @@ class Work:
         groups = batches(items, batch, key=lambda item: item[0].request.reads_text)
         first = next(groups, None)
         if first is not None:
-            compute = load()
-            device = Device[Item, np.ndarray](
-                lambda group: compute(in_full(group, batch)), np.asarray, self.throughput
+            networks = load()
+            device = Device[Item, Made](
+                lambda group: networks.start(in_full(group, batch)), jax.device_get, self.throughput
             )
             with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers:
                 writing: deque[tuple[Job, Future]] = deque()
                 for group, result in device.results(chain([first], groups)):
-                    for job, wave in self._waves(device, group, result):
-                        job.waves.append(wave)
-                        if not job.failed and len(job.waves) == job.windows:
-                            writing.append((job, writers.submit(self._write, job)))
+                    for job, made in self._results(device, group, result):
+                        job.made.append(made)
+                        if not job.failed and len(job.made) == job.windows:
+                            writing.append((job, writers.submit(self._write, job, networks)))
                     while len(writing) > WRITERS or (writing and writing[0][1].done()):
                         self._written(*writing.popleft())
                 for job, future in writing:
@@ -152,30 +164,32 @@ class Work:
                 if job.failed:
                     return
 
-    def _waves(
-        self,
-        device: Device[Item, np.ndarray],
-        group: list[Item],
-        result: np.ndarray | Exception,
-    ) -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield the waves of windows. Where they fail together, each video is tried alone."""
+    def _results(
+        self, device: Device[Item, Made], group: list[Item], result: Made | Exception
+    ) -> Iterator[tuple[Job, Made]]:
+        """Yield what was made of windows. Where they fail together, each video is tried alone."""
         if not isinstance(result, Exception):
             self.throughput.did(sum(job.step for job, _ in group))
-            yield from zip((job for job, _ in group), result, strict=False)
+            for (job, _), waves, loa in zip(group, result.waves, result.loa, strict=False):
+                yield job, Made(waves, loa)
             return
         jobs = {id(job): job for job, _ in group}.values()
         if len(jobs) == 1:
             self._fail(group[0][0], result)
             return
         for alone in ([item for item in group if item[0] is job] for job in jobs):
-            yield from self._waves(device, alone, device.result(alone))
+            yield from self._results(device, alone, device.result(alone))
 
-    def _write(self, job: Job) -> list[str]:
-        """Write the file of a job that has all its windows; return what it does not keep."""
-        wave = stitch(job.waves, self.spec, job.samples)
-        job.waves.clear()
+    def _write(self, job: Job, networks: Networks) -> list[str]:
+        """Write the file of a job that has all its windows; return what one might not expect."""
+        chosen, errors = networks.choose(job.made)
+        wave = stitch([np.asarray(made.waves[chosen]) for made in job.made], self.spec, job.samples)
+        job.made.clear()
         start, rate = job.request.start, self.finishing.rate
         wave, notes = self.finishing(wave, job.source, start)
+        if len(errors) > 1:
+            told = ", ".join(f"{error:.3f}" for error in errors)
+            job.choice = f" (candidate {chosen + 1} of {len(errors)}, LOA errors {told})"
         if signature(job.source) != job.signature:
             raise _changed(job)
         if is_sound(job.target):
@@ -185,7 +199,7 @@ class Work:
         else:
             notes += write_video(job.source, job.target, wave, rate)
         if self.record is not None:
-            self.record.add(job.target, job.source, job.made_of, job.samples / RATE)
+            self.record.add(job.target, job.source, job.made_of, job.samples / RATE, chosen)
         return notes
 
     def _written(self, job: Job, writing: Future[list[str]]) -> None:
@@ -194,7 +208,7 @@ class Work:
         with self._failure_of(job):
             notes = writing.result()
             job.written = True
-            self.say(f"{job.source} -> {job.target}")
+            self.say(f"{job.source} -> {job.target}{job.choice}")
             self._advance()
         for note in notes:
             self.note(f"{job.target}: {note}")
@@ -210,9 +224,9 @@ class Work:
     def _fail(self, job: Job, error: Exception) -> None:
         """Mark a job as failed, and tell it at once."""
         job.failed = FailureLog(job.target.parent).reason(str(job.source), error)
-        self.throughput.drop((job.windows - len(job.waves)) * job.step)
+        self.throughput.drop((job.windows - len(job.made)) * job.step)
         self._advance()
-        job.waves.clear()
+        job.made.clear()
         if len(self.jobs) > 1:  # the error that ends the command tells of a single one
             self.say(f"failed: {job.failed}")
             if self.record is not None:

@@ -16,6 +16,7 @@ from mfm_jax.media.write import write_frames
 from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.bundles import SETTINGS, untrained
 from tests.full_disk import full_disk
+from tests.inference.stand_in import networks
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +68,7 @@ def test_videos_that_cannot_be_written_fail_each_with_a_line(made, tmp_path):
     for name in ("new.mp4", "new.mkv", "new.wav"):
         job = Job(Request(made / "clips/a.mp4"), tmp_path / name)
         with full_disk():
-            Work([job], spec).run(lambda: lambda items: np.zeros((len(items), 20480)), 1)
+            Work([job], spec).run(lambda: networks(lambda items: np.zeros((len(items), 20480))), 1)
         assert "(file too large): make room there and start again" in job.failed
     assert list(tmp_path.iterdir()) == []
 

@@ -15,6 +15,7 @@ from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from mfm_jax.runtime.progress import Progress
+from tests.inference.stand_in import networks
 
 SPEC = WindowSpec(seconds=1.28, overlap=0.16, cavp_size=16, timechat_frames=2, timechat_size=16)
 SECONDS = 2.0
@@ -44,7 +45,7 @@ def video(tmp_path_factory):
 def test_a_file_of_any_rate(video, tmp_path, rate, suffix):
     job = Job(Request(video, end=1.0 if suffix == ".mp4" else None), tmp_path / f"b{suffix}")
     work = Work([job], SPEC, Progress(None, "clips"), finishing=Finishing(rate))
-    work.run(lambda: lambda items: np.stack([tone(440, 1.28)] * len(items)), 2)
+    work.run(lambda: networks(lambda items: np.stack([tone(440, 1.28)] * len(items))), 2)
     assert job.failed is None
     if suffix in (".wav", ".flac"):
         wave, found = soundfile.read(job.target)

@@ -18,6 +18,7 @@ from mfm_jax.inference.requests import Request, targets
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
+from tests.inference.stand_in import networks
 
 SPEC = WindowSpec(
     seconds=1.28, overlap=0.16, cavp_fps=12.5, cavp_size=16, timechat_frames=2, timechat_size=16
@@ -51,7 +52,7 @@ def run(clips: Path, out: Path, *, skip: bool = True, slow: float = 0.0, **chang
     out.mkdir(exist_ok=True)
     work = Work(jobs, SPEC, record=Record(out, skip=skip), settings={"steps": 2})
     work.check_targets()
-    work.run(lambda: sound, 2)
+    work.run(lambda: networks(sound), 2)
     return sorted(set(computed))
 
 

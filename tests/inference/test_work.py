@@ -19,6 +19,7 @@ from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from mfm_jax.runtime.failures import LOG
 from mfm_jax.runtime.progress import Progress
+from tests.inference.stand_in import networks
 
 SPEC = WindowSpec(
     seconds=1.28, overlap=0.16, cavp_fps=12.5, cavp_size=16, timechat_frames=2, timechat_size=16
@@ -53,7 +54,7 @@ def done(folder, names, compute=sound, *, form="wav", batch=2):
     work = Work(jobs, SPEC, Progress(None, "x"))
     (folder / "out").mkdir()
     work.check_targets()
-    work.run(lambda: compute, batch)
+    work.run(lambda: networks(compute), batch)
     return {job.source.name: job for job in work.jobs}
 
 
@@ -147,7 +148,7 @@ def test_one_output_file_in_any_format_and_case(folder, suffix):
     assert job.target == folder / f"out{suffix}"
     work = Work([job], SPEC)
     work.check_targets()
-    work.run(lambda: sound, 1)
+    work.run(lambda: networks(sound), 1)
     assert job.written
     if suffix == ".WAV":
         assert loudness(job.target) == pytest.approx(10, abs=2)
