@@ -100,8 +100,8 @@ def shifts(streams: Sequence[Stamps], *, restarts: bool) -> list[Float[np.ndarra
 
     Args:
         streams: the picture and the sound of a file.
-        restarts: whether the clock of this kind of container may start again (MPEG-TS, FLV). The
-            durations in other kinds are believed, if no other stream contradicts them.
+        restarts: whether a break of the clock is usual in this kind of container (MPEG streams).
+            The durations in other kinds are believed, if no other stream contradicts them.
     """
     if not any(len(stream.breaks) for stream in streams):
         return [np.zeros(len(stream.place)) for stream in streams]

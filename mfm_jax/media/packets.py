@@ -1,7 +1,8 @@
 """Read the packets of a file: their times, and what the decoder makes of the first ones."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import cast
 
@@ -61,11 +62,20 @@ class Packets:
 
 
 def _is_hidden(packet: av.Packet) -> bool:
-    """Return whether a packet of VP8 holds a frame that is a reference and never shown."""
     context = packet.stream.codec_context
-    if context is None or context.name not in ("vp8", "libvpx") or not packet.size:
-        return False
-    return not memoryview(packet)[0] & 0x10
+    return context is not None and packet.size > 0 and hides(context.name, memoryview(packet))
+
+
+def hides(codec: str, data: memoryview) -> bool:
+    """Return whether a packet holds a frame that is a reference and never shown (VP8, VP9)."""
+    if codec in ("vp8", "libvpx"):
+        return not data[0] & 0x10
+    if codec not in ("vp9", "libvpx-vp9") or data[-1] & 0xE0 == 0xC0:
+        return False  # a superframe of VP9 holds a frame that is shown as well
+    # Two bits of marker, two of profile and one more in profile 3; then the old frame that is
+    # shown instead, the type, and whether this one is shown.
+    rest = data[0] << (data[0] & 0x30 == 0x30)
+    return not rest & 0x0A
 
 
 class Reader:
@@ -132,7 +142,7 @@ class Reader:
     def _read(self) -> Iterator[int | None]:
         """Yield the decoding time of every packet of the video; None for what an edit cuts off."""
         wanted = [self.stream, *([] if self.sound is None else [self.sound])]
-        for place, packet in enumerate(self.container.demux(wanted)):
+        for place, packet in enumerate(demuxed(self.container, wanted)):
             mine = packet.stream_index == self.stream.index
             if mine and self._is_to_be_decoded(packet):
                 self._decode(packet)
@@ -178,6 +188,15 @@ def has_flag(container: av.container.InputContainer, flag: FormatFlags) -> bool:
     return bool(container.format.flags & cast(int, flag.value))
 
 
+def demuxed(
+    container: av.container.InputContainer, streams: Sequence[av.stream.Stream]
+) -> Iterator[av.Packet]:
+    """Yield the packets of some streams, and an empty one at the end of each."""
+    # Where other streams appear further on in a file, PyAV looks for them at its end in vain.
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def numbered_packets(
     container: av.container.InputContainer,
     stream: av.VideoStream | av.AudioStream,
@@ -193,7 +212,7 @@ def numbered_packets(
     if sought is not None:
         container.seek(sought, stream=video)
     number = 0
-    for packet in container.demux(stream):
+    for packet in demuxed(container, [stream]):
         packet.opaque = number
         yield number, packet
         number += bool(packet.size)

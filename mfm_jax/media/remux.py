@@ -13,7 +13,7 @@ from av.stream import Disposition
 from mfm_jax.errors import one_line
 from mfm_jax.media.containers import PICTURES, opened, reading
 from mfm_jax.media.formats import Format
-from mfm_jax.media.packets import UNKNOWN, numbered_packets
+from mfm_jax.media.packets import UNKNOWN, demuxed, numbered_packets
 from mfm_jax.media.timeline import Timeline
 
 OF_THE_CONTAINER = {
@@ -213,7 +213,7 @@ def _subtitle_packets(path: Path, index: int, copy, line: Timeline) -> Iterator[
         stream = container.streams[index]
         base = Fraction(stream.time_base or 1)
         origin, end = round(line.begin / base), round(line.seconds / base)
-        for packet in container.demux(stream):
+        for packet in demuxed(container, [stream]):
             if not packet.size or packet.pts is None:
                 continue
             start = packet.pts - origin

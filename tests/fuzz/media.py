@@ -13,7 +13,7 @@ from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_video
-from tests.media.field import FPS, write_clip
+from tests.media.field import FPS, write_clip, write_fields
 
 SPEC = WindowSpec(1.0, 0.25, cavp_fps=FPS, cavp_size=16, timechat_frames=8, timechat_size=16)
 NAMED = (b"stts", b"ctts", b"stss", b"stsz", b"stsc", b"stco", b"elst", b"mvhd", b"mdhd", b"tkhd")
@@ -25,14 +25,20 @@ def make_sources(folder: Path) -> list[Path]:
     """Write a small clip in each container, whole."""
     clicks = [0.3, 0.9]
     fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    transport = write_clip(folder / "a.ts", range(30), clicks, b_frames=2, gop=12)
+    joined = folder / "joined.ts"
+    joined.write_bytes(2 * transport.read_bytes())
     return [
+        transport,
+        joined,
+        write_fields(folder / "fields.ts", range(30)),
+        write_clip(folder / "a.mpg", range(30), clicks, codec="mpeg2video", sound="mp2"),
         write_clip(folder / "faststart.mp4", range(30), clicks, b_frames=2, gop=12),
         write_clip(folder / "fragments.mp4", range(30), clicks, gop=10, options=fragments),
         write_clip(folder / "a.mov", range(30), clicks, b_frames=2),
         write_clip(folder / "a.mkv", range(30), clicks, b_frames=2, gop=12),
         write_clip(folder / "a.webm", range(30), clicks, codec="libvpx-vp9", sound="libopus"),
         write_clip(folder / "a.avi", range(30), clicks, codec="mpeg4", sound="libmp3lame"),
-        write_clip(folder / "a.ts", range(30), clicks, b_frames=2, gop=12),
         write_clip(folder / "a.flv", range(30), clicks, gop=12),
     ]
 

@@ -391,6 +391,22 @@ def test_times_that_are_unknown_at_the_beginning_lead_up_to_the_first_one(tmp_pa
     check(path, range(20), [0.5])
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "hidden"),
+    [
+        (0b10_00_0_0_1_0, 0, False),  # profile 0: a keyframe
+        (0b10_00_0_1_0_0, 0, True),
+        (0b10_00_0_1_0_1, 0, True),
+        (0b10_00_1_0_0_0, 0, False),  # an old frame again
+        (0b10_00_0_1_0_0, 0b110_00001, False),  # a superframe
+        (0b10_11_0_0_0_1, 0, False),  # profile 3
+        (0b10_11_0_0_1_0, 0, True),
+    ],
+)
+def test_hidden_frames_of_vp9(first, last, hidden):
+    assert media_packets.hides("vp9", memoryview(bytes([first, 0, last]))) == hidden
+
+
 # --- orientation and choice of the stream ---------------------------------------------------------
 
 MATRICES = {  # a, b, c, d of x' = a x + c y, y' = b x + d y
