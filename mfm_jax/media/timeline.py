@@ -118,7 +118,12 @@ def read_timeline(path: Path, start: float = 0.0, stop: float = np.inf) -> Timel
 
 
 def _sought_timeline(path: Path, start: float, stop: float) -> Timeline | None:
-    """Read the timeline around a later start, or return None if the index does not lead there."""
+    """Read the timeline around a later start.
+
+    Returns:
+        None if the file must be read from its beginning: the index does not lead to `start`, or
+        the file may be cut short behind it.
+    """
     with opened(path) as (container, stream), reading(path):
         if not container.format.name.startswith(INDEXED):
             return None
@@ -135,8 +140,8 @@ def _sought_timeline(path: Path, start: float, stop: float) -> Timeline | None:
         begin = float(origin * base)
         if not is_continuous(container, stream, reader.sound, begin + start, begin + stop):
             return None
-        reader.read(stop, origin)
-        if not reader.shows(sought):
+        over = reader.read(stop, origin)
+        if not reader.shows(sought) or (over and is_cut(path, container.format.name)):
             return None
         return _timeline(reader, sought, origin)
 

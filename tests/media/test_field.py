@@ -554,6 +554,18 @@ def test_a_file_that_is_truly_cut_is_told(tmp_path, kind, share):
         probe(path)
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_a_file_that_is_cut_behind_a_later_start_is_told(tmp_path, kind):
+    options = {"movflags": "faststart"} if kind == "mp4" else {}
+    frames = [i % 35 for i in range(350)]
+    path = write_clip(tmp_path / f"a.{kind}", frames, None, gop=50, options=options)
+    data = path.read_bytes()
+    path.write_bytes(data[: round(len(data) * 0.95)])
+    assert len(list(windows(path, SMALL, start=10.1, count=1))) == 1
+    with pytest.raises(MediaError, match="is cut short"):
+        list(windows(path, SMALL, start=12.0, count=3))
+
+
 @pytest.mark.parametrize(("last", "seconds"), [(90_000, 0.8), (250, 10.76), (1, 0.8)])
 def test_the_declared_length_of_the_last_frame(tmp_path, last, seconds):
     """An hour is a mistake; ten seconds may be meant."""
