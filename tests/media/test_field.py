@@ -90,6 +90,25 @@ def test_recordings_joined_byte_by_byte_are_one_after_the_other(tmp_path, kind):
     check(path, range(36), [0.1, 0.78, 1.16], note="encoded anew")
 
 
+@pytest.mark.parametrize("kind", ["mkv", "webm"])
+def test_joined_live_recordings_of_matroska(tmp_path, kind):
+    """Their length is not stored, so that FFmpeg reads on behind the first one."""
+    webm = {"codec": "libvpx", "sound": "libopus"} if kind == "webm" else {"b_frames": 2}
+    made = [
+        write_clip(
+            tmp_path / f"{i}.{kind}",
+            range(12 * i, 12 * i + 12),
+            [click],
+            options={"live": "1"},
+            **webm,
+        )
+        for i, click in enumerate([0.1, 0.3])
+    ]
+    path = tmp_path / f"joined.{kind}"
+    path.write_bytes(b"".join(part.read_bytes() for part in made))
+    check(path, range(24), [0.1, 0.78], note="encoded anew")
+
+
 @pytest.mark.parametrize("kind", ["ts", "flv"])
 @pytest.mark.parametrize("which", ["-+", "+-+", "+--+", "-+-"])
 def test_joined_recordings_of_which_some_are_silent(tmp_path, kind, which):
