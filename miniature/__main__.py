@@ -17,6 +17,7 @@ COMMANDS = {
     "unknowns": ("unknowns", "what the paper leaves open, a change at a time"),
     "robust": ("robust", "the same clips at other rates, sizes, rotated"),
     "still": ("still", "black, static and noise videos"),
+    "steps": ("steps", "few steps of the sampler beside many"),
     "real": ("real", "real clips, which it was not made for"),
     "report": ("document", "put all results into docs/miniature.md"),
 }

@@ -96,6 +96,7 @@ class Sampling(NamedTuple):
     steps: int = 25
     guidance: float = 3.5  # scale of classifier-free guidance; 1 is none
     eta: float = 0.0  # for ddim: 0 is deterministic, 1 is ancestral
+    spacing: str | None = None  # of the timesteps of dpm++, as in `mfm_jax.diffusion.sample`
 
 
 @jax.jit
@@ -105,7 +106,7 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B L E"]:
 
 
 @partial(jax.jit, static_argnames=("settings", "sampling"))
-def sound_from_loa(
+def latents_from_loa(
     networks: SoundNetworks,
     loa: Float[Array, "B L E"],
     keys: Shaped[Array, " B"],
@@ -114,8 +115,8 @@ def sound_from_loa(
     *,
     settings: Settings,
     sampling: Sampling,
-) -> Float[Array, "B A"]:
-    """Sample latents conditioned on `loa` (and text), decode them to a log-mel and vocode it.
+) -> Float[Array, "B H W C"]:
+    """Sample latents conditioned on `loa` (and text), in float32.
 
     The unconditional half of guidance reads zeros in place of LOA and `negative` in place of the
     text, as AudioLDM2 was trained.
@@ -134,17 +135,44 @@ def sound_from_loa(
     shape = vae.latent_shape(settings.frames, vocoder.config.mels)
     start, later = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(start)
-    latents = sample(
+    return sample(
         guide(denoise, (loa, text), (jnp.zeros_like(loa), negative), sampling.guidance),
         noise,
         settings.schedule,
         sampler=sampling.sampler,
         steps=sampling.steps,
+        spacing=sampling.spacing,
         eta=sampling.eta,
         keys=later,
     )
-    mel = vae.decode(latents)[..., 0]
+
+
+@partial(jax.jit, static_argnames="settings")
+def sound_from_latents(
+    networks: SoundNetworks, latents: Float[Array, "B H W C"], *, settings: Settings
+) -> Float[Array, "B A"]:
+    """Decode latents to a log-mel and vocode it."""
+    vocoder = networks.vocoder
+    mel = networks.vae.decode(latents)[..., 0]
     return vocoder(mel)[:, : settings.frames * vocoder.config.hop].astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("settings", "sampling"))
+def sound_from_loa(
+    networks: SoundNetworks,
+    loa: Float[Array, "B L E"],
+    keys: Shaped[Array, " B"],
+    text: Text | None,
+    negative: Text | None,
+    *,
+    settings: Settings,
+    sampling: Sampling,
+) -> Float[Array, "B A"]:
+    """Do `latents_from_loa` and `sound_from_latents` in one program."""
+    latents = latents_from_loa(
+        networks, loa, keys, text, negative, settings=settings, sampling=sampling
+    )
+    return sound_from_latents(networks, latents, settings=settings)
 
 
 @dataclass(frozen=True)
