@@ -29,6 +29,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 REFERENCE = Path(__file__).parent / "reference"
 A_WEEK = 7 * 24 * 3600
+LARGE = 3 << 30
+"""Bytes of memory from which on a worker drops what it compiled."""
 LONGEST = (
     "train/test_mesh.py",
     "train/test_own_clips.py",
@@ -91,10 +93,20 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_heap():
-    """Drop the programs of a file when it is done: they take gigabytes, and collections seconds."""
+    """Drop the programs of the files that are done, once they take gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if resident_memory() > LARGE:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process has; more than it is allowed if unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return LARGE + 1
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def put_at_once(cache: LRUCache, key: str, value: bytes) -> None:
