@@ -313,12 +313,12 @@ class Extraction:
             return self.start([one for _, one in full])
 
         device = Device[Item, Features](start, jax.device_get, self.throughput)
-        items = read_ahead(clips, self.prepare, ahead=2 * batch)
-        for group, result in device.results(_groups(items, batch)):
-            encoded = iter(self._encoded(device, _good(group), result))
-            self.throughput.did(len(group) * self.preparation.spec.seconds)
-            for _, one in group:
-                yield one if isinstance(one, Failure) else next(encoded)
+        with closing(read_ahead(clips, self.prepare, ahead=2 * batch)) as items:
+            for group, result in device.results(_groups(items, batch)):
+                encoded = iter(self._encoded(device, _good(group), result))
+                self.throughput.did(len(group) * self.preparation.spec.seconds)
+                for _, one in group:
+                    yield one if isinstance(one, Failure) else next(encoded)
 
     def prepare(self, clip: Clip) -> Iterator[Prepared | Failure]:
         """Decode a clip; yield why it cannot be, if so."""

@@ -5,7 +5,7 @@ is made does not depend on which thread was faster.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
@@ -97,8 +97,8 @@ def read_ahead(
     *,
     ahead: int,
     threads: int = THREADS,
-) -> Iterator[tuple[S, T]]:
-    """Yield each source with each item that `read` gives of it, in order.
+) -> Generator[tuple[S, T], None, None]:
+    """Yield each source with each item that `read` gives of it, in order; close it in the end.
 
     Threads read up to `ahead` items, of as many sources, before they are wanted. A source is read
     by one thread from its first item to its last. What `read` raises is raised here, in the place

@@ -6,9 +6,9 @@ One that cannot be done never stops the others, and none is lost.
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -113,25 +113,11 @@ class Work:
             load: loads the networks; called once there is a window for them.
         """
         todo = [job for job in self.jobs if not job.failed]
-        items = read_ahead(todo, self._read, ahead=2 * batch)
-        groups = batches(items, batch, key=lambda item: item[0].request.reads_text)
-        first = next(groups, None)
-        if first is not None:
-            networks = load()
-            device = Device[Item, Made](
-                lambda group: networks.start(in_full(group, batch)), jax.device_get, self.throughput
-            )
-            with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers:
-                writing: deque[tuple[Job, Future]] = deque()
-                for group, result in device.results(chain([first], groups)):
-                    for job, made in self._results(device, group, result):
-                        job.made.append(made)
-                        if not job.failed and len(job.made) == job.windows:
-                            writing.append((job, writers.submit(self._write, job, networks)))
-                    while len(writing) > WRITERS or (writing and writing[0][1].done()):
-                        self._written(*writing.popleft())
-                for job, future in writing:
-                    self._written(job, future)
+        with closing(read_ahead(todo, self._read, ahead=2 * batch)) as items:
+            groups = batches(items, batch, key=lambda item: item[0].request.reads_text)
+            first = next(groups, None)
+            if first is not None:
+                self._make(load(), chain([first], groups), batch)
         for job in self.jobs:
             if not (job.failed or job.written):
                 self._fail(job, _changed(job))
@@ -142,6 +128,25 @@ class Work:
                     f"{skipped} of {len(self.jobs)} clips are there already, as "
                     f"{self.record.folder / NAME} says"
                 )
+
+    def _make(self, networks: Networks, groups: Iterable[list[Item]], batch: int) -> None:
+        """Compute windows, and write each video that has all of its own."""
+
+        def start(group: list[Item]) -> Made:
+            return networks.start(in_full(group, batch))
+
+        device = Device[Item, Made](start, jax.device_get, self.throughput)
+        writing: deque[tuple[Job, Future]] = deque()
+        with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers:
+            for group, result in device.results(groups):
+                for job, made in self._results(device, group, result):
+                    job.made.append(made)
+                    if not job.failed and len(job.made) == job.windows:
+                        writing.append((job, writers.submit(self._write, job, networks)))
+                while len(writing) > WRITERS or (writing and writing[0][1].done()):
+                    self._written(*writing.popleft())
+            for job, future in writing:
+                self._written(job, future)
 
     def _read(self, job: Job) -> Iterator[Window]:
         """Yield every window of a video, unless its sound is there already; runs in a thread."""

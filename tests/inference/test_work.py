@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,19 @@ def test_what_cannot_be_written_is_told_before_anything_is_computed(folder, caps
         assert word in line
     work.run(load, 1)
     assert not list((folder / "out").glob(".*"))
+
+
+def test_networks_that_cannot_be_loaded_leave_no_thread_behind(folder):
+    def load():
+        raise UserError("no such bundle")
+
+    names = [folder / f"{name}.mp4" for name in "abc"]
+    work = Work(jobs_of(names, folder / "out", "wav"), SPEC)
+    with pytest.raises(UserError, match="no such bundle") as caught:
+        work.run(load, 1)
+    # The exception, which is still there, keeps everything alive that was under way.
+    assert caught.value is not None
+    assert not [t for t in threading.enumerate() if t.name.startswith(("read", "write", "fetch"))]
 
 
 def test_the_longest_name_that_a_file_can_have(folder):
