@@ -49,7 +49,7 @@ LONGEST = (
     "inference/test_extract.py",
     "convert/test_audioldm2.py",
     "inference/test_pipeline.py",
-    "inference/test_jobs.py",
+    "inference/test_generate.py",
     "models/test_timechat.py",
 )
 """Files that take longest; they run first, so that all workers end at about the same time."""
