@@ -4,7 +4,8 @@ Only matrix products and convolutions are counted: they are nearly all of a netw
 figures of devices refer to them.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,11 @@ def _equation_flops(equation: JaxprEqn) -> int:
         return dot(output, [left[axis] for axis in contracted])
     if name == "conv_general_dilated":
         return _convolution_flops(equation)
+    if name == "pallas_call":
+        return _kernel_flops(params)
     inner = [_jaxpr_flops(jaxpr) for value in params.values() for jaxpr in _programs(value)]
+    if name == "shard_map":
+        return _devices(params) * sum(inner)
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "cond":
@@ -53,6 +58,30 @@ def _equation_flops(equation: JaxprEqn) -> int:
     if name == "while" and any(inner):
         raise ValueError("cannot count the products in a while loop: its length is not known")
     return sum(inner)
+
+
+def _kernel_flops(params: Mapping[str, Any]) -> int:
+    """Return what a Pallas kernel says that it does: its body is that of one program of many.
+
+    Raises:
+        ValueError: it does not say it.
+    """
+    if params["cost_estimate"] is None:
+        raise ValueError("a kernel without a cost estimate cannot be counted: give it one")
+    return params["cost_estimate"].flops
+
+
+def _devices(params: Mapping[str, Any]) -> int:
+    """Return how many devices share the work of a `shard_map`, each of which does what is inside.
+
+    Devices along axes that divide no result do the same as others.
+    """
+    divided = {name for place in params["out_specs"] for axis in place for name in _names(axis)}
+    return math.prod(params["mesh"].shape[name] for name in divided)
+
+
+def _names(axis: Any) -> tuple[str, ...]:
+    return () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

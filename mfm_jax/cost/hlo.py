@@ -193,7 +193,9 @@ class Program:
             return dot(operation.shapes[0].sizes, contracted)
         if operation.opcode == "convolution":
             return _convolution_flops(operation, computation)
-        return 0
+        # A kernel of our own says what it does.
+        told = re.search(r'"cost_estimate":\{"flops":"(\d+)"', operation.about)
+        return int(told[1]) if told else 0
 
     def _traffic(self, operation: Operation, computation: Computation) -> int:
         if operation.opcode in FREE:

@@ -15,7 +15,15 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
-from mfm_jax.layers.backend import apart, flash_attention, has_flash_attention, prenorm, project
+from mfm_jax.layers import tpu_attention
+from mfm_jax.layers.backend import (
+    apart,
+    flash_attention,
+    has_flash_attention,
+    platform,
+    prenorm,
+    project,
+)
 from mfm_jax.layers.linear import linear
 from mfm_jax.layers.norm import LayerNorm
 from mfm_jax.runtime.sharding import constrain
@@ -48,6 +56,9 @@ def attend(
 
     if mask is None and bias is None and has_flash_attention(q, k):
         return flash_attention(q, k, v, otherwise=written_out, causal=causal, scale=scale)
+    plain = mask is None and bias is None and not causal
+    if plain and platform() == "tpu" and tpu_attention.fits(q, k):
+        return tpu_attention.attention(q, k, v, written_out, scale)
     return written_out(q, k, v)
 
 

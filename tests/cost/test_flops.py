@@ -6,6 +6,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.cost.flops import count_flops
+from mfm_jax.layers import tpu_attention
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract
@@ -107,3 +108,17 @@ def test_generating_counts_every_token():
     found = count_flops(lambda n, s: n.generate(s), network, streams)
     dense = config.gpt2.width**2 * (24 * config.gpt2.depth * (136 + 8) - 20 * 136)
     assert dense < found < 1.1 * dense
+
+
+def test_a_kernel_counts_as_it_says_on_all_devices():
+    def attend(q):
+        return tpu_attention.attention(q, q, q, lambda *x: x[0], 1.0, True)
+
+    q = jnp.zeros((8, 24, 4, 32), jnp.bfloat16)
+    once = 4 * 8 * 24 * 24 * 128
+    assert count_flops(attend, q) == once
+    mesh = jax.sharding.AbstractMesh((4, 2, 1), ("data", "fsdp", "tensor"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert count_flops(attend, q) == once
+        # Eight devices cannot share seven examples: each does them all, which counts once.
+        assert count_flops(attend, q[:7]) == once * 7 // 8

@@ -129,3 +129,17 @@ def test_a_program_for_a_tpu(groups, devices):
     (exchange,) = found.collectives
     n = len(devices)
     assert exchange == ("all-reduce", 2 * (2 * 8 * 2048) * (n - 1) // n, devices, 5)
+
+
+def test_a_kernel_of_our_own_says_what_it_does():
+    found = work(
+        """HloModule m, num_partitions=1
+ENTRY %main (a: bf16[2,8,128]) -> bf16[2,8,128] {
+  %a = bf16[2,8,128] parameter(0)
+  ROOT %b = bf16[2,8,128] custom-call(%a), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"x","cost_estimate":{"flops":"743","transcendentals":"2"}}}
+}
+"""
+    )
+    assert found.flops == 743
+    assert found.bytes == 2 * 2 * 2 * 8 * 128
