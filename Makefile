@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # PyTorch's plain wheel from the index brings CUDA on some platforms; this version is pinned in
 # pyproject.toml and installed first, so that nothing else can choose another one.
 TORCH := torch==2.13.0
-JOBS ?= 2
+# Some tests wait: for a process that is to be killed, or for a disk.
+JOBS ?= 3
 # The versions that the suite was run with; LOCK= takes the newest that pyproject.toml allows.
 LOCK ?= constraints.txt
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK))

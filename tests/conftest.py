@@ -5,9 +5,12 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most of the suite's time would go into optimising code that runs once, and the newer emitters of
-# fusions take twice the older ones' time to compile. JAX stops at a flag that it does not know.
+# fusions take twice the older ones' time to compile. Workers share the cores already, so that to
+# compile in several threads only costs. JAX stops at a flag that it does not know.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 

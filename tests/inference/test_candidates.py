@@ -16,7 +16,7 @@ from mfm_jax.media.audio import kaldi_fbank, prepare_for_audiomae
 from mfm_jax.media.write import write_frames
 from mfm_jax.models.audiomae import pool_loa
 from mfm_jax.storage.paths import TINY_BUNDLE
-from tests.bundles import SETTINGS, untrained
+from tests.bundles import SETTINGS, untrained, untrained_bundle
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def clip():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, clip):
-    """Sounds of a Foley clip by the miniature: three seeds alone, and the best of the three."""
+    """Sounds of a clip by untrained networks: three seeds alone, and the best of the three."""
     folder = tmp_path_factory.mktemp("made")
     write_frames(iter(clip.frames), folder / "a.mp4", fps=25)
-    fast = {"steps": 2, "batch": 1}
+    fast = {"steps": 2, "batch": 1, "bundle": untrained_bundle(folder / "bundle").path}
     for seed in (7, 8, 9):
         mfm_jax.generate(folder / "a.mp4", folder / f"{seed}.wav", seed=seed, **fast)
     mfm_jax.generate(folder / "a.mp4", folder / "out", seed=7, candidates=3, format="wav", **fast)
