@@ -2,7 +2,7 @@
 
 from mfm_jax.layers.attention import KV, Attention, KVCache, attend
 from mfm_jax.layers.backend import add
-from mfm_jax.layers.conv import conv
+from mfm_jax.layers.conv import conv, conv_doubled
 from mfm_jax.layers.linear import embedding, linear, table
 from mfm_jax.layers.mlp import MLP
 from mfm_jax.layers.norm import batch_norm, group_norm, layer_norm
@@ -17,6 +17,7 @@ __all__ = [
     "attend",
     "batch_norm",
     "conv",
+    "conv_doubled",
     "embedding",
     "group_norm",
     "layer_norm",

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 
 from flax import nnx
+from jax import lax
+from jax import numpy as jnp
+
+from mfm_jax.typing import Array, Float
 
 
 def conv(
@@ -34,4 +38,38 @@ def conv(
         kernel_metadata={"axes": (None,) * rank + ("conv_in", "conv_out")},
         bias_metadata={"axes": ("conv_out",)},
         rngs=rngs,
+    )
+
+
+def conv_doubled(layer: nnx.Conv, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
+    """Return a 3x3 convolution of `x` with every row and column repeated, which is never made.
+
+    Of the three rows that an output reads, two are the same. So an even row reads two rows of `x`
+    and an odd row two others, with kernels of which two rows are added, and columns likewise: four
+    convolutions of 2x2, with 4/9 of the arithmetic, whose outputs are interleaved.
+    """
+    height, width = x.shape[1:3]
+    rows = []
+    for i, of_rows in enumerate(_halves(layer.kernel[...], 0)):
+        columns = [
+            lax.conv_general_dilated(
+                x,
+                kernel,
+                (1, 1),
+                [(1 - i, i), (1 - j, j)],
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            for j, kernel in enumerate(_halves(of_rows, 1))
+        ]
+        rows.append(jnp.stack(columns, axis=3))
+    y = jnp.stack(rows, axis=2).reshape(len(x), 2 * height, 2 * width, -1)
+    return y if layer.bias is None else y + layer.bias[...][None, None, None]
+
+
+def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
+    """Return the kernels of even and of odd places along an axis of three."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    return (
+        jnp.concatenate([first, middle + last], axis),
+        jnp.concatenate([first + middle, last], axis),
     )

@@ -16,7 +16,16 @@ from einops import rearrange, repeat
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.layers import Attention, add, conv, group_norm, layer_norm, linear, time_embedding
+from mfm_jax.layers import (
+    Attention,
+    add,
+    conv,
+    conv_doubled,
+    group_norm,
+    layer_norm,
+    linear,
+    time_embedding,
+)
 from mfm_jax.layers.mlp import gelu_exact
 from mfm_jax.layers.remat import run
 from mfm_jax.runtime.sharding import constrain
@@ -362,7 +371,7 @@ class UNet(nnx.Module):
             for i in range(len(stage.resnets)):
                 x = stage(i, jnp.concatenate([x, skips.pop()], axis=-1), given)
             if n < len(self.upsample):
-                x = self.upsample[n](doubled(x, *skips[-1].shape[1:3]))
+                x = upsampled(self.upsample[n], x, *skips[-1].shape[1:3])
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
     def conditions(
@@ -391,6 +400,15 @@ class UNet(nnx.Module):
             tuple(biases),
             context_seconds,
         )
+
+
+def upsampled(
+    layer: nnx.Conv, x: Float[Array, "B H W C"], height: int, width: int
+) -> Float[Array, "B H2 W2 C2"]:
+    """Return `layer(doubled(x, height, width))`."""
+    if (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
+        return conv_doubled(layer, x)
+    return layer(doubled(x, height, width))
 
 
 def doubled(x: Float[Array, "B H W C"], height: int, width: int) -> Float[Array, "B H2 W2 C"]:

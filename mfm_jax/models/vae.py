@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import jax
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.layers import Attention, conv, group_norm, linear
+from mfm_jax.layers import Attention, conv, conv_doubled, group_norm, linear
 from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Float
 
@@ -130,7 +130,7 @@ class Up(nnx.Module):
             x = run(resnet, x)
         if self.upsample is None:
             return x
-        return self.upsample(repeat(x, "b h w c -> b (h m) (w n) c", m=2, n=2))
+        return conv_doubled(self.upsample, x)
 
 
 class Encoder(nnx.Module):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from convert.unet import TABLE, config
 from mfm_jax.layers import time_embedding
-from mfm_jax.models.unet import UNet, UNetConfig, doubled
+from mfm_jax.models.unet import UNet, UNetConfig, doubled, upsampled
 from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 
 forward = jax.jit(UNet.__call__)
@@ -134,7 +134,7 @@ def test_modules_as_diffusers(parity):
         "transformer, LOA": net.down[1].attentions[4](last(x), given),
         "downsample": net.downsample[1](last(x)),
         "middle": net.mid(1, net.mid(0, last(wide), given), given),
-        "upsample": net.upsample[0](doubled(last(wide), 6, 9)),
+        "upsample": upsampled(net.upsample[0], last(wide), 6, 9),
     }
     for name, array in ours.items():
         parity(f"UNet {name}", DIFFUSERS, array, np.asarray(theirs[name]), 1e-4)

@@ -1,0 +1,31 @@
+"""A convolution of a picture of twice the size, without making that picture."""
+
+import jax
+import numpy as np
+import pytest
+from einops import repeat
+from flax import nnx
+
+from mfm_jax.layers import conv, conv_doubled
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (1, 1), (5, 1), (3, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_as_the_convolution_of_repeated_rows_and_columns(height, width, bias):
+    layer = conv(5, 7, (3, 3), padding=1, bias=bias, rngs=nnx.Rngs(0))
+    x, dy = (
+        jax.random.normal(jax.random.key(i), (2, height * by, width * by, channels))
+        for i, (by, channels) in enumerate(((1, 5), (2, 7)))
+    )
+
+    def plainly(layer, x):
+        return layer(repeat(x, "b h w c -> b (h m) (w n) c", m=2, n=2))
+
+    def gradients(function):
+        return nnx.grad(lambda n, x: (function(n, x) * dy).sum(), argnums=(0, 1))(layer, x)
+
+    np.testing.assert_allclose(conv_doubled(layer, x), plainly(layer, x), atol=1e-5)
+    for one, other in zip(
+        *map(jax.tree.leaves, map(gradients, (conv_doubled, plainly))), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-5)
