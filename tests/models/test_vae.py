@@ -11,6 +11,7 @@ from jax import numpy as jnp
 from safetensors.numpy import load_file
 
 from convert.vae import TABLE
+from mfm_jax.layers import conv_doubled
 from mfm_jax.models.vae import VAE, VAEConfig
 from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 
@@ -91,7 +92,7 @@ def test_modules_as_diffusers(parity, their_vae, our_vae):
     down = ours.down[1].downsample(jnp.pad(last(x), ((0, 0), (0, 1), (0, 1), (0, 0))))
     parity("VAE downsample", against, down, halved, 1e-4)
     parity("VAE middle", against, ours.middle(last(wide)), middle, 1e-4)
-    up = our_vae.decoder.up[1].upsample(last(x).repeat(2, axis=1).repeat(2, axis=2))
+    up = conv_doubled(our_vae.decoder.up[1].upsample, last(x))
     parity("VAE upsample", against, up, doubled, 1e-4)
 
 
