@@ -36,7 +36,7 @@ format: $(VENV)/dev.done
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev.done
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.generate
 	$(BIN)/python -m benchmarks.training
 
 # The wheel, installed by itself in a new environment, whose commands run in an empty folder (minutes).

@@ -5,6 +5,7 @@ end: its output must be that of an unbroken run, and no temporary file may be le
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import UserError
 from mfm_jax.foley.world import World, write_clip
+from mfm_jax.inference.record import NAME
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.store import digest_file
 from tests.bundles import untrained_bundle
@@ -50,6 +52,20 @@ def files_in(folder: Path) -> State:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not _is_temporary(path, folder)
     }
+
+
+def outputs_in(folder: Path) -> State:
+    """Return the digest of every output under its final name, each of which is recorded once.
+
+    The record itself has the times at which the outputs were made. A file may lie there and not be
+    recorded yet; it is made again.
+    """
+    found = files_in(folder)
+    if found.pop(NAME, None) is not None:
+        recorded = [json.loads(line)["output"] for line in (folder / NAME).open()]
+        assert len(recorded) == len(set(recorded)), "an output is recorded twice"
+        assert set(recorded) <= found.keys(), "what is recorded is not there"
+    return found
 
 
 def bundle_in(folder: Path) -> State:
@@ -108,7 +124,7 @@ def works(made: Path) -> list[Work]:
         Work(
             "generate",
             lambda out: [*mfm, "generate", str(clips), "-o", str(out), *few],
-            files_in,
+            outputs_in,
         ),
         Work(
             "extract",
