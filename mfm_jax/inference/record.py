@@ -5,7 +5,6 @@ again goes on where it stopped. `failed.csv` lists what failed in the last run.
 """
 
 import csv
-import hashlib
 import json
 import os
 import threading
@@ -17,18 +16,13 @@ from typing import Any
 
 import mfm_jax
 from mfm_jax.errors import WriteError, system_reason
+from mfm_jax.storage.store import digest_file
 
 NAME, FAILED = "generated.jsonl", "failed.csv"
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Record:
-    """What was made in a folder. Several threads may use it."""
+    """Knows what was made in a folder. Several threads may use it."""
 
     def __init__(self, folder: Path, *, skip: bool = True) -> None:
         """Read the record of a folder, which need not exist.
@@ -47,7 +41,7 @@ class Record:
         if entry is None or entry.get("made_of") != made_of:
             return False
         try:
-            return file_digest(target) == entry.get("sha256")
+            return digest_file(target) == entry.get("sha256")
         except OSError:
             return False
 
@@ -71,7 +65,7 @@ class Record:
         """
         entry = {
             "output": self._name(target),
-            "sha256": file_digest(target),
+            "sha256": digest_file(target),
             "source": str(source),
             "seconds": round(seconds, 6),
             "candidate": candidate,
@@ -85,12 +79,14 @@ class Record:
     def fail(self, target: Path, source: Path, reason: str) -> None:
         """List an output that could not be made; the first one of a run begins a new list."""
         row = [_text(source), _text(self._name(target)), reason]
-        mode = "a" if self._failures else "w"
         with (
             self._lock,
             suppress(OSError),  # the reason is told in any case
             (self.folder / FAILED).open(
-                mode, newline="", encoding="utf-8", errors="surrogateescape"
+                "a" if self._failures else "w",
+                newline="",
+                encoding="utf-8",
+                errors="surrogateescape",
             ) as file,
         ):
             rows = csv.writer(file, lineterminator="\n")

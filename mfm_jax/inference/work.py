@@ -20,7 +20,7 @@ import numpy as np
 from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.finishing import Finishing
 from mfm_jax.inference.pipeline import Made, stitch
-from mfm_jax.inference.record import NAME, Record, file_digest
+from mfm_jax.inference.record import NAME, Record
 from mfm_jax.inference.requests import Request, is_sound
 from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
 from mfm_jax.media.audio import RATE, write_sound
@@ -32,6 +32,7 @@ from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.files import check_target, signature
+from mfm_jax.storage.store import digest_file
 
 WRITERS = 2
 """Threads that write files while the device computes."""
@@ -73,7 +74,7 @@ def _the_only_one(made: Sequence[Made]) -> tuple[int, Sequence[float]]:
 
 @dataclass(frozen=True)
 class Networks:
-    """What a run computes with."""
+    """Starts the computing of windows, and chooses among candidates."""
 
     start: Callable[[Sequence[Item]], Made]  # starts to make the sounds of windows
     # Returns which candidate is best over all windows of a video, and the errors of all.
@@ -261,7 +262,7 @@ def _changed(job: Job) -> MediaError:
 def _made_of(request: Request) -> dict[str, Any]:
     """Return what an output depends on, apart from settings of the whole run."""
     return {
-        "sha256": file_digest(request.source),
+        "sha256": digest_file(request.source),
         "start": request.start,
         "end": request.end,
         "prompt": request.prompt,

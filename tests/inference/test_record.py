@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,22 @@ def test_the_list_of_failures_is_that_of_the_last_run(clips, out, tmp_path):
     shutil.copy(good / "04.mp4", good / "05.mp4")
     assert run(good, out) == ["05.mp4"]
     assert not (out / FAILED).exists()
+
+
+def test_failures_of_several_threads_are_all_listed_below_one_header(tmp_path):
+    for number in range(20):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        record, together = Record(folder), threading.Barrier(8)
+
+        def fail(index, folder=folder, record=record, together=together):
+            together.wait()
+            record.fail(folder / f"{index}.wav", Path(f"{index}.mp4"), "odd")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(fail, range(8)))
+        with (folder / FAILED).open(newline="") as file:
+            assert {row["file"] for row in csv.DictReader(file)} == {f"{i}.mp4" for i in range(8)}
 
 
 def test_killed_again_and_again_nothing_is_recorded_twice_and_all_is_as_unbroken(
