@@ -309,7 +309,7 @@ class Archive:
 
     @property
     def summed(self) -> bool:
-        """Whether the archive has CRCs: torch can leave them out, and then writes zeros."""
+        """True if the archive has CRCs: torch can leave them out, and then writes zeros."""
         return any(entry.CRC for entry in self.entries.values())
 
     def load(self, saved: Any) -> Storage:

@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -100,7 +100,7 @@ def _read_csv(source: Path, videos: Path, split: str | None) -> list[Clip]:
             if _is_vggsound(first):
                 found = list(_vggsound(source, videos, enumerate(chain([first], rows), 1)))
             else:
-                _check_header(source, first, split)
+                check_header(source, first, split)
                 named = csv.DictReader(file, first)
                 found = [_read_row(source, videos, n, row) for n, row in enumerate(named, 2)]
     except csv.Error as error:
@@ -131,7 +131,12 @@ def _is_vggsound(row: list[str]) -> bool:
     return len(row) == 4 and SECONDS.fullmatch(row[1]) is not None and row[3] in SPLITS
 
 
-def _check_header(source: Path, columns: list[str], split: str | None) -> None:
+def check_header(source: Path, columns: Sequence[str], split: str | None = None) -> None:
+    """Check that the first line of a CSV names the column `file`, and `split` if one is wanted.
+
+    Raises:
+        DataError: it does not.
+    """
     if "file" not in columns:
         have = ", ".join(columns) or "nothing"
         raise DataError(

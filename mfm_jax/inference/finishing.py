@@ -23,7 +23,7 @@ NEAR = 0.5
 
 @dataclass(frozen=True)
 class Finishing:
-    """What is done to every sound of a run."""
+    """Gives every sound of a run its rate, the own sound of its video, and its loudness."""
 
     rate: int = RATE  # samples per second of the files
     lufs: float | None = None  # integrated loudness; None leaves the level as it is

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mfm_jax.data.clips import DataError
+from mfm_jax.data.clips import DataError, check_header
 from mfm_jax.errors import UserError, first_line, system_reason
 from mfm_jax.inference.requests import Request
 from mfm_jax.runtime.seeds import check_seed
@@ -59,13 +59,7 @@ def read_manifest(path: Path, default: Request) -> list[Request]:
 
 def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     rows = csv.DictReader(file, strict=True)
-    columns = rows.fieldnames or []
-    if "file" not in columns:
-        have = ", ".join(columns) or "nothing"
-        raise DataError(
-            f"{file.name} has no column 'file' (its first line has {have}): "
-            "add a header line with that name"
-        )
+    check_header(Path(file.name), rows.fieldnames or [])
     for row in rows:
         if None in row:
             raise DataError(f"{file.name}, line {rows.line_num} has more cells than columns")
