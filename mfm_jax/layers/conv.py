@@ -6,6 +6,7 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
+from mfm_jax.layers.initial import lecun_normal
 from mfm_jax.typing import Array, Float
 
 
@@ -35,6 +36,7 @@ def conv(
         padding=[(p, p) for p in pads],
         kernel_dilation=dilation,
         use_bias=bias,
+        kernel_init=lecun_normal,
         kernel_metadata={"axes": (None,) * rank + ("conv_in", "conv_out")},
         bias_metadata={"axes": ("conv_out",)},
         rngs=rngs,

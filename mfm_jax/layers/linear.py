@@ -3,6 +3,10 @@
 from flax import nnx
 from jax import numpy as jnp
 
+from mfm_jax.layers.initial import drawn, lecun_normal
+
+_normal = drawn(nnx.initializers.normal(0.02))
+
 
 def linear(
     width_in: int,
@@ -21,6 +25,7 @@ def linear(
         width_in,
         width_out,
         use_bias=bias,
+        kernel_init=lecun_normal,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": axes[1:]},
         rngs=rngs,
@@ -32,7 +37,7 @@ def embedding(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
     vectors = nnx.Embed(
         rows,
         width,
-        embedding_init=nnx.initializers.normal(0.02),
+        embedding_init=_normal,
         embedding_metadata={"axes": ("vocab", "embed")},
         rngs=rngs,
     )

@@ -12,6 +12,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import conv
+from mfm_jax.layers.initial import lecun_normal
 from mfm_jax.layers.remat import run
 from mfm_jax.typing import Array, Float
 
@@ -84,6 +85,7 @@ def _upsampler(c_in: int, c_out: int, kernel: int, rate: int, rngs: nnx.Rngs) ->
         strides=rate,
         padding=[(pad, pad)],
         transpose_kernel=True,
+        kernel_init=lecun_normal,
         kernel_metadata={"axes": (None, "conv_out", "conv_in")},
         bias_metadata={"axes": ("conv_out",)},
         rngs=rngs,

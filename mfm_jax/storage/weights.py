@@ -10,6 +10,7 @@ from typing import TypeVar
 import jax
 from flax import nnx
 
+from mfm_jax.layers.initial import shapes_only
 from mfm_jax.storage.draws import draw, same_key
 
 WEIGHT = (nnx.Param, nnx.BatchStat)
@@ -47,7 +48,8 @@ def _dotted(path: tuple) -> str:
 
 def abstract(build: Callable[..., M]) -> M:
     """Return the network of `build(rngs=...)` with shapes instead of weights, without memory."""
-    return nnx.eval_shape(lambda: build(rngs=same_key()))
+    with shapes_only():
+        return nnx.eval_shape(lambda: build(rngs=same_key()))
 
 
 def initialise(build: Callable[..., M], seed: int, *, shapes_only: Sequence[str] = ()) -> M:

@@ -4,9 +4,13 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
+from mfm_jax.layers.initial import shapes_only
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.models.vocoder import Vocoder, VocoderConfig
+from mfm_jax.storage.draws import same_key
 from mfm_jax.storage.weights import abstract, initialise, named_weights
 
 
@@ -32,3 +36,12 @@ def test_weights_that_are_not_wanted_stay_shapes_and_change_no_other():
         assert (made[name].shape, made[name].dtype) == (weight.shape, weight.dtype)
         if name not in shapes:
             np.testing.assert_array_equal(made[name], weight, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "build", [partial(GPT2, GPT2Config.tiny()), partial(Vocoder, VocoderConfig.tiny())]
+)
+def test_describing_a_network_traces_no_draws(build):
+    with shapes_only():
+        traced = jax.make_jaxpr(lambda: build(rngs=same_key()))()
+    assert "random_bits" not in str(traced)
