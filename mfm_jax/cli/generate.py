@@ -50,6 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 to 1")
     parser.add_argument("--guidance", type=float, help="1 is none; default: the bundle's")
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guidance only at noise levels above LOW and up to HIGH, such as 0.3 3 (they go from "
+        "0.04 to 84); steps outside take half the time",
+    )
+    parser.add_argument(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="0 to 1: how far guidance keeps the spread of the prediction; default: 0",
+    )
     group = parser.add_argument_group("the sound in the files")
     group.add_argument(
         "--rate", type=int, default=16_000, help="16000 (default), 24000, 44100 or 48000 samples/s"
@@ -98,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
                 steps=args.steps,
                 sampler=args.sampler,
                 guidance=args.guidance,
+                guidance_interval=args.guidance_interval,
+                guidance_rescale=args.guidance_rescale,
                 eta=args.eta,
                 precision=args.precision,
                 batch=args.batch,

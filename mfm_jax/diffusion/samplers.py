@@ -4,7 +4,8 @@ The coefficients that depend only on the timestep are computed beforehand in dou
 row for each step. A step is then a weighted sum.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
+from mfm_jax.diffusion.guidance import Denoiser
 from mfm_jax.diffusion.schedule import Schedule
 from mfm_jax.typing import Array, Float, Int, Shaped
 
@@ -86,7 +88,7 @@ def dpm_step(
 
 
 def fresh_noise(
-    keys: Shaped[Array, " B"], step: Int[Array, ""] | int, shape: tuple[int, ...]
+    keys: Shaped[Array, " B"], step: Int[Array, ""] | int | np.ndarray, shape: tuple[int, ...]
 ) -> Float[Array, "..."]:
     """Draw the noise of one sampling step, for each example from its own key.
 
@@ -95,8 +97,92 @@ def fresh_noise(
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape[1:]))(keys)
 
 
+class State(NamedTuple):
+    """The latents of a run between two steps, and the data that the last step predicted."""
+
+    x: Float[Array, "B H W C"]
+    x0: Float[Array, "B H W C"]  # zeros before the first step
+
+    @classmethod
+    def begin(cls, noise: Float[Array, "B H W C"]) -> "State":
+        """Return the state before the first step, in float32."""
+        x = noise.astype(jnp.float32)
+        return cls(x, jnp.zeros_like(x))
+
+
+class Step(NamedTuple):
+    """All steps of a sampling run, or one of them."""
+
+    number: Array | np.ndarray  # from 0
+    t: Array | np.ndarray  # timesteps
+    row: DDIMRow | DPMRow
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The steps of a sampling run, and what one of them does.
+
+    Raises:
+        ValueError: an unknown sampler, a number of steps the schedule does not have, `eta` with
+            "dpm++", a `spacing` with "ddim".
+    """
+
+    schedule: Schedule
+    name: str = "ddim"  # or "dpm++"
+    steps: int = 200
+    spacing: str | None = None
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("ddim", "dpm++"):
+            raise ValueError(f"no sampler {self.name!r}: use 'ddim' or 'dpm++'")
+        if self.name == "ddim" and self.spacing is not None:
+            raise ValueError("only the sampler 'dpm++' takes a spacing")
+        if self.name == "dpm++" and self.eta:
+            raise ValueError("the sampler 'dpm++' is deterministic: use 'ddim' for an eta above 0")
+
+    def rows(self) -> Step:
+        """Return all steps, from noise to data."""
+        rows: tuple[np.ndarray, DDIMRow | DPMRow]
+        if self.name == "ddim":
+            rows = ddim_rows(self.schedule, self.steps, self.eta)
+        else:
+            rows = dpm_rows(self.schedule, self.steps, self.spacing or "linspace")
+        return Step(np.arange(self.steps), *rows)
+
+    def within(self, interval: tuple[float, float] | None) -> list[bool]:
+        """Return for each step whether its noise level is in `(low, high]`; None is everywhere.
+
+        The noise level is `sigma / alpha`, as in Kynkaanniemi et al. (arXiv 2404.07724).
+        """
+        levels = self.schedule.noise_levels()[self.rows().t]
+        low, high = (-np.inf, np.inf) if interval is None else interval
+        return [bool(low < level <= high) for level in levels]
+
+    def step(
+        self,
+        state: State,
+        output: Float[Array, "B H W C"],
+        step: Step,
+        keys: Shaped[Array, " B"] | None = None,
+    ) -> State:
+        """Do one step with the `output` of the network at it.
+
+        Args:
+            keys: one random key for each example, needed if `eta` is not 0.
+        """
+        t = jnp.full(state.x.shape[:1], step.t, jnp.int32)
+        x0, eps = self.schedule.to_x0_eps(output.astype(state.x.dtype), state.x, t)
+        if isinstance(step.row, DPMRow):
+            return State(dpm_step(state.x, x0, state.x0, step.row), x0)
+        z = None
+        if keys is not None and self.eta > 0:
+            z = fresh_noise(keys, step.number, state.x.shape)
+        return State(ddim_step(x0, eps, z, step.row), x0)
+
+
 def sample(
-    denoise: Callable[[Array, Array], Array],
+    denoise: Denoiser,
     noise: Float[Array, "B H W C"],
     schedule: Schedule,
     *,
@@ -105,6 +191,8 @@ def sample(
     spacing: str | None = None,
     eta: float = 0.0,
     keys: Shaped[Array, " B"] | None = None,
+    unguided: Denoiser | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> Float[Array, "B H W C"]:
     """Sample latents, in float32, from standard normal `noise`.
 
@@ -115,41 +203,27 @@ def sample(
             the exact path more closely from about 10 steps up. "ddim" always takes "leading".
         eta: fresh noise of "ddim", from 0 (none) to 1.
         keys: one random key for each example, needed if `eta` is not 0.
+        unguided: takes the place of `denoise` at noise levels outside of `interval`; needed if that
+            is given.
+        interval: noise levels `sigma / alpha`, the lower one excluded.
 
     Raises:
         ValueError: an unknown sampler, a number of steps the schedule does not have, `eta` without
             `keys` or with "dpm++", a `spacing` with "ddim".
     """
-    x = noise.astype(jnp.float32)
+    run = Sampler(schedule, sampler, steps, spacing, eta)
+    if eta and keys is None:
+        raise ValueError(f"sampling with eta {eta} draws noise: give one random key an example")
+    state, rows, done = State.begin(noise), run.rows(), 0
+    # The steps are known to the compiler, so each run of them with one denoiser is a loop.
+    for guided, those in groupby(run.within(interval)):
+        chosen = denoise if guided or unguided is None else unguided
 
-    def predict(x: Array, t: Array) -> tuple[Array, Array]:
-        t = jnp.full(x.shape[:1], t, jnp.int32)
-        return schedule.to_x0_eps(denoise(x, t).astype(x.dtype), x, t)
+        def one(state: State, step: Step, chosen: Denoiser = chosen) -> tuple[State, None]:
+            t = jnp.full(state.x.shape[:1], step.t, jnp.int32)
+            return run.step(state, chosen(state.x, t), step, keys), None
 
-    if sampler == "ddim":
-        if spacing is not None:
-            raise ValueError("only the sampler 'dpm++' takes a spacing")
-        if eta and keys is None:
-            raise ValueError(f"sampling with eta {eta} draws noise: give one random key an example")
-
-        def ddim(x, at):
-            i, t, row = at
-            z = None if keys is None or not eta else fresh_noise(keys, i, x.shape)
-            return ddim_step(*predict(x, t), z, row), None
-
-        return lax.scan(ddim, x, (jnp.arange(steps), *ddim_rows(schedule, steps, eta)))[0]
-
-    if sampler == "dpm++":
-        if eta:
-            raise ValueError("the sampler 'dpm++' is deterministic: use 'ddim' for an eta above 0")
-
-        def dpm(carry, at):
-            x, before = carry
-            t, row = at
-            x0, _ = predict(x, t)
-            return (dpm_step(x, x0, before, row), x0), None
-
-        rows = dpm_rows(schedule, steps, spacing or "linspace")
-        return lax.scan(dpm, (x, jnp.zeros_like(x)), rows)[0][0]
-
-    raise ValueError(f"no sampler {sampler!r}: use 'ddim' or 'dpm++'")
+        end = done + len(list(those))
+        part = jax.tree.map(lambda each, a=done, b=end: each[a:b], rows)
+        state, done = lax.scan(one, state, part)[0], end
+    return state.x

@@ -44,6 +44,11 @@ class Schedule:
         ).astype(np.float32)
         return np.cumprod((1 - line**2).astype(np.float64)).astype(np.float32)
 
+    def noise_levels(self) -> np.ndarray:
+        """Return `sigma / alpha` of each timestep: from 0.04 to 84 for AudioLDM2."""
+        squares = self.alphas_cumprod.astype(np.float64)
+        return np.sqrt((1 - squares) / squares)
+
     def timesteps(self, steps: int, spacing: str = "leading") -> np.ndarray:
         """Return the `[steps]` int32 timesteps of a sampling run, from noise to data.
 

@@ -62,6 +62,8 @@ def generate(
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | int | None = None,
+    guidance_interval: Sequence[float | int] | None = None,
+    guidance_rescale: float | int = 0.0,
     eta: float | int = 0.0,
     precision: str = "float32",
     batch: int | None = None,
@@ -92,6 +94,11 @@ def generate(
         steps: of the sampler, 1 to `STEPS`.
         sampler: "ddim" or "dpm++".
         guidance: scale of classifier-free guidance; 1 is none.
+        guidance_interval: noise levels sigma / alpha, low and high, between which there is guidance
+            (Kynkaanniemi et al., arXiv 2404.07724); everywhere if None. A step outside is half the
+            work.
+        guidance_rescale: from 0 to 1, how far guidance keeps the spread of the prediction (Lin et
+            al., arXiv 2305.08891).
         eta: for ddim, from 0 (deterministic) to 1 (ancestral).
         precision: "float32", "bfloat16" or "float16".
         batch: windows computed at once.
@@ -121,7 +128,9 @@ def generate(
     finishing = _finishing(rate, lufs, mix)
 
     opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
-    sampling = _sampling(opened.settings, sampler, steps, guidance, eta)
+    sampling = _sampling(opened.settings, sampler, steps, guidance, eta)._replace(
+        interval=_interval(guidance_interval), rescale=_share("guidance_rescale", guidance_rescale)
+    )
     names = [videos] if isinstance(videos, str | Path) else videos
     default = Request(Path(), prompt=prompt, negative_prompt=negative_prompt, seed=seed)
     requests = expand([str(local_path(name)) for name in names], default)
@@ -142,6 +151,7 @@ def generate(
         None if one_file else Record(output, skip=not overwrite),
         {
             **sampling._asdict(),
+            "interval": None if sampling.interval is None else list(sampling.interval),
             "precision": precision,
             "bundle": identity(opened),
             "candidates": candidates,
@@ -232,6 +242,24 @@ def _check_least(least: int, **values: float | int | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
             raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+def _share(name: str, value: float | int) -> float:
+    if not 0 <= value <= 1:
+        raise UsageError(f"{name} must be from 0 to 1, got {value:g}")
+    return float(value)
+
+
+def _interval(given: Sequence[float | int] | None) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    if len(given) != 2 or not 0 <= given[0] < given[1]:
+        told = " ".join(f"{each:g}" for each in given)
+        raise UsageError(
+            "guidance_interval is two noise levels, a lower and a higher one such as 0.3 3, "
+            f"got {told}"
+        )
+    return float(given[0]), float(given[1])
 
 
 def _check_choice(name: str, value: str | None, known: Sequence[str]) -> None:

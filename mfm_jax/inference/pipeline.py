@@ -97,6 +97,9 @@ class Sampling(NamedTuple):
     guidance: float = 3.5  # scale of classifier-free guidance; 1 is none
     eta: float = 0.0  # for ddim: 0 is deterministic, 1 is ancestral
     spacing: str | None = None  # of the timesteps of dpm++, as in `mfm_jax.diffusion.sample`
+    # Noise levels sigma / alpha between which there is guidance, the lower one excluded.
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0  # 0 to 1: how far guidance keeps the spread of the prediction
 
 
 @jax.jit
@@ -135,8 +138,9 @@ def latents_from_loa(
     shape = vae.latent_shape(settings.frames, vocoder.config.mels)
     start, later = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(start)
+    condition, empty = (loa, text), (jnp.zeros_like(loa), negative)
     return sample(
-        guide(denoise, (loa, text), (jnp.zeros_like(loa), negative), sampling.guidance),
+        guide(denoise, condition, empty, sampling.guidance, sampling.rescale),
         noise,
         settings.schedule,
         sampler=sampling.sampler,
@@ -144,6 +148,8 @@ def latents_from_loa(
         spacing=sampling.spacing,
         eta=sampling.eta,
         keys=later,
+        unguided=guide(denoise, condition, empty, 1.0),
+        interval=sampling.interval,
     )
 
 

@@ -62,3 +62,17 @@ def test_half_precision_network_is_combined_in_the_precision_of_the_latents():
     assert guided.dtype == X.dtype
     u, c = (half(X, T, k).astype(X.dtype) for k in (UNCOND, COND))
     np.testing.assert_array_equal(guided, u + 3.5 * (c - u))
+
+
+def test_rescaling_gives_back_the_spread_of_the_conditional_prediction():
+    c = denoise(X, T, COND)
+    u = denoise(X, T, UNCOND) * 0.5
+    moved = u + 4.0 * (c - u)
+
+    def both(x, t, condition):
+        return jnp.concatenate([u, c])
+
+    whole = guide(both, COND, UNCOND, 4.0, 1.0)(X, T)
+    half = guide(both, COND, UNCOND, 4.0, 0.5)(X, T)
+    np.testing.assert_allclose(whole.std((1, 2, 3)), c.std((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(half, (whole + moved) / 2, rtol=1e-5)

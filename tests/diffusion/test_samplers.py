@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from safetensors.numpy import load_file
 
 from mfm_jax.diffusion import Schedule, guide, sample
-from mfm_jax.diffusion.samplers import fresh_noise
+from mfm_jax.diffusion.samplers import Sampler, fresh_noise
 
 AUDIOLDM2 = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
 THEIR_NAME = {"epsilon": "epsilon", "v": "v_prediction"}
@@ -272,3 +272,28 @@ def test_gradient_reaches_the_denoiser():
 def test_impossible_requests(arguments, message):
     with pytest.raises(ValueError, match=message):
         sample(elementwise, NOISE, Schedule(), **arguments)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_guidance_only_at_some_noise_levels(sampler):
+    """The network is called with both halves of guidance only within the interval."""
+    levels = Schedule().noise_levels()
+    t = Sampler(Schedule(), sampler, 9).rows().t
+    interval = (float(levels[t[6]]), float(levels[t[2]]))  # the lower end is excluded
+
+    def conditional(x, t, shift):
+        return ours("epsilon")(x, t) + shift[:, None, None, None]
+
+    halves = jnp.array([0.1, 0.2, 0.3]), jnp.zeros(3)
+    guided, unguided = (guide(conditional, *halves, scale) for scale in (3.0, 1.0))
+    run = {"schedule": Schedule(), "sampler": sampler, "steps": 9}
+
+    def by_step(x, now):
+        inside = jnp.isin(now, t[2:6])[:, None, None, None]
+        return jnp.where(inside, guided(x, now), unguided(x, now))
+
+    found = sample(guided, NOISE, **run, unguided=unguided, interval=interval)
+    np.testing.assert_allclose(found, sample(by_step, NOISE, **run), atol=1e-5)
+    everywhere = sample(guided, NOISE, **run, unguided=unguided, interval=(0.0, 100.0))
+    np.testing.assert_array_equal(everywhere, sample(guided, NOISE, **run))
+    assert np.abs(found - everywhere).max() > 1e-2

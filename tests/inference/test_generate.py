@@ -40,10 +40,14 @@ def test_the_example_of_the_readme(folder, monkeypatch):
 
 def test_it_writes_what_the_command_writes(folder, tmp_path):
     fast = {"steps": 2, "batch": 2, "seed": 3, "sampler": "ddim", "eta": 0.5, "guidance": 2}
+    fast |= {"guidance_interval": [0.3, 3], "guidance_rescale": 0.5}
     videos = [folder / "a.mp4", str(folder / "b.mp4")]
     made = mfm_jax.generate(videos, tmp_path / "x", bundle=folder / "bundle", format="wav", **fast)
     assert made == [tmp_path / "x" / "a.wav", tmp_path / "x" / "b.wav"]
-    options = [word for name, value in fast.items() for word in (f"--{name}", str(value))]
+    options = []
+    for name, value in fast.items():
+        words = value if isinstance(value, list) else [value]
+        options += [f"--{name.replace('_', '-')}", *map(str, words)]
     command = ["generate", str(folder), "-o", str(tmp_path / "y"), "--format", "wav", *options]
     assert main([*command, "--bundle", str(folder / "bundle")]) == 0
     for name in ("a.wav", "b.wav"):
@@ -85,6 +89,9 @@ def test_a_precision_is_a_word(folder, precision):
         ({"format": "ogg"}, "format 'ogg' is not known: use mp4, mov"),
         ({"prompt": "a dog"}, "has no text encoder"),
         ({"videos": []}, "no videos are given"),
+        ({"guidance_interval": (3, 0.3)}, "guidance_interval is two noise levels.*got 3 0.3"),
+        ({"guidance_interval": [1]}, "guidance_interval is two noise levels.*got 1$"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1, got 1.5"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(folder, tmp_path, wrong, message):
