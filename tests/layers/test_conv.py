@@ -1,4 +1,4 @@
-"""A convolution of a picture of twice the size, without making that picture."""
+"""Convolutions that are computed in another way than Flax's, with the same result."""
 
 import jax
 import numpy as np
@@ -29,3 +29,18 @@ def test_as_the_convolution_of_repeated_rows_and_columns(height, width, bias):
         *map(jax.tree.leaves, map(gradients, (conv_doubled, plainly))), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "dilation", "bias"), [(3, 1, 1, True), (5, 2, 3, False)]
+)
+def test_one_axis_is_computed_as_a_row(kernel, strides, dilation, bias):
+    layer = conv(
+        3, 4, (kernel,), strides=strides, padding=2, dilation=dilation, bias=bias, rngs=nnx.Rngs(0)
+    )
+    x = jax.random.normal(jax.random.key(1), (2, 23, 3))
+    plain = nnx.Conv(
+        3, 4, (kernel,), strides=strides, padding=[(2, 2)], kernel_dilation=dilation, use_bias=bias,
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    np.testing.assert_allclose(layer(x), plain(x), atol=1e-6)
