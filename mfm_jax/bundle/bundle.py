@@ -32,6 +32,7 @@ from mfm_jax.storage.store import Store
 from mfm_jax.storage.verify import require, verified, verify_together
 from mfm_jax.storage.weights import (
     WeightError,
+    abstract,
     check_weights,
     named_axes,
     named_weights,
@@ -116,6 +117,14 @@ class Bundle:
             BundleError: the bundle does not have it.
         """
         return self._entry(name).config
+
+    def abstract(self, name: str) -> Any:
+        """Return the network `name` with shapes, in float32, instead of weights.
+
+        Raises:
+            BundleError: the bundle does not have it.
+        """
+        return abstract(partial(COMPONENTS[name].build, self.config(name)))
 
     def load(
         self,

@@ -100,7 +100,8 @@ def _programs(args: argparse.Namespace, config: Any, topology: str, folder: Path
     """Return the programs to compile for a slice, its layout, its chip and the clips in a step."""
     from mfm_jax.bundle import Bundle
     from mfm_jax.cost.chips import chip_of
-    from mfm_jax.plan.programs import generation, tpu_slice, training
+    from mfm_jax.inference.programs import generation
+    from mfm_jax.plan.programs import tpu_slice, training
     from mfm_jax.plan.released import write_released
     from mfm_jax.runtime.config import override
     from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh

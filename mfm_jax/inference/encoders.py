@@ -18,6 +18,7 @@ from mfm_jax.media.windows import Window
 from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.cavp import CAVPVideo
 from mfm_jax.models.timechat import TimeChat, normalise
+from mfm_jax.runtime.compiled import PROGRAMS, Programs
 from mfm_jax.runtime.sharding import constrain
 from mfm_jax.text.timestamps import timestamp_sentences
 from mfm_jax.text.wordpiece import Vocabulary
@@ -48,11 +49,18 @@ class Frames(NamedTuple):
     timechat: TimeChatFrames
 
 
-def encode_video(cavp: CAVPVideo, timechat: TimeChat, frames: Frames, *, tensor: str) -> Streams:
+def encode_video(
+    cavp: CAVPVideo,
+    timechat: TimeChat,
+    frames: Frames,
+    *,
+    tensor: str,
+    programs: Programs = PROGRAMS,
+) -> Streams:
     """Return the tokens of both encoders; `tensor` is the TimeChat output that the mapper reads."""
     return {
-        "cavp": encode_cavp(cavp, frames.cavp),
-        "timechat": encode_timechat(timechat, frames.timechat, tensor=tensor),
+        "cavp": programs(encode_cavp, cavp, frames.cavp),
+        "timechat": programs(encode_timechat, timechat, frames.timechat, tensor=tensor),
     }
 
 

@@ -4,11 +4,12 @@ Imports jax, flax, einops, numpy and orbax (which reads the weights), and nothin
 in as arrays and waveforms go out as arrays; `mfm_jax.inference.work` reads and writes files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,10 +34,14 @@ from mfm_jax.models.timechat import TimeChat
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
+from mfm_jax.runtime.compiled import PROGRAMS, Programs
 from mfm_jax.runtime.seeds import SEEDS, random_key
 from mfm_jax.runtime.sharding import Layout, MeshConfig, constrain, make_mesh
 from mfm_jax.storage.paths import TINY_BUNDLE, array_path
 from mfm_jax.typing import Array, Bool, Float, Shaped
+
+LOADERS = 3
+"""Networks that are loaded at a time."""
 
 
 class Text(NamedTuple):
@@ -190,6 +195,7 @@ class VideoToAudio:
     spec: WindowSpec  # length of a window and the frames that the encoders see of it
     sentence: int  # tokens of a timestamp sentence, padding included
     layout: Layout  # shardings of the weights and the windows
+    programs: Programs = PROGRAMS  # those that are compiled already
 
     @classmethod
     def open(
@@ -199,6 +205,8 @@ class VideoToAudio:
         layout: Layout | None = None,
         *,
         verify: bool = True,
+        only: Collection[str] | None = None,
+        programs: Programs = PROGRAMS,
     ) -> "VideoToAudio":
         """Load every network that generation needs.
 
@@ -207,6 +215,8 @@ class VideoToAudio:
             precision: type of the weights, in which the networks then compute.
             layout: shardings on devices of this process; its first device alone if None.
             verify: compare the weights with their checksums.
+            only: the networks to load; the others have shapes in place of weights.
+            programs: those that are compiled already.
 
         Raises:
             BundleError: there is no such bundle, or a component is missing or does not fit.
@@ -214,17 +224,26 @@ class VideoToAudio:
         if layout is None:
             layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
         opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
-        load = partial(opened.load, dtype=jnp.dtype(precision), sharding=layout.weight)
-        names = ["cavp", "timechat", "mapper", "unet", "vae", "vocoder"]
-        with_text = len(opened.config("unet").contexts) > 1
+        names = list(Networks._fields)
+        if len(opened.config("unet").contexts) == 1:
+            names.remove("text")
+
+        def load(name: str) -> Any:
+            if only is not None and name not in only:
+                return opened.abstract(name)
+            return opened.load(name, jnp.dtype(precision), sharding=layout.weight)
+
+        # Threads read one network's files while another is described. Orbax has barriers where
+        # there are several processes, and then threads would get in each other's way.
+        with ThreadPoolExecutor(LOADERS if jax.process_count() == 1 else 1) as pool:
+            loaded = dict(zip(names, pool.map(load, names), strict=True))
         return cls(
-            Networks(
-                **{name: load(name) for name in names}, text=load("text") if with_text else None
-            ),
+            Networks(**{"text": None} | loaded),
             opened.settings,
             window_spec(opened),
             sentence_length(opened),
             layout,
+            programs,
         )
 
     def frames(self, windows: Sequence[Window]) -> Frames:
@@ -275,33 +294,71 @@ class VideoToAudio:
         Raises:
             SettingError: the devices of the layout do not divide the windows.
         """
+        loa = self.predict(self.encode(windows))
+        return self.sound(loa, windows, seeds, sampling, prompts, negatives, candidates=candidates)
+
+    def encode(self, windows: Sequence[Window]) -> Streams:
+        """Start to encode windows: the first stage, which needs CAVP and TimeChat.
+
+        Raises:
+            SettingError: the devices of the layout do not divide the windows.
+        """
+        n, frames = self.networks, self._put(self.frames(windows), len(windows))
+        with jax.set_mesh(self.layout.mesh):
+            return encode_video(
+                n.cavp,
+                n.timechat,
+                frames,
+                tensor=n.mapper.config.timechat,
+                programs=self.programs,
+            )
+
+    def predict(self, streams: Streams) -> Float[Array, "B L E"]:
+        """Start to predict the LOA of encoded windows: the second stage, which needs the mapper."""
+        streams = self._put(streams, len(streams["cavp"].tokens))
+        with jax.set_mesh(self.layout.mesh):
+            return self.programs(predict_loa, self.networks.mapper, streams)
+
+    def sound(
+        self,
+        loa: Float[Array | np.ndarray, "B L E"],
+        windows: Sequence[Window],
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        prompts: Sequence[Text | None] = (),
+        negatives: Sequence[Text | None] = (),
+        *,
+        candidates: int = 1,
+    ) -> Made:
+        """Start to make sound of LOA: the last stage, which needs all networks but the encoders.
+
+        The arguments are those of `start`.
+        """
         sampling = sampling or Sampling(
             self.settings.sampler, self.settings.steps, self.settings.guidance
         )
-        sharding = self.layout.batch(len(windows))
-        inputs = jax.device_put(self.inputs(windows, seeds, prompts, negatives), sharding)
-        n = self.networks
+        batch = len(windows)
+        loa, text, negative = self._put((loa, *self._texts(batch, prompts, negatives)), batch)
         waves = []
         with jax.set_mesh(self.layout.mesh):
-            streams = encode_video(
-                n.cavp, n.timechat, inputs.frames, tensor=n.mapper.config.timechat
-            )
-            loa = predict_loa(n.mapper, streams)
             for number in range(candidates):
-                later = [(seed + number) % SEEDS for seed in seeds]
-                keys = self.keys(windows, later) if number else inputs.keys
-                waves.append(
-                    sound_from_loa(
-                        n.sound_networks,
-                        loa,
-                        jax.device_put(keys, sharding),
-                        inputs.text,
-                        inputs.negative,
-                        settings=self.settings,
-                        sampling=sampling,
-                    )
+                keys = self.keys(windows, [(seed + number) % SEEDS for seed in seeds])
+                wave = self.programs(
+                    sound_from_loa,
+                    self.networks.sound_networks,
+                    loa,
+                    self._put(keys, batch),
+                    text,
+                    negative,
+                    settings=self.settings,
+                    sampling=sampling,
                 )
+                waves.append(wave)
         return Made(jnp.stack(waves, axis=1), loa)
+
+    def _put(self, tree: Any, batch: int) -> Any:
+        """Put arrays of a batch on the devices, sharded by window."""
+        return jax.device_put(tree, self.layout.batch(batch))
 
     def inputs(
         self,

@@ -158,6 +158,22 @@ class Device(Generic[T, R]):
             for group, result in waiting:
                 yield group, result.result()
 
+    def results_by_source(
+        self, groups: Iterable[list[T]], source: Callable[[T], Any]
+    ) -> Iterator[tuple[list[T], R | Exception]]:
+        """Yield as `results`. Where a group fails, the items of each source in it are tried alone.
+
+        So an exception comes with items of one source.
+        """
+        for group, result in self.results(groups):
+            alone = {id(source(item)): source(item) for item in group}.values()
+            if not isinstance(result, Exception) or len(alone) == 1:
+                yield group, result
+                continue
+            for one in alone:
+                items = [item for item in group if source(item) is one]
+                yield items, self.result(items)
+
     def result(self, group: list[T]) -> R | Exception:
         """Compute one group and wait for it."""
         return self._fetched(self._started(group))

@@ -15,7 +15,7 @@ import numpy as np
 from mfm_jax.cost import hlo
 from mfm_jax.cost.chips import HOP, Chip
 from mfm_jax.cost.flops import jaxpr_flops
-from mfm_jax.plan.programs import Program
+from mfm_jax.inference.programs import Program
 from mfm_jax.runtime.sharding import Layout
 
 SPARE = 0.1

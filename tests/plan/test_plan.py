@@ -19,7 +19,8 @@ from mfm_jax.cost.hlo import Collective
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.errors import SettingError
 from mfm_jax.inference.pipeline import VideoToAudio
-from mfm_jax.plan.programs import generation, training
+from mfm_jax.inference.programs import generation
+from mfm_jax.plan.programs import training
 from mfm_jax.plan.released import released, write_released
 from mfm_jax.plan.roofline import estimate, seconds
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
