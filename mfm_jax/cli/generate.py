@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="make N sounds of each video, and keep the one that fits it best",
     )
+    parser.add_argument(
+        "--veto",
+        default=(),
+        metavar="CLASSES",
+        help="keep no candidate with speech, singing or music (several: with commas), for bundles "
+        "with Cnn14",
+    )
     parser.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 to 1")
     parser.add_argument("--guidance", type=float, help="1 is none; default: the bundle's")
     parser.add_argument(
@@ -120,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
                 batch=args.batch,
                 format=args.format,
                 candidates=args.candidates,
+                veto=args.veto,
                 rate=args.rate,
                 lufs=args.lufs,
                 mix=args.mix,

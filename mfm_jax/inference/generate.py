@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.bundle.windows import window_spec
 from mfm_jax.errors import UsageError, UserError
-from mfm_jax.inference.candidates import Judge
+from mfm_jax.inference.candidates import CLASSES, Judge
 from mfm_jax.inference.finishing import LOUDEST, QUIETEST, RATES, Finishing
 from mfm_jax.inference.inputs import expand
 from mfm_jax.inference.pipeline import Made, Sampling, VideoToAudio
@@ -69,6 +69,7 @@ def generate(
     batch: int | None = None,
     format: str | None = None,
     candidates: int = 1,
+    veto: str | Sequence[str] = (),
     rate: int = RATE,
     lufs: float | int | None = None,
     mix: float | int | None = None,
@@ -105,6 +106,8 @@ def generate(
         format: of files in a folder `out`, one of `FORMATS`; mp4 if None.
         candidates: sounds for each video, of its seed and of those after it. The one is kept whose
             LOA, as AudioMAE hears it, is nearest to what was predicted.
+        veto: classes of sounds, of `CLASSES`; a candidate in which Cnn14 hears one is not kept
+            while there is another.
         rate: samples per second of the files, one of `RATES`; the networks make 16,000.
         lufs: integrated loudness of the sound, -60 to 0; its level is left as it is if None.
         mix: dB by which the video's own sound is changed and added to the new one; at most 0.
@@ -125,6 +128,7 @@ def generate(
     _check_choice("sampler", sampler, SAMPLERS)
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("format", format, FORMATS)
+    vetoed = _veto(veto, candidates)
     finishing = _finishing(rate, lufs, mix)
 
     opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
@@ -155,6 +159,7 @@ def generate(
             "precision": precision,
             "bundle": identity(opened),
             "candidates": candidates,
+            "veto": vetoed,
             **asdict(finishing),
         },
         finishing,
@@ -179,7 +184,7 @@ def generate(
 
         if candidates == 1:
             return Networks(start)
-        return Networks(start, Judge.open(opened, model, dtype=jnp.dtype(precision)).choose)
+        return Networks(start, Judge.open(opened, model, vetoed, dtype=jnp.dtype(precision)).choose)
 
     with output_folder(output.parent if one_file else output):
         work.check_targets()
@@ -242,6 +247,15 @@ def _check_least(least: int, **values: float | int | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
             raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+def _veto(given: str | Sequence[str], candidates: int) -> list[str]:
+    names = list(dict.fromkeys(given.split(",") if isinstance(given, str) else given))
+    for name in names:
+        _check_choice("veto", name, tuple(CLASSES))
+    if names and candidates == 1:
+        raise UsageError("a veto chooses among candidates: ask for 2 or more")
+    return names
 
 
 def _share(name: str, value: float | int) -> float:

@@ -12,12 +12,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from mfm_jax.errors import MediaError, UsageError
+from mfm_jax.inference.candidates import Choice
 from mfm_jax.inference.finishing import Finishing
 from mfm_jax.inference.pipeline import Made, stitch
 from mfm_jax.inference.record import NAME, Record
@@ -68,17 +69,46 @@ class Job:
 Item = tuple[Job, Window]
 
 
-def _the_only_one(made: Sequence[Made]) -> tuple[int, Sequence[float]]:
-    return 0, ()
+def the_only_one(made: Sequence[Made]) -> Choice:
+    """Return the choice among sounds of one candidate."""
+    return Choice()
+
+
+Result = tuple[list[Item], Made | Exception]
+"""Windows and what was made of them, or why nothing was: then they are of one video."""
+
+
+class Maker(Protocol):
+    """Makes the sounds of windows, and chooses among candidates."""
+
+    def results(
+        self, groups: Iterable[list[Item]], batch: int, throughput: Throughput
+    ) -> Iterator[Result]:
+        """Yield what is made of windows, in any groups of up to `batch`; each is computed full."""
+        ...
+
+    @property
+    def choose(self) -> Callable[[Sequence[Made]], Choice]:
+        """The function that returns which candidate is best over all windows of a video."""
+        ...
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Starts the computing of windows, and chooses among candidates."""
+    """A `Maker` with all networks on the device."""
 
-    start: Callable[[Sequence[Item]], Made]  # starts to make the sounds of windows
-    # Returns which candidate is best over all windows of a video, and the errors of all.
-    choose: Callable[[Sequence[Made]], tuple[int, Sequence[float]]] = _the_only_one
+    start: Callable[[Sequence[Item]], Made]  # starts to make the sounds of a batch
+    # Returns which candidate is best over all windows of a video.
+    choose: Callable[[Sequence[Made]], Choice] = the_only_one
+
+    def results(
+        self, groups: Iterable[list[Item]], batch: int, throughput: Throughput
+    ) -> Iterator[Result]:
+        """Yield what is made of each group."""
+        device = Device[Item, Made](
+            lambda group: self.start(in_full(group, batch)), jax.device_get, throughput
+        )
+        return device.results_by_source(groups, lambda item: item[0])
 
 
 @dataclass(frozen=True)
@@ -107,7 +137,7 @@ class Work:
                 else:
                     check_video_target(job.source, job.target)
 
-    def run(self, load: Callable[[], Networks], batch: int) -> None:
+    def run(self, load: Callable[[], Maker], batch: int) -> None:
         """Do all jobs, `batch` windows at a time, whichever videos they are of.
 
         Args:
@@ -130,17 +160,12 @@ class Work:
                     f"{self.record.folder / NAME} says"
                 )
 
-    def _make(self, networks: Networks, groups: Iterable[list[Item]], batch: int) -> None:
+    def _make(self, networks: Maker, groups: Iterable[list[Item]], batch: int) -> None:
         """Compute windows, and write each video that has all of its own."""
-
-        def start(group: list[Item]) -> Made:
-            return networks.start(in_full(group, batch))
-
-        device = Device[Item, Made](start, jax.device_get, self.throughput)
         writing: deque[tuple[Job, Future]] = deque()
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers:
-            for group, result in device.results(groups):
-                for job, made in self._results(device, group, result):
+            for group, result in networks.results(groups, batch, self.throughput):
+                for job, made in self._results(group, result):
                     job.made.append(made)
                     if not job.failed and len(job.made) == job.windows:
                         writing.append((job, writers.submit(self._write, job, networks)))
@@ -170,32 +195,24 @@ class Work:
                 if job.failed:
                     return
 
-    def _results(
-        self, device: Device[Item, Made], group: list[Item], result: Made | Exception
-    ) -> Iterator[tuple[Job, Made]]:
-        """Yield what was made of windows. Where they fail together, each video is tried alone."""
-        if not isinstance(result, Exception):
-            self.throughput.did(sum(job.step for job, _ in group))
-            for (job, _), waves, loa in zip(group, result.waves, result.loa, strict=False):
-                yield job, Made(waves, loa)
-            return
-        jobs = {id(job): job for job, _ in group}.values()
-        if len(jobs) == 1:
+    def _results(self, group: list[Item], result: Made | Exception) -> Iterator[tuple[Job, Made]]:
+        """Yield what was made of each window, or mark their video as failed."""
+        if isinstance(result, Exception):
             self._fail(group[0][0], result)
             return
-        for alone in ([item for item in group if item[0] is job] for job in jobs):
-            yield from self._results(device, alone, device.result(alone))
+        self.throughput.did(sum(job.step for job, _ in group))
+        for (job, _), waves, loa in zip(group, result.waves, result.loa, strict=False):
+            yield job, Made(waves, loa)
 
-    def _write(self, job: Job, networks: Networks) -> list[str]:
+    def _write(self, job: Job, networks: Maker) -> list[str]:
         """Write the file of a job that has all its windows; return what one might not expect."""
-        chosen, errors = networks.choose(job.made)
-        wave = stitch([np.asarray(made.waves[chosen]) for made in job.made], self.spec, job.samples)
+        choice = networks.choose(job.made)
+        waves = [np.asarray(made.waves[choice.number]) for made in job.made]
+        wave = stitch(waves, self.spec, job.samples)
         job.made.clear()
         start, rate = job.request.start, self.finishing.rate
         wave, notes = self.finishing(wave, job.source, start)
-        if len(errors) > 1:
-            told = ", ".join(f"{error:.3f}" for error in errors)
-            job.choice = f" (candidate {chosen + 1} of {len(errors)}, LOA errors {told})"
+        job.choice, notes = choice.words, choice.notes + notes
         if signature(job.source) != job.signature:
             raise _changed(job)
         if is_sound(job.target):
@@ -205,7 +222,7 @@ class Work:
         else:
             notes += write_video(job.source, job.target, wave, rate)
         if self.record is not None:
-            self.record.add(job.target, job.source, job.made_of, job.samples / RATE, chosen)
+            self.record.add(job.target, job.source, job.made_of, job.samples / RATE, choice.number)
         return notes
 
     def _written(self, job: Job, writing: Future[list[str]]) -> None:
