@@ -16,7 +16,19 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from convert import audiomae, cavp, cnn14, gpt2, mapper, t5, timechat, unet, vae, vocoder
+from convert import (
+    audiomae,
+    cavp,
+    cnn14,
+    gpt2,
+    mapper,
+    synchformer,
+    t5,
+    timechat,
+    unet,
+    vae,
+    vocoder,
+)
 from convert.model import CONFIG, DIFFUSERS_WEIGHTS, OURS, WEIGHTS
 from convert.outgoing import to_torch
 from convert.table import Table
@@ -26,6 +38,7 @@ from mfm_jax.models.audiomae import AudioMAEConfig
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.models.gpt2 import GPT2Config
+from mfm_jax.models.synchformer import SynchformerConfig
 from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.weights import abstract, named_weights
@@ -197,6 +210,15 @@ def from_cnn14(folder: Path, network: Network) -> Checkpoint:
     return _old(folder, network, "cnn14", "Cnn14_16k_mAP=0.438.pth", front_end)
 
 
+def from_synchformer(folder: Path, network: Network) -> Checkpoint:
+    """Write Synchformer as its trainer saves it from several GPUs."""
+    file, state = folder / "24-01-04T16-39-21.pt", drawn(network.manifest)
+    nested = {f"module.{key}": tensor for key, tensor in state.items()}
+    torch.save({"model": nested, "epoch": 12, "optimizer": {"state": {}}}, file)
+    part = Part(file, WEIGHTS, "module.")
+    return Checkpoint("synchformer", (file,), (part,), _told(folder, network))
+
+
 def _old(
     folder: Path, network: Network, model: str, name: str, constant: State | None = None
 ) -> Checkpoint:
@@ -320,6 +342,7 @@ BARE: dict[str, tuple[str, Callable[[Any], Table], Any]] = {
     "timechat": ("timechat/manifest", timechat.table, TIMECHAT),
     "audiomae": ("audiomae/manifest", audiomae.table, AudioMAEConfig.tiny()),
     "cnn14": ("metrics/manifest", lambda c: cnn14.TABLE, Cnn14Config.tiny()),
+    "synchformer": ("synchformer/manifest", synchformer.table, SynchformerConfig.tiny()),
 }
 # AudioLDM 2's networks: how config.json is read, the table, and the settings of a small one.
 UNET = {"block_out_channels": [8, 16, 16, 24], "norm_num_groups": 4, "attention_head_dim": 2}
@@ -408,5 +431,6 @@ CASES: dict[str, Callable[[Path, bool], Checkpoint]] = {
     "audioldm2": partial(_audioldm2, unet="unet_base"),
     "audioldm2-large": partial(_audioldm2, unet="unet_large", half=True),
     "cnn14": lambda f, small: from_cnn14(f, bare("cnn14", small)),
+    "synchformer": lambda f, small: from_synchformer(f, bare("synchformer", small)),
     "mapper": _mapper,
 }

@@ -22,6 +22,7 @@ MODELS = {
     "t5": "FLAN-T5's encoder, for prompts: flan-t5-large, or AudioLDM2's text_encoder_2",
     "audioldm2": "AudioLDM 2 in diffusers' folders: UNet, VAE, vocoder, scheduler, T5 and GPT-2",
     "cnn14": "PANNs' tagger, for metrics: Cnn14_16k_mAP=0.438.pth",
+    "synchformer": "Synchformer, for DeSync: 24-01-04T16-39-21.pt or synchformer_state_dict.pth",
     "mapper": "a mapper that was exported from here",
 }
 """What each model is read from. Its table and its `MODEL` are in the module of that name."""
@@ -30,7 +31,7 @@ MODELS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = "Weights from PyTorch checkpoints into a bundle, or back."
-    parser.epilog = "models:\n" + "\n".join(f"  {n:10} {about}" for n, about in MODELS.items())
+    parser.epilog = "models:\n" + "\n".join(f"  {n:11} {about}" for n, about in MODELS.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", choices=MODELS, metavar="MODEL", help="one of those below")
     parser.add_argument(

@@ -8,6 +8,7 @@ CAVP = "Apache-2.0"
 CNN14 = "CC-BY-4.0"
 FLAN_T5 = "Apache-2.0"
 GPT2 = "MIT"
+SYNCHFORMER = "MIT"
 # The code is under the BSD licence; the "Term of Use" of TimeChat's README allows no more than
 # non-commercial research.
 TIMECHAT = "BSD-3-Clause AND LicenseRef-TimeChat-non-commercial"

@@ -14,6 +14,7 @@ from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.listener import Listener, ListenerConfig
+from mfm_jax.models.synchformer import Synchformer, SynchformerConfig
 from mfm_jax.models.t5 import T5Config, T5Encoder
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
@@ -42,6 +43,7 @@ COMPONENTS: dict[str, ComponentKind] = {
     "gpt2": ComponentKind(GPT2Config, GPT2),  # initial weights of a mapper
     "sequence": ComponentKind(MapperConfig, build_mapper),  # AudioLDM2's own, from text to LOA
     "cnn14": ComponentKind(Cnn14Config, Cnn14Tagger),  # for metrics
+    "synchformer": ComponentKind(SynchformerConfig, Synchformer),  # for DeSync
     "listener": ComponentKind(ListenerConfig, Listener),  # for the scores of Foley clips
 }
 

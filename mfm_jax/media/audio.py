@@ -24,6 +24,8 @@ FBANK_FLOOR = 1.1920929e-07
 FBANK_MEAN, FBANK_SPREAD = -4.2677393, 2 * 4.5689974
 """AudioMAE's normalisation: the mean, and twice the standard deviation, over AudioSet."""
 
+SEGMENT_MELS, SEGMENT_FFT, SEGMENT_FLOOR = 128, 1024, 1e-6
+"""Synchformer's mel; its window, hop and normalisation are those of AudioMAE."""
 
 SILENCE = -100.0
 """The level of digital silence, in dBFS."""
@@ -161,6 +163,43 @@ def kaldi_fbank(
     power = np.abs(np.fft.rfft(pieces, FBANK_FFT)[:, :-1]) ** 2
     energies = np.log(np.maximum(power @ kaldi_mel_filters().T, FBANK_FLOOR))
     padded = np.pad(energies, ((0, frames - len(energies)), (0, 0)))
+    return ((padded - FBANK_MEAN) / FBANK_SPREAD).astype(np.float32)
+
+
+@cache
+def htk_mel_filters() -> Float[np.ndarray, "M bins"]:
+    """Return Synchformer's 128 triangles of unit height, 0 to 8 kHz, straight in Hz, as torchaudio.
+
+    Their corners are equally far apart on HTK's mel scale. The result is shared and read-only.
+    """
+    points = np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), SEGMENT_MELS + 2)
+    hz = 700 * (10 ** (points / 2595) - 1)
+    bank = _triangles(hz, np.fft.rfftfreq(SEGMENT_FFT, 1 / RATE))
+    bank.setflags(write=False)
+    return bank
+
+
+def synchformer_mel(
+    segment: Float[np.ndarray, " A"], columns: int = 66
+) -> Float[np.ndarray, "{columns} 128"]:
+    """Return what Synchformer's audio tower reads of one segment: normalised log-mel powers.
+
+    The segment is reflected at its own edges, so it is cut first. 10240 samples have 65 columns
+    every 10 ms; what is missing is padded with zeros before the normalisation.
+
+    Raises:
+        ValueError: the segment is too short to be reflected, or has more columns.
+    """
+    padding = FBANK_WINDOW // 2
+    if len(segment) <= padding or len(segment) // FBANK_HOP + 1 > columns:
+        raise ValueError(f"a segment of {len(segment)} samples does not make {columns} columns")
+    wave = np.pad(np.asarray(segment, np.float64), padding, mode="reflect")
+    # torchaudio puts the window of 25 ms in the middle of a frame of 1024 samples. Powers do not
+    # depend on where in the frame it lies.
+    pieces = _frames(wave, FBANK_WINDOW, FBANK_HOP) * np.hanning(FBANK_WINDOW + 1)[:-1]
+    power = np.abs(np.fft.rfft(pieces, SEGMENT_FFT)) ** 2
+    logs = np.log(power @ htk_mel_filters().T + SEGMENT_FLOOR)
+    padded = np.pad(logs, ((0, columns - len(logs)), (0, 0)))
     return ((padded - FBANK_MEAN) / FBANK_SPREAD).astype(np.float32)
 
 

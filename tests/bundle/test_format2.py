@@ -24,6 +24,7 @@ from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.models.listener import ListenerConfig
+from mfm_jax.models.synchformer import SynchformerConfig
 from mfm_jax.models.t5 import T5Config
 from mfm_jax.models.text import EmptyTextConfig
 from mfm_jax.runtime.config import to_json
@@ -43,6 +44,7 @@ ALL = TINY | {
         gpt2=GPT2Config(width=24, depth=2, heads=3, positions=17),
     ),
     "cnn14": Cnn14Config.tiny(),
+    "synchformer": SynchformerConfig.tiny(),
     "listener": ListenerConfig(("metal", "wood")),
 }
 

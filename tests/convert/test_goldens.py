@@ -16,11 +16,13 @@ from jax import numpy as jnp
 from safetensors.numpy import load_file
 
 from convert.__main__ import main
-from convert.model import CONFIG, OURS
+from convert.model import CONFIG, OURS, WEIGHTS
 from mfm_jax.bundle import Bundle
 from mfm_jax.models.audiomae import AudioMAEConfig, pool_loa
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.models.cnn14 import Cnn14Config
+from mfm_jax.models.synchformer import Synchformer
+from mfm_jax.models.synchformer_video import normalise
 from mfm_jax.runtime.config import to_json
 
 SMALL_CAVP = dataclasses.replace(
@@ -138,3 +140,75 @@ def test_full_audiomae(reference, tmp_path, parity):
     parity("AudioMAE full, converted", "golden rows", embed[0, ::16], golden["embed_rows"], 3e-5)
     pooled = pool_loa(embed, AudioMAEConfig.base().grid, (8, 8))
     parity("AudioMAE full, converted", "golden LOA", pooled, golden["loa_t8_f8"], 3e-5)
+
+
+@jax.jit
+def synchformer_stages(network: Synchformer, frames, mel) -> dict[str, jax.Array]:
+    """Activations of one segment by their names in the goldens; `a_` are those of the sound."""
+    tower = network.video
+    found = {"patch_embed": tower.patch_embed(tower.patchify(frames))}
+    x = tower.embed(frames)
+    for number, block in enumerate(tower.blocks):
+        x = found[f"block{number}"] = block(x)
+    found["norm"] = tower.norm(x[:, 1:])
+    # Of one segment, in order of time. Not by the whole tower: its blocks take seconds.
+    found["features"] = tower.pool(found["norm"].reshape(tower.config.steps, -1, x.shape[-1]))[None]
+    x = found["a_embeddings"] = network.audio.embed(mel)
+    for number, block in enumerate(network.audio.blocks):
+        x = found[f"a_block{number}"] = block(x)
+    return found | {"a_layernorm": network.audio.norm(x), "a_features": network.audio(mel)}
+
+
+def check_rows(parity, golden, stages, prefix: str) -> None:
+    """Compare the rows and means of a tower's activations, as far as the golden has them."""
+    rows = golden["rows"]
+    for name in golden.files:
+        stage, _, kind = name.rpartition("_")
+        if stage and kind == "rows":
+            without_class = stage in ("patch_embed", "norm") and not prefix
+            at = rows[1:] - 1 if without_class else rows
+            found = stages[prefix + stage][0, at]
+        elif kind == "tokenmean":
+            found = stages[prefix + stage][0].mean(axis=0)
+        elif name == "features":
+            found = stages[prefix + name][None]
+        else:
+            continue
+        tolerance = 1e-5 if name == "features" else 5e-5
+        tower = "audio" if prefix else "video"
+        parity(f"Synchformer full {tower}", f"golden {name}", found, golden[name], tolerance)
+
+
+def check_windows(parity, network: Synchformer, golden) -> None:
+    """Compare the logits of the first and of the last 14 segments."""
+    video, audio = (
+        jnp.asarray(golden[f"{name}_features_int8"], jnp.float32) / 32
+        for name in ("video", "audio")
+    )
+    sync = jax.jit(lambda network, video, audio: network.sync(video, audio))
+    for name, cut in (("first14", slice(14)), ("last14", slice(-14, None))):
+        found = sync(network, video[:, cut], audio[:, cut])
+        parity("Synchformer full sync", f"golden {name}", found, golden[f"{name}_logits"], 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_full_synchformer(reference, tmp_path, parity):
+    """All of the network in, against the goldens, and out again as the file that came in."""
+    state = weights_of(reference, "synchformer", "manifest.json", 20261)
+    nested = {f"module.{key}": tensor for key, tensor in state.items()}
+    torch.save({"model": nested, "epoch": 12}, tmp_path / "checkpoint")
+    network = converted(tmp_path, "synchformer")
+    folder = reference / "synchformer/golden"
+    video, audio = np.load(folder / "full_video.npz"), np.load(folder / "full_audio.npz")
+    pixels = video["small_uint8"].repeat(7, axis=1).repeat(8, axis=2)
+    frames = normalise(jnp.asarray(pixels))[None]
+    stages = synchformer_stages(network, frames, jnp.asarray(audio["model_input"].T)[None])
+    check_rows(parity, video, stages, "")
+    check_rows(parity, audio, stages, "a_")
+    check_windows(parity, network, np.load(folder / "full_head.npz"))
+    out = tmp_path / "out"
+    assert main(["synchformer", str(tmp_path / "bundle"), "-o", str(out), "--to", "torch"]) == 0
+    written = load_file(out / WEIGHTS)
+    assert written.keys() == state.keys()
+    assert all(np.array_equal(written[key], state[key].numpy()) for key in state)

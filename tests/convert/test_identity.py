@@ -20,6 +20,7 @@ from convert import (
     mapper,
     scheduler,
     sequence,
+    synchformer,
     t5,
     timechat,
     unet,
@@ -36,6 +37,9 @@ from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.eva_vit import EvaViTConfig
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.qformer import QFormerConfig
+from mfm_jax.models.synchformer import SyncConfig, Synchformer, SynchformerConfig
+from mfm_jax.models.synchformer_audio import AudioTowerConfig
+from mfm_jax.models.synchformer_video import VideoTowerConfig
 from mfm_jax.models.t5 import T5Config, T5Encoder
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
 from mfm_jax.models.unet import UNet, UNetConfig
@@ -151,6 +155,37 @@ def a_cavp(draw: Draw) -> CAVPConfig:
     return CAVPConfig(draw(few), draw(per(4, few)), audio=a_cnn14(draw), **sizes)
 
 
+def a_synchformer(draw: Draw) -> SynchformerConfig:
+    patch, patch_frames, stride = draw(few), draw(few), draw(few)
+
+    def sizes() -> dict[str, int]:
+        heads = draw(few)
+        return {
+            "width": heads * draw(few),
+            "depth": draw(few),
+            "heads": heads,
+            "mlp_width": draw(some),
+        }
+
+    video = VideoTowerConfig(
+        frames=patch_frames * draw(few),
+        image=(patch * draw(few), patch * draw(few)),
+        patch=patch,
+        patch_frames=patch_frames,
+        **sizes(),
+    )
+    audio = AudioTowerConfig(
+        columns=patch + draw(some),
+        bins=patch + draw(some),
+        patch=patch,
+        stride=(stride, draw(few)),
+        **sizes(),
+    )
+    return SynchformerConfig(
+        video, audio, SyncConfig(segments=draw(few), offsets=draw(some), **sizes())
+    )
+
+
 def a_timechat(draw: Draw) -> TimeChatConfig:
     heads, patch = draw(few), draw(few)
     d, d_vit = heads * draw(few), heads * draw(few)
@@ -213,6 +248,7 @@ NETWORKS = {
     "cnn14": Network(a_cnn14, partial(Cnn14Tagger, classes=7), always(cnn14.TABLE)),
     "timechat": Network(a_timechat, TimeChat, timechat.table),
     "audiomae": Network(an_audiomae, AudioMAE, audiomae.table),
+    "synchformer": Network(a_synchformer, Synchformer, synchformer.table),
     "gpt2": Network(a_gpt2, GPT2, gpt2.table),
     "t5": Network(a_t5, T5Encoder, always(t5.TABLE)),
     "sequence": Network(a_sequence, build_mapper, sequence.table),

@@ -10,7 +10,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convert import audiomae, cavp, cnn14, gpt2, mapper, t5, timechat, unet, vae, vocoder
+from convert import (
+    audiomae,
+    cavp,
+    cnn14,
+    gpt2,
+    mapper,
+    synchformer,
+    t5,
+    timechat,
+    unet,
+    vae,
+    vocoder,
+)
 from convert.__main__ import MODELS, main
 from convert.command import find_model
 from convert.incoming import Choices, Incoming, Reading, fit
@@ -22,6 +34,7 @@ from mfm_jax.models.audiomae import LOA, AudioMAE, AudioMAEConfig
 from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.models.synchformer import Synchformer, SynchformerConfig
 from mfm_jax.models.t5 import T5Config, T5Encoder
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
 from mfm_jax.models.unet import UNet, UNetConfig
@@ -38,6 +51,11 @@ NETWORKS = {
     "gpt2": (GPT2, GPT2_CONFIG, gpt2.table(GPT2_CONFIG)),
     "t5": (T5Encoder, T5Config.tiny(), t5.TABLE),
     "cnn14": (Cnn14Tagger, Cnn14Config.tiny(), cnn14.TABLE),
+    "synchformer": (
+        Synchformer,
+        SynchformerConfig.tiny(),
+        synchformer.table(SynchformerConfig.tiny()),
+    ),
     "mapper": (
         build_mapper,
         config := MapperConfig(
