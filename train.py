@@ -29,6 +29,7 @@ from mfm_jax.runtime.sharding import Layout, fetch, make_mesh
 from mfm_jax.storage.checkpoints import Checkpoints
 from mfm_jax.storage.files import report_full_disk
 from mfm_jax.storage.weights import initialise, with_weights
+from mfm_jax.train.goodput import Goodput
 from mfm_jax.train.log import Metrics
 from mfm_jax.train.recipe import TrainConfig, TrainSetup
 from mfm_jax.train.speed import Profile, StepTimer
@@ -36,7 +37,14 @@ from mfm_jax.train.step import TrainState
 from mfm_jax.train.workdir import CHECKPOINTS, claimed, record, tell
 
 
-def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0) -> int:
+def train(
+    config: TrainConfig,
+    workdir: Path,
+    command: str,
+    *,
+    profile: int = 0,
+    began: float | None = None,
+) -> int:
     """Train to the end, put the network into its bundle, and return the exit code.
 
     All processes of a run call this together, with a `workdir` that all of them see.
@@ -44,14 +52,24 @@ def train(config: TrainConfig, workdir: Path, command: str, *, profile: int = 0)
     Args:
         command: what started the run, for the bundle's provenance.
         profile: steps to trace.
+        began: from when on time is booked, as unix time; now by default.
     """
     config.recipe.check(workdir)
-    with report_full_disk(workdir), claimed(workdir, config) as changes:
-        return run(config, workdir, command, changes, profile)
+    with (
+        report_full_disk(workdir),
+        claimed(workdir, config) as changes,
+        closing(Goodput(workdir, began)) as goodput,
+    ):
+        return run(config, workdir, command, changes, profile, goodput)
 
 
 def run(
-    config: TrainConfig, workdir: Path, command: str, changes: Mapping[str, Any], profile: int
+    config: TrainConfig,
+    workdir: Path,
+    command: str,
+    changes: Mapping[str, Any],
+    profile: int,
+    goodput: Goodput,
 ) -> int:
     """Train in a folder that is claimed; `changes` are those of the config since the run began."""
     recipe = config.recipe
@@ -63,7 +81,8 @@ def run(
 
     # The newest checkpoint that can be read, else the one before, else a fresh start.
     checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.keep, say=distributed.say)
-    restored = checkpoints.restore(setup.abstract_state().items())
+    with goodput.on("restore"):
+        restored = checkpoints.restore(setup.abstract_state().items())
     dataset, heldout = recipe.prepare(workdir)
     if restored is None:
         module = initialise(recipe.build, config.seed, shapes_only=recipe.loaded)
@@ -73,6 +92,7 @@ def run(
     if jax.process_index() == 0:
         record(workdir, config)
     start = int(state.step)
+    goodput.resume(start)
     steps = max(start, config.steps)
     for line in tell(changes, config, start) if start else ():
         distributed.say(line)
@@ -92,32 +112,46 @@ def run(
         Stop() as stop,
         jax.set_mesh(layout.mesh),
         closing(
-            Metrics(workdir, timer, start=start, steps=steps, every=config.log_every, clips=clips)
+            Metrics(
+                workdir,
+                timer,
+                goodput,
+                start=start,
+                steps=steps,
+                every=config.log_every,
+                clips=clips,
+            )
         ) as metrics,
         closing(Profile(workdir / "profile", start=start, count=profile)) as trace,
     ):
+        goodput.enter("step")
         for done in range(start, steps + 1):
             last, score = done == steps, None
             if last or done % config.eval_every == 0:
                 metrics.flush()
-                scores = recipe.evaluate(setup.averaged_module(state), heldout, config.batch)
+                with goodput.on("evaluation"):
+                    scores = recipe.evaluate(setup.averaged_module(state), heldout, config.batch)
                 metrics.write(done, {f"heldout_{name}": value for name, value in scores.items()})
                 score = score_of(scores, config.best)
             if config.sample_every and (last or done % config.sample_every == 0):
                 metrics.flush()
-                metrics.sounds(done, recipe.sounds(setup.averaged_module(state), heldout))
+                with goodput.on("evaluation"):
+                    metrics.sounds(done, recipe.sounds(setup.averaged_module(state), heldout))
             stopped = stop.at(done)
             due = done % config.save_every == 0 or checkpoints.would_be_best(score)
             if last or stopped or (due and done > start):
                 metrics.flush()
-                checkpoints.save(done, state.items(), score=score)
+                with goodput.on("save"):
+                    checkpoints.save(done, state.items(), score=score)
+                goodput.write(done)
             if last or stopped:
                 break
             if trace.due(done):
                 metrics.flush()
                 trace.toggle()
             timer.start()
-            batch = layout.put_batch(next(data), config.batch)
+            with goodput.on("input"):
+                batch = layout.put_batch(next(data), config.batch)
             timer.count_flops(counted, state, batch)
             with (
                 jax.profiler.StepTraceAnnotation("train", step_num=done + 1),
@@ -126,14 +160,18 @@ def run(
             ):
                 state, measured = step(state, batch)
             metrics.add(done + 1, measured)
-        if not stopped:
-            state = best_state(checkpoints, state)
-        checkpoints.close()
+        with goodput.on("save"):
+            if not stopped:
+                state = best_state(checkpoints, state)
+            checkpoints.close()
 
+    goodput.enter("finish")
     if stopped:
+        goodput.write(done)
         distributed.say(f"stopped at step {done}: the same command continues from there")
         return 128 + (stop.signal or signal.SIGTERM)  # JAX takes the signals of several processes
     finish(setup, state, metrics, workdir, command)
+    goodput.write(done)
     return 0
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "make sound for videos",
     "extract": "compute the features that training reads",
     "train": "train one network",
+    "status": "say how far runs are",
     "convert": "released weights into a bundle, or back to PyTorch",
     "bundle": "show or verify a bundle",
     "demo": "sound for a silent example clip",

@@ -38,11 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, train: Callable[..., int] | None = None) -> int:
     """Train with the function of `train.py`, which is imported if it is not given."""
     from mfm_jax.runtime import distributed
+    from mfm_jax.train.goodput import process_start
 
     distributed.start(options.processes(args))
     config = toplevel.read_config(args.config, args.set)
     train = train or toplevel.module("train").train
-    return train(config, args.workdir, args.command_line, profile=args.profile or 0)
+    return train(
+        config,
+        args.workdir,
+        args.command_line,
+        profile=args.profile or 0,
+        began=process_start(),
+    )
 
 
 def main(train: Callable[..., int], arguments: Sequence[str]) -> int:

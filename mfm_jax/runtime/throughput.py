@@ -104,14 +104,14 @@ class Throughput:
         if self._opened and self._wanted > 0:
             words.insert(0, f"{factor * self._opened / self._wanted:.3g} clips/s")
         if (left := self.seconds_left) is not None:
-            words.append(f"{_duration(left)} left")
+            words.append(f"{duration(left)} left")
         return ", ".join(words)
 
     def _elapsed(self) -> float:
         return 0.0 if self._first is None else self._clock() - self._first
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time as people say it."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -24,6 +24,7 @@ from mfm_jax.media.spectrogram import picture
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.storage.files import atomic_write, write_text
 from mfm_jax.train.board import Board
+from mfm_jax.train.goodput import Goodput, told
 from mfm_jax.train.speed import StepTimer, peak_memory
 from mfm_jax.typing import Array, Float
 
@@ -54,13 +55,15 @@ class Metrics:
         self,
         workdir: Path,
         timer: StepTimer,
+        goodput: Goodput | None = None,
         *,
         start: int = 0,
         steps: int = 0,
         every: int,
         clips: Callable[[int], Sequence[str]] = lambda step: (),
     ) -> None:
-        self.workdir, self.timer, self.start, self.every = workdir, timer, start, every
+        self.workdir, self.timer, self.goodput = workdir, timer, goodput
+        self.start, self.every = start, every
         self.steps, self.clips, self._began = steps, clips, time.monotonic()
         self._pending: tuple[int, Mapping[str, Array]] | None = None
         self._sums: dict[str, float] = {}
@@ -135,6 +138,7 @@ class Metrics:
             "device": devices[0].device_kind,
             "peak_memory": peak_memory(),
             "heldout": self._heldout(best),
+            "goodput": None if self.goodput is None else self.goodput.summary(),
             "bundle": None if bundle is None else str(bundle),
         }
         write_text(self.workdir / "summary.json", json.dumps(found, indent=1) + "\n")
@@ -196,8 +200,14 @@ class Metrics:
         self._count += 1
         if step % self.every == 0:
             means = {name: total / self._count for name, total in self._sums.items()}
-            self.write(step, {**means, **self.timer.lap()})
+            self.write(step, {**means, **self.timer.lap(), **self._goodput(step)})
             self._sums, self._count = {}, 0
+
+    def _goodput(self, step: int) -> dict[str, float]:
+        if self.goodput is None:
+            return {}
+        self.goodput.write(step)
+        return {"goodput": self.goodput.summary()["goodput"]}
 
 
 def _kept(file: Path, start: int) -> list[dict[str, Any]]:
@@ -258,6 +268,8 @@ def _told(found: Mapping[str, Any]) -> list[str]:
     lines = [f"{what}: {', '.join(timer)}"]
     if found["peak_memory"] is not None:
         lines.append(f"at most {found['peak_memory'] / 2**30:.2f} GiB on a device")
+    if found["goodput"] is not None:
+        lines.append(told(found["goodput"]))
     if heldout := found["heldout"]:
         best, last = heldout["best"], heldout["last"]
         lines.append(

@@ -100,7 +100,8 @@ def test_lines_events_and_the_summary_agree(tmp_path, capsys):
     assert "mfu" not in found
     said = capsys.readouterr().out.splitlines()
     assert f"best {min(errors.values()):.4g} at step" in said[-1]
-    assert said[-2].startswith("12 steps on ")
+    assert said[-2].startswith("goodput ")
+    assert said[-3].startswith("12 steps on ")
 
 
 def test_a_run_that_was_killed_leaves_every_point_once(tmp_path):

@@ -1,0 +1,93 @@
+"""`mfm status`: how far runs are, read from what they keep in their folders."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mfm_jax.cli import arguments as options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.description = (
+        "Say in a line how far a training run or a job of `mfm generate` is. This reads the folder "
+        "alone, so it works from any machine that sees it, and after the run, too."
+    )
+    parser.add_argument(
+        "folder",
+        nargs="+",
+        type=options.path,
+        metavar="DIR",
+        help="the --workdir of a run, or the folder of outputs",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each folder; return 1 if one is neither."""
+    from mfm_jax.inference.record import NAME as OUTPUTS
+    from mfm_jax.train.goodput import NAME as BOOKED
+
+    unknown = 0
+    for folder in args.folder:
+        if (folder / BOOKED).is_file():
+            print(f"{folder}: {training(folder)}")
+        elif (folder / OUTPUTS).is_file():
+            print(f"{folder}: {generation(folder)}")
+        else:
+            print(f"{folder}: has no {BOOKED} of a training run, and no {OUTPUTS} of outputs")
+            unknown += 1
+    return 1 if unknown else 0
+
+
+def training(folder: Path) -> str:
+    """Say how far a training run is: its step, last report and goodput."""
+    from mfm_jax.train.goodput import NAME, read_lines, summarised, told, total
+
+    lines = read_lines(folder / NAME)
+    if not lines:
+        return "nothing is booked yet"
+    steps = (_json(folder / "config.json") or {}).get("steps", "?")
+    words = [f"step {lines[-1].step} of {steps}"]
+    reports = [line for line in _json_lines(folder / "metrics.jsonl") if "loss" in line]
+    if reports:
+        words.append(f"loss {reports[-1]['loss']:.4g}")
+        if "clips_per_second" in reports[-1]:
+            words.append(f"{reports[-1]['clips_per_second']:.4g} clips/s")
+    words += [told(summarised(total(lines))), _ago(lines[-1].time)]
+    return ", ".join(words)
+
+
+def generation(folder: Path) -> str:
+    """Say what is made in a folder of outputs, and what failed."""
+    from mfm_jax.inference.record import FAILED, NAME
+
+    made = {line["output"]: line["seconds"] for line in _json_lines(folder / NAME)}
+    words = [f"{len(made)} clips made, {sum(made.values()) / 60:.1f} min of sound"]
+    if (folder / FAILED).is_file():
+        words.append(f"some failed: see {folder / FAILED}")
+    return ", ".join([*words, _ago((folder / NAME).stat().st_mtime)])
+
+
+def _ago(when: float) -> str:
+    from mfm_jax.runtime.throughput import duration
+
+    return f"last report {duration(max(0.0, time.time() - when))} ago"
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a file of JSON lines; one that was cut is left out."""
+    for text in file.read_bytes().splitlines() if file.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_bytes()) if file.is_file() else None
