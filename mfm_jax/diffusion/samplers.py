@@ -164,20 +164,13 @@ class Sampler:
         state: State,
         output: Float[Array, "B H W C"],
         step: Step,
-        keys: Shaped[Array, " B"] | None = None,
+        z: Float[Array, "B H W C"] | None = None,
     ) -> State:
-        """Do one step with the `output` of the network at it.
-
-        Args:
-            keys: one random key for each example, needed if `eta` is not 0.
-        """
+        """Do one step with the `output` of the network at it; `z` is noise if `eta` is not 0."""
         t = jnp.full(state.x.shape[:1], step.t, jnp.int32)
         x0, eps = self.schedule.to_x0_eps(output.astype(state.x.dtype), state.x, t)
         if isinstance(step.row, DPMRow):
             return State(dpm_step(state.x, x0, state.x0, step.row), x0)
-        z = None
-        if keys is not None and self.eta > 0:
-            z = fresh_noise(keys, step.number, state.x.shape)
         return State(ddim_step(x0, eps, z, step.row), x0)
 
 
@@ -221,7 +214,10 @@ def sample(
 
         def one(state: State, step: Step, chosen: Denoiser = chosen) -> tuple[State, None]:
             t = jnp.full(state.x.shape[:1], step.t, jnp.int32)
-            return run.step(state, chosen(state.x, t), step, keys), None
+            z = None
+            if keys is not None and eta:
+                z = fresh_noise(keys, step.number, state.x.shape)
+            return run.step(state, chosen(state.x, t), step, z), None
 
         end = done + len(list(those))
         part = jax.tree.map(lambda each, a=done, b=end: each[a:b], rows)

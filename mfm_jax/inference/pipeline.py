@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.bundle.windows import sentence_length, window_spec
 from mfm_jax.diffusion import guide, sample
+from mfm_jax.diffusion.guidance import Denoiser
 from mfm_jax.inference.encoders import (
     Frames,
     encode_video,
@@ -113,6 +114,34 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B L E"]:
     return constrain(mapper.generate(streams).astype(jnp.float32), "batch")
 
 
+def guided(
+    unet: UNet,
+    seconds: Float[Array, " L"],
+    condition: tuple[Array, Text | None],
+    empty: tuple[Array, Text | None],
+    sampling: Sampling,
+) -> tuple[Denoiser, Denoiser]:
+    """Return the denoiser with guidance, and the one without.
+
+    Args:
+        seconds: times of the LOA tokens.
+        condition: LOA and text; `empty` is what the unconditional half of guidance reads.
+    """
+
+    def denoise(x: Array, t: Array, condition: tuple[Array, Text | None]) -> Array:
+        tokens, words = condition
+        contexts: tuple[Array, ...] = (tokens,)
+        masks: tuple[Array | None, ...] = (None,)
+        if words is not None:
+            contexts, masks = (tokens, words.states), (None, words.mask)  # type: ignore[assignment]
+        return unet(x, t, contexts, masks, context_seconds=seconds)
+
+    return (
+        guide(denoise, condition, empty, sampling.guidance, sampling.rescale),
+        guide(denoise, condition, empty, 1.0),
+    )
+
+
 @partial(jax.jit, static_argnames=("settings", "sampling"))
 def latents_from_loa(
     networks: SoundNetworks,
@@ -120,32 +149,25 @@ def latents_from_loa(
     keys: Shaped[Array, " B"],
     text: Text | None,
     negative: Text | None,
+    unwanted: Float[Array, "B L E"] | None = None,
     *,
     settings: Settings,
     sampling: Sampling,
 ) -> Float[Array, "B H W C"]:
     """Sample latents conditioned on `loa` (and text), in float32.
 
-    The unconditional half of guidance reads zeros in place of LOA and `negative` in place of the
-    text, as AudioLDM2 was trained.
+    The unconditional half of guidance reads `unwanted`, or zeros, in place of LOA and `negative` in
+    place of the text. AudioLDM2 was trained with zeros.
     """
-    unet, vae, vocoder = networks.unet, networks.vae, networks.vocoder
+    vae, vocoder = networks.vae, networks.vocoder
     seconds = jnp.asarray(networks.mapper.config.loa.times())
-
-    def denoise(x, t, condition):
-        tokens, words = condition
-        contexts: tuple[Array, ...] = (tokens,)
-        masks: tuple[Array | None, ...] = (None,)
-        if words is not None:
-            contexts, masks = (tokens, words.states), (None, words.mask)
-        return unet(x, t, contexts, masks, context_seconds=seconds)
-
     shape = vae.latent_shape(settings.frames, vocoder.config.mels)
     start, later = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(start)
-    condition, empty = (loa, text), (jnp.zeros_like(loa), negative)
+    empty = (jnp.zeros_like(loa) if unwanted is None else unwanted, negative)
+    denoise, unguided = guided(networks.unet, seconds, (loa, text), empty, sampling)
     return sample(
-        guide(denoise, condition, empty, sampling.guidance, sampling.rescale),
+        denoise,
         noise,
         settings.schedule,
         sampler=sampling.sampler,
@@ -153,7 +175,7 @@ def latents_from_loa(
         spacing=sampling.spacing,
         eta=sampling.eta,
         keys=later,
-        unguided=guide(denoise, condition, empty, 1.0),
+        unguided=unguided,
         interval=sampling.interval,
     )
 
@@ -175,13 +197,14 @@ def sound_from_loa(
     keys: Shaped[Array, " B"],
     text: Text | None,
     negative: Text | None,
+    unwanted: Float[Array, "B L E"] | None = None,
     *,
     settings: Settings,
     sampling: Sampling,
 ) -> Float[Array, "B A"]:
     """Do `latents_from_loa` and `sound_from_latents` in one program."""
     latents = latents_from_loa(
-        networks, loa, keys, text, negative, settings=settings, sampling=sampling
+        networks, loa, keys, text, negative, unwanted, settings=settings, sampling=sampling
     )
     return sound_from_latents(networks, latents, settings=settings)
 
@@ -303,7 +326,7 @@ class VideoToAudio:
         Raises:
             SettingError: the devices of the layout do not divide the windows.
         """
-        n, frames = self.networks, self._put(self.frames(windows), len(windows))
+        n, frames = self.networks, self.put(self.frames(windows), len(windows))
         with jax.set_mesh(self.layout.mesh):
             return encode_video(
                 n.cavp,
@@ -315,7 +338,7 @@ class VideoToAudio:
 
     def predict(self, streams: Streams) -> Float[Array, "B L E"]:
         """Start to predict the LOA of encoded windows: the second stage, which needs the mapper."""
-        streams = self._put(streams, len(streams["cavp"].tokens))
+        streams = self.put(streams, len(streams["cavp"].tokens))
         with jax.set_mesh(self.layout.mesh):
             return self.programs(predict_loa, self.networks.mapper, streams)
 
@@ -337,17 +360,17 @@ class VideoToAudio:
         sampling = sampling or Sampling(
             self.settings.sampler, self.settings.steps, self.settings.guidance
         )
-        batch = len(windows)
-        loa, text, negative = self._put((loa, *self._texts(batch, prompts, negatives)), batch)
+        batch, numbers = len(windows), [window.index for window in windows]
+        loa, text, negative = self.put((loa, *self.texts(batch, prompts, negatives)), batch)
         waves = []
         with jax.set_mesh(self.layout.mesh):
             for number in range(candidates):
-                keys = self.keys(windows, [(seed + number) % SEEDS for seed in seeds])
+                keys = self.keys(numbers, [(seed + number) % SEEDS for seed in seeds])
                 wave = self.programs(
                     sound_from_loa,
                     self.networks.sound_networks,
                     loa,
-                    self._put(keys, batch),
+                    self.put(keys, batch),
                     text,
                     negative,
                     settings=self.settings,
@@ -356,7 +379,7 @@ class VideoToAudio:
                 waves.append(wave)
         return Made(jnp.stack(waves, axis=1), loa)
 
-    def _put(self, tree: Any, batch: int) -> Any:
+    def put(self, tree: Any, batch: int) -> Any:
         """Put arrays of a batch on the devices, sharded by window."""
         return jax.device_put(tree, self.layout.batch(batch))
 
@@ -368,18 +391,23 @@ class VideoToAudio:
         negatives: Sequence[Text | None] = (),
     ) -> GenerationInputs:
         """Return the inputs of the compiled programs, not yet sharded over the devices."""
-        text, negative = self._texts(len(windows), prompts, negatives)
-        return GenerationInputs(self.frames(windows), self.keys(windows, seeds), text, negative)
+        text, negative = self.texts(len(windows), prompts, negatives)
+        return GenerationInputs(
+            self.frames(windows),
+            self.keys([window.index for window in windows], seeds),
+            text,
+            negative,
+        )
 
-    def keys(self, windows: Sequence[Window], seeds: Sequence[int]) -> Shaped[Array, " B"]:
-        """Return the random key of each window: that of its seed and its index."""
+    def keys(self, numbers: Sequence[int], seeds: Sequence[int]) -> Shaped[Array, " B"]:
+        """Return the random keys of windows: those of their numbers in the video and of seeds."""
         known = {seed: random_key(seed) for seed in seeds}
         return jax.vmap(jax.random.fold_in)(
             jnp.stack([known[seed] for seed in seeds]),
-            jnp.array([w.index for w in windows], jnp.uint32),
+            jnp.array(numbers, jnp.uint32),
         )
 
-    def _texts(
+    def texts(
         self, batch: int, prompts: Sequence[Text | None], negatives: Sequence[Text | None]
     ) -> tuple[Text | None, Text | None]:
         """Return the texts of both halves of guidance, padded to one length.
@@ -408,16 +436,23 @@ def _padded(x: Array | np.ndarray, length: int) -> Array:
 
 
 def stitch(
-    waves: Sequence[Float[np.ndarray, " A"]], spec: WindowSpec, samples: int
+    waves: Sequence[Float[np.ndarray, " A"]],
+    spec: WindowSpec,
+    samples: int,
+    *,
+    joint: bool = False,
 ) -> Float[np.ndarray, " {samples}"]:
     """Join the windows of a video into one waveform of `samples`, with cross-fades at overlaps.
 
     The fade keeps the power constant, because neighbouring windows are sampled independently and do
-    not correlate. Samples after the last window are silent.
+    not correlate. Those that were sampled jointly are nearly equal, and their fade is linear.
+    Samples after the last window are silent.
     """
     step = round((spec.seconds - spec.overlap) * RATE)
     overlap = round(spec.overlap * RATE)
-    rise = np.sin(np.linspace(0, np.pi / 2, overlap, dtype=np.float32))
+    rise = np.linspace(0, 1, overlap, dtype=np.float32)
+    if not joint:
+        rise = np.sin(np.pi / 2 * rise)
     covered = step * (len(waves) - 1) + max(map(len, waves))
     total = np.zeros(max(covered, samples), np.float32)
     for i, wave in enumerate(waves):

@@ -121,6 +121,7 @@ class Work:
     record: Record | None = None  # of the folder of outputs
     settings: Mapping[str, Any] = field(default_factory=dict)  # of all jobs, for the record
     finishing: Finishing = field(default_factory=Finishing)
+    joint: bool = False  # windows agree where they overlap
     throughput: Throughput = field(default_factory=Throughput)
 
     def check_targets(self) -> None:
@@ -208,7 +209,7 @@ class Work:
         """Write the file of a job that has all its windows; return what one might not expect."""
         choice = networks.choose(job.made)
         waves = [np.asarray(made.waves[choice.number]) for made in job.made]
-        wave = stitch(waves, self.spec, job.samples)
+        wave = stitch(waves, self.spec, job.samples, joint=self.joint)
         job.made.clear()
         start, rate = job.request.start, self.finishing.rate
         wave, notes = self.finishing(wave, job.source, start)

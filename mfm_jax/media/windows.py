@@ -3,7 +3,7 @@
 Nothing here reads a file, so that generation needs no video library.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -107,3 +107,8 @@ class Window:
     cavp_seconds: Float[np.ndarray, " T"]  # of the moment shown, since the window's start, float64
     timechat_THWC: UInt8[np.ndarray, "frames side side 3"]
     timechat_seconds: Float[np.ndarray, " frames"]  # since the window's start, float64
+
+    def without_frames(self) -> "Window":
+        """Return the window once its frames are encoded: they are large."""
+        none = np.empty((0, 0, 0, 3), np.uint8)
+        return replace(self, cavp_THWC=none, timechat_THWC=none)
