@@ -17,7 +17,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("training", "files", "jobs", "benchmarks", "conversion", "mapper_in_pytorch")
+        for name in (
+            "training",
+            "files",
+            "jobs",
+            "benchmarks",
+            "conversion",
+            "mapper_in_pytorch",
+            "evaluate",
+        )
     ),
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

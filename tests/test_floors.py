@@ -36,6 +36,7 @@ FLOORS = {
     "mfm_jax.plan": 5.8,
     "mfm_jax.foley": 5.8,
     "mfm_jax.train": 5.6,
+    "mfm_jax.evaluation": 5.5,
     "mfm_jax.inference": 5.4,
     "mfm_jax.data": 5.2,
     "mfm_jax.bundle": 4,

@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "say how far runs are",
     "convert": "released weights into a bundle, or back to PyTorch",
     "bundle": "show or verify a bundle",
+    "evaluate": "score generated sound against real sound, with a report",
     "demo": "sound for a silent example clip",
     "plan": "compile for TPUs that are not there, and say what a step needs",
     "miniature": "train the miniature, score it, ask it the paper's questions",

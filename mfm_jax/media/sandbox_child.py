@@ -10,13 +10,25 @@ from mfm_jax.errors import UserError, first_line
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.sandbox import MEMORY, receive, send
+from mfm_jax.media.small_frames import small_frames
+from mfm_jax.media.sounds import read_sound, sound_rate
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.synchformer_frames import synchformer_frames
 from mfm_jax.media.write import write_excerpt, write_video
 
 CALLS: dict[str, Callable] = {
     call.__name__: call
-    for call in (probe, windows, read_audio, synchformer_frames, write_video, write_excerpt)
+    for call in (
+        probe,
+        windows,
+        small_frames,
+        read_audio,
+        read_sound,
+        sound_rate,
+        synchformer_frames,
+        write_video,
+        write_excerpt,
+    )
 }
 OPEN_FILES = 64
 
