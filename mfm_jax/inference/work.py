@@ -121,8 +121,8 @@ class Work:
     record: Record | None = None  # of the folder of outputs
     settings: Mapping[str, Any] = field(default_factory=dict)  # of all jobs, for the record
     finishing: Finishing = field(default_factory=Finishing)
-    joint: bool = False  # windows agree where they overlap
     throughput: Throughput = field(default_factory=Throughput)
+    joint: bool = False  # windows agree where they overlap
 
     def check_targets(self) -> None:
         """Check that every file can be written, before anything is computed for it."""
