@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -78,6 +78,7 @@ Result = tuple[list[Item], Made | Exception]
 """Windows and what was made of them, or why nothing was: then they are of one video."""
 
 
+@runtime_checkable
 class Maker(Protocol):
     """Makes the sounds of windows, and chooses among candidates."""
 
