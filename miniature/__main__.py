@@ -18,6 +18,7 @@ COMMANDS = {
     "robust": ("robust", "the same clips at other rates, sizes, rotated"),
     "still": ("still", "black, static and noise videos"),
     "steps": ("steps", "few steps of the sampler beside many"),
+    "guidance": ("guidance", "guidance at some noise levels only, and rescaled"),
     "real": ("real", "real clips, which it was not made for"),
     "report": ("document", "put all results into docs/miniature.md"),
 }

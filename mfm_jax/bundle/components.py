@@ -63,7 +63,7 @@ class Settings:
     def tiny(cls) -> "Settings":
         """Settings of the shipped miniature."""
         return cls(
-            schedule=Schedule(prediction="v"), frames=256, overlap=0.32, steps=20, guidance=4.0
+            schedule=Schedule(prediction="v"), frames=256, overlap=0.32, steps=8, guidance=4.0
         )
 
     @property
