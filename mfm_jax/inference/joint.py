@@ -30,7 +30,7 @@ from mfm_jax.inference.pipeline import (
 )
 from mfm_jax.inference.stream import Device, in_full
 from mfm_jax.inference.work import Item, Job, Result, the_only_one
-from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.windows import Window
 from mfm_jax.models.unet import UNet
 from mfm_jax.runtime.seeds import SEEDS
 from mfm_jax.runtime.sharding import constrain
@@ -53,17 +53,24 @@ class Batch(NamedTuple):
     unwanted: Float[Array | np.ndarray, "B L E"] | None = None
 
 
-def overlap_of(spec: WindowSpec, seconds_per_latent: float) -> int:
-    """Return the latents that neighbouring windows share.
+def latent_shape(model: VideoToAudio) -> tuple[int, int, int]:
+    """Return the shape of the latents of a window."""
+    n = model.networks
+    return n.vae.latent_shape(model.settings.frames, n.vocoder.config.mels)
+
+
+def latent_overlap(model: VideoToAudio) -> int:
+    """Return how many latents neighbouring windows share in time.
 
     Raises:
-        UsageError: they are not a whole number.
+        UsageError: they are not a whole number, or fewer than two.
     """
-    shared = spec.overlap / seconds_per_latent
+    seconds = model.settings.seconds / latent_shape(model)[0]
+    shared = model.spec.overlap / seconds
     if abs(shared - round(shared)) > 1e-6 or round(shared) < 2:
         raise UsageError(
-            f"windows that overlap by {spec.overlap:g} s cannot be denoised jointly: set the "
-            f"bundle's overlap to a multiple of {seconds_per_latent:g} s, at least twice as long"
+            f"windows that overlap by {model.spec.overlap:g} s cannot be denoised jointly: set the "
+            f"bundle's overlap to a multiple of {seconds:g} s, at least {2 * seconds:g} s"
         )
     return round(shared)
 
@@ -132,8 +139,7 @@ def joint_latents(
 ) -> list[Float[Array, "B H W C"]]:
     """Start to sample the latents of whole videos, whose windows lie in one or more batches."""
     n, settings = model.networks, model.settings
-    shape = n.vae.latent_shape(settings.frames, n.vocoder.config.mels)
-    overlap = overlap_of(model.spec, settings.seconds / shape[0])
+    shape, overlap = latent_shape(model), latent_overlap(model)
     seconds = jnp.asarray(n.mapper.config.loa.times())
     sampler = Sampler(
         settings.schedule, sampling.sampler, sampling.steps, sampling.spacing, sampling.eta
@@ -238,6 +244,9 @@ class JointNetworks:
     # Starts to make the sounds of the windows of whole videos, so many at a time.
     start: Callable[[list[Row], int], Started]
     choose: Callable[[Sequence[Made]], Choice] = the_only_one
+
+    def __post_init__(self) -> None:
+        latent_overlap(self.model)  # an overlap that does not fit is told at once
 
     def results(
         self, groups: Iterable[list[Item]], batch: int, throughput: Throughput
