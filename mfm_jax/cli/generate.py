@@ -90,6 +90,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="windows computed at once; default: 4, rounded up to a multiple of the devices",
     )
+    parser.add_argument(
+        "--joint",
+        action="store_true",
+        help="denoise the windows of a long video together, so that they agree where they overlap; "
+        "otherwise they are made alone and cross-faded",
+    )
+    parser.add_argument(
+        "--memory",
+        choices=("high", "low"),
+        default="high",
+        help="low: encoders, mapper and diffusion are on the device one after the other, which "
+        "needs less memory and makes the same sounds",
+    )
     options.add_precision(parser, "of weights and arithmetic; default: float32", default="float32")
     group = parser.add_argument_group("several devices, over which the windows are divided")
     group.add_argument(
@@ -125,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
                 eta=args.eta,
                 precision=args.precision,
                 batch=args.batch,
+                joint=args.joint,
+                memory=args.memory,
                 format=args.format,
                 candidates=args.candidates,
                 veto=args.veto,

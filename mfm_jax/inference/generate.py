@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.bundle.windows import window_spec
 from mfm_jax.errors import UsageError, UserError
-from mfm_jax.inference.candidates import CLASSES, Judge
+from mfm_jax.inference.candidates import CLASSES
 from mfm_jax.inference.finishing import LOUDEST, QUIETEST, RATES, Finishing
 from mfm_jax.inference.inputs import expand
-from mfm_jax.inference.pipeline import Made, Sampling, VideoToAudio
-from mfm_jax.inference.prompts import Prompts
+from mfm_jax.inference.networks import MEMORY, Loader
+from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.inference.record import Record
 from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
-from mfm_jax.inference.work import Item, Job, Networks, Work
+from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.audio import RATE
 from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.precision import PRECISIONS
@@ -68,6 +67,8 @@ def generate(
     precision: str = "float32",
     batch: int | None = None,
     format: str | None = None,
+    joint: bool = False,
+    memory: str = "high",
     candidates: int = 1,
     veto: str | Sequence[str] = (),
     rate: int = RATE,
@@ -103,6 +104,11 @@ def generate(
         eta: for ddim, from 0 (deterministic) to 1 (ancestral).
         precision: "float32", "bfloat16" or "float16".
         batch: windows computed at once.
+        joint: denoise the windows of a video together, so that they agree where they overlap;
+            otherwise each is made alone and they are cross-faded.
+        memory: "high", with all networks on the device, or "low": encoders, mapper and diffusion
+            one after the other, for which the weights of each are read again every
+            `mfm_jax.inference.staged.ROUND` windows. The sounds are the same.
         format: of files in a folder `out`, one of `FORMATS`; mp4 if None.
         candidates: sounds for each video, of its seed and of those after it. The one is kept whose
             LOA, as AudioMAE hears it, is nearest to what was predicted.
@@ -128,6 +134,9 @@ def generate(
     _check_choice("sampler", sampler, SAMPLERS)
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("format", format, FORMATS)
+    _check_choice("memory", memory, MEMORY)
+    if joint and memory == "low":
+        raise UsageError("memory low makes each window alone: leave it out, or joint")
     vetoed = _veto(veto, candidates)
     finishing = _finishing(rate, lufs, mix)
 
@@ -160,31 +169,18 @@ def generate(
             "bundle": identity(opened),
             "candidates": candidates,
             "veto": vetoed,
+            "joint": joint,
             **asdict(finishing),
         },
         finishing,
-        throughput,
+        throughput=throughput,
+        joint=joint,
     )
 
-    def load() -> Networks:
-        # T5 is dropped before the other networks are loaded.
-        prompts = Prompts.encoded(requests, opened, precision, work.note)
-        model = VideoToAudio.open(opened.path, precision, layout, verify=verify)
-
-        def start(items: Sequence[Item]) -> Made:
-            asked = [job.request for job, _ in items]
-            return model.start(
-                [window for _, window in items],
-                [request.seed for request in asked],
-                sampling,
-                prompts.texts([request.prompt for request in asked]),
-                prompts.texts([request.negative_prompt for request in asked]),
-                candidates=candidates,
-            )
-
-        if candidates == 1:
-            return Networks(start)
-        return Networks(start, Judge.open(opened, model, vetoed, dtype=jnp.dtype(precision)).choose)
+    load = Loader(
+        opened, requests, sampling, layout, batch, precision, memory, candidates, vetoed,
+        work.say, work.note, joint,
+    )  # fmt: skip
 
     with output_folder(output.parent if one_file else output):
         work.check_targets()

@@ -22,6 +22,7 @@ from mfm_jax.inference.encoders import (
     encode_timechat,
 )
 from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
+from mfm_jax.inference.prompts import LENGTH, encode_tokens
 from mfm_jax.mapper import Stream
 from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.runtime.sharding import Layout
@@ -110,6 +111,20 @@ def generation(
             {"settings": settings, "sampling": sampling},
         ),
     ]
+
+
+def text_encoder(bundle: Bundle, layout: Layout, dtype: DTypeLike = jnp.bfloat16) -> Program:
+    """Return the program that encodes a prompt.
+
+    Raises:
+        BundleError: the bundle has no T5.
+    """
+
+    def array(dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((1, LENGTH), dtype, sharding=layout.replicated)
+
+    t5 = abstract_network(bundle, "t5", layout, dtype)
+    return Program("T5", encode_tokens, (t5, array(jnp.int32), array(jnp.bool_)), {})
 
 
 def abstract_network(bundle: Bundle, name: str, layout: Layout, dtype: DTypeLike) -> nnx.Module:

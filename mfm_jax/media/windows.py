@@ -110,5 +110,8 @@ class Window:
 
     def without_frames(self) -> "Window":
         """Return the window once its frames are encoded: they are large."""
-        none = np.empty((0, 0, 0, 3), np.uint8)
-        return replace(self, cavp_THWC=none, timechat_THWC=none)
+        cavp, timechat = (
+            np.empty((len(frames), 0, 0, 3), np.uint8)
+            for frames in (self.cavp_THWC, self.timechat_THWC)
+        )
+        return replace(self, cavp_THWC=cavp, timechat_THWC=timechat)

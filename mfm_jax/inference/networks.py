@@ -1,0 +1,142 @@
+"""How the networks of a run are loaded: all at once, or stage by stage."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jax import numpy as jnp
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.inference.candidates import Choice, Judge
+from mfm_jax.inference.joint import (
+    JointNetworks,
+    Row,
+    Started,
+    latent_overlap,
+    start_joint_sound,
+)
+from mfm_jax.inference.memory import plan
+from mfm_jax.inference.pipeline import Made, Sampling, VideoToAudio
+from mfm_jax.inference.prompts import Prompts
+from mfm_jax.inference.requests import Request
+from mfm_jax.inference.staged import StagedNetworks
+from mfm_jax.inference.work import Item, Maker, Networks, the_only_one
+from mfm_jax.runtime.compiled import PROGRAMS, Programs
+from mfm_jax.runtime.sharding import Layout
+
+MEMORY = ("high", "low")
+"""All networks on the device, or those of one stage at a time."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads what a run needs of a bundle."""
+
+    bundle: Bundle
+    requests: Sequence[Request]
+    sampling: Sampling
+    layout: Layout
+    batch: int  # windows
+    precision: str
+    memory: str  # of `MEMORY`
+    candidates: int
+    veto: Sequence[str]
+    say: Callable[[str], object]  # tells a line
+    note: Callable[[str], object]  # tells what is other than one might expect
+    joint: bool = False  # windows agree where they overlap
+
+    def __call__(self) -> Maker:
+        """Encode the prompts, load networks and return what makes sounds with them.
+
+        Raises:
+            BundleError: a network is missing or damaged.
+            UsageError: the bundle cannot do what is asked for.
+        """
+        programs = self._planned() if self.memory == "low" else PROGRAMS
+        # T5 is dropped before the other networks are loaded.
+        prompts = Prompts.encoded(self.requests, self.bundle, self.precision, self.note)
+        sound = partial(self._sound, prompts)
+        if self.memory == "low":
+            choose = self._choose(partial(self._open, ["mapper"], programs))
+            return StagedNetworks(lambda names: self._open(names, programs), sound, choose)
+        model = self._open(None, programs)
+
+        def predict(items: Sequence[Item]) -> Any:
+            return model.predict(model.encode([window for _, window in items]))
+
+        if self.joint:
+            latent_overlap(model)  # one that does not fit is told at once
+            start_all = partial(self._start_joint, prompts, model)
+            return JointNetworks(predict, start_all, self._choose(lambda: model))
+
+        def start(items: Sequence[Item]) -> Made:
+            return sound(model, items, predict(items))
+
+        return Networks(start, self._choose(lambda: model))
+
+    def _open(self, names: Sequence[str] | None, programs: Programs) -> VideoToAudio:
+        """Load the networks of these names, or all."""
+        return VideoToAudio.open(
+            self.bundle.path,
+            self.precision,
+            self.layout,
+            verify=self.bundle.verify,
+            only=names,
+            programs=programs,
+        )
+
+    def _sound(
+        self, prompts: Prompts, model: VideoToAudio, items: Sequence[Item], loa: Any
+    ) -> Made:
+        """Start to make the sounds of windows from their LOA."""
+        asked = [job.request for job, _ in items]
+        return model.sound(
+            loa,
+            [window for _, window in items],
+            [request.seed for request in asked],
+            self.sampling,
+            prompts.texts([request.prompt for request in asked]),
+            prompts.texts([request.negative_prompt for request in asked]),
+            candidates=self.candidates,
+        )
+
+    def _start_joint(
+        self, prompts: Prompts, model: VideoToAudio, rows: Sequence[Row], batch: int
+    ) -> Started:
+        """Start to make the sounds of all windows of videos from their LOA."""
+        asked = [row.job.request for row in rows]
+        return start_joint_sound(
+            model,
+            rows,
+            batch,
+            self.sampling,
+            prompts.texts([request.prompt for request in asked]),
+            prompts.texts([request.negative_prompt for request in asked]),
+            candidates=self.candidates,
+        )
+
+    def _choose(
+        self, with_mapper: Callable[[], VideoToAudio]
+    ) -> Callable[[Sequence[Made]], Choice]:
+        """Return what chooses among candidates; its networks stay on the device."""
+        if self.candidates == 1:
+            return the_only_one
+        dtype = jnp.dtype(self.precision)
+        return Judge.open(self.bundle, with_mapper(), self.veto, dtype=dtype).choose
+
+    def _planned(self) -> Programs:
+        """Compile before weights are read, and tell the memory that is needed."""
+        ranking = ["audiomae", "mapper", *(["cnn14"] if self.veto else [])]
+        found = plan(
+            self.bundle,
+            self.layout,
+            batch=self.batch,
+            dtype=jnp.dtype(self.precision),
+            sampling=self.sampling,
+            prompts=any(request.reads_text for request in self.requests),
+            beside=ranking if self.candidates > 1 else [],
+        )
+        for line in found.lines():
+            self.say(line)
+        return found.programs
