@@ -205,7 +205,7 @@ def start_joint_sound(
     waves: list[list[Array]] = [[] for _ in groups]
     with jax.set_mesh(model.layout.mesh):
         for number in range(candidates):
-            batches = [_batch(model, group, number, unwanted) for group in groups]
+            batches = [batch_of(model, group, number, unwanted) for group in groups]
             latents = joint_latents(model, batches, sampling)
             for its, each in zip(waves, latents, strict=True):
                 its.append(sound_from_latents(n, each, settings=model.settings))
@@ -213,12 +213,13 @@ def start_joint_sound(
     return Started(stacked, np.stack([row.loa for row in rows]))
 
 
-def _batch(
+def batch_of(
     model: VideoToAudio,
     group: Sequence[tuple[Row, Text | None, Text | None]],
     candidate: int,
     unwanted: Float[np.ndarray, "L E"] | None,
 ) -> Batch:
+    """Return windows with their texts as one batch on the devices, for one candidate."""
     rows, prompts, negatives = zip(*group, strict=True)
     numbers = [row.window.index for row in rows]
     seeds = [(row.job.request.seed + candidate) % SEEDS for row in rows]
@@ -240,13 +241,10 @@ def _batch(
 class JointNetworks:
     """A `Maker` that denoises the windows of a video jointly, once it knows the LOA of all."""
 
-    model: VideoToAudio
+    predict: Callable[[Sequence[Item]], Any]  # starts to predict the LOA of a batch
     # Starts to make the sounds of the windows of whole videos, so many at a time.
     start: Callable[[list[Row], int], Started]
     choose: Callable[[Sequence[Made]], Choice] = the_only_one
-
-    def __post_init__(self) -> None:
-        latent_overlap(self.model)  # an overlap that does not fit is told at once
 
     def results(
         self, groups: Iterable[list[Item]], batch: int, throughput: Throughput
@@ -272,12 +270,10 @@ class JointNetworks:
     ) -> Iterator[list[Row]]:
         """Predict LOA, and yield the windows of each video once all of them are there."""
 
-        def start(group: list[Item]) -> Any:
-            model = self.model
-            return model.predict(model.encode([window for _, window in in_full(group, batch)]))
-
         known: dict[Job, list[Row]] = {}
-        device = Device[Item, Any](start, jax.device_get, throughput)
+        device = Device[Item, Any](
+            lambda group: self.predict(in_full(group, batch)), jax.device_get, throughput
+        )
         for group, result in device.results_by_source(groups, lambda item: item[0]):
             if isinstance(result, Exception):
                 failed.append((group, result))
