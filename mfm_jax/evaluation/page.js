@@ -131,7 +131,7 @@
   const grid = $("table"), body = $("rows"), live = new Map();
   const rowHeight = () => parseFloat(getComputedStyle(root).getPropertyValue("--row"));
   const narrow = matchMedia("(max-width: 940px)");
-  const visibleColumns = () => (narrow.matches ? columns.filter((m) => m.key === state.key)) : columns);
+  const visibleColumns = () => (narrow.matches ? columns.filter((m) => m.key === state.key) : columns);
 
   function head() {
     const many = visibleColumns();
