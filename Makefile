@@ -37,6 +37,7 @@ format: $(VENV)/dev.done
 
 bench: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.training
 
 # The wheel, installed by itself in a new environment, whose commands run in an empty folder (minutes).

@@ -238,7 +238,7 @@ def extract(
     about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
     about |= {"licence": licence} if licence else {}
     about |= {"precision": precision} if precision != "float32" else {}
-    fields = _fields(preparation, names, timechat)
+    fields = element_fields(preparation, names, timechat)
     writer = DatasetWriter.open(folder, DESCRIPTION, about, fields, clips, shard=shard)
     index, parts = share
     missing = [shard for shard in writer.missing() if shard % parts == index]
@@ -276,7 +276,9 @@ def _told(
         progress(1)
 
 
-def _fields(preparation: Preparation, names: Sequence[str], timechat: str) -> dict[str, Field]:
+def element_fields(
+    preparation: Preparation, names: Sequence[str], timechat: str
+) -> dict[str, Field]:
     """Return the arrays of an element, from shapes alone."""
     bundle = preparation.bundle
     networks = {
