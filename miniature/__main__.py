@@ -18,7 +18,9 @@ COMMANDS = {
     "robust": ("robust", "the same clips at other rates, sizes, rotated"),
     "still": ("still", "black, static and noise videos"),
     "steps": ("steps", "few steps of the sampler beside many"),
+    "seams": ("seams", "long clips where their windows meet"),
     "guidance": ("guidance", "guidance at some noise levels only, and rescaled"),
+    "precision": ("precision", "features in bfloat16, and a mapper trained on them"),
     "real": ("real", "real clips, which it was not made for"),
     "report": ("document", "put all results into docs/miniature.md"),
 }

@@ -37,7 +37,7 @@ from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import LOARecipe, MapperRecipe, predictions
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.typing import Float
-from miniature.measures import EvalSet, Line, Scorer
+from miniature.measures import EvalSet, Line, Scorer, true_loa
 from train import train
 
 PREDICTIONS = "predictions.npz"
@@ -97,11 +97,18 @@ class Run:
     true: bool = False  # score true LOA and train nothing: the ceiling
     floor: bool = False  # score each clip with another clip's sound as well
     init_from: "Run | None" = None  # the run of stage 1 that a `Stage2` starts from
+    truth: "Run | None" = None  # a run whose features say what true LOA is; None: its own do
 
     @property
     def loa(self) -> LOA:
         """The grid that is predicted."""
         return (self.init_from or self).config.recipe.mapper.loa  # type: ignore[attr-defined]
+
+    @property
+    def train_features(self) -> Path:
+        """Folder of the features of the training clips."""
+        recipe: Any = self.config.recipe
+        return Path(recipe.source.path) / "train"
 
     def training(self) -> str:
         """Return a digest of the settings and features that the prediction depends on."""
@@ -116,7 +123,7 @@ class Run:
         del config["recipe"]["settings"]  # a new bundle would get these
         for name in NOT_IN_KEY:
             del config[name]
-        train = feature_description(Path(recipe.source.path) / "train")
+        train = feature_description(self.train_features)
         parts = [type(recipe).__name__, config, train, eval_set]
         if self.init_from is not None:
             base = Path(self.init_from.config.recipe.bundle)  # type: ignore[attr-defined]
@@ -128,7 +135,8 @@ class Run:
         sound: dict[str, Any] = {}
         if self.eval_set.sounds:
             sound = workspace.sound_digests() | {"sampler_steps": self.eval_set.sampler_steps}
-        return digest([self.training(), self.eval_set.sounds, self.floor, sound])[:16]
+        truth = [] if self.truth is None else [self.truth.training()]
+        return digest([self.training(), self.eval_set.sounds, self.floor, sound, *truth])[:16]
 
 
 def feature_description(features: Path) -> dict[str, Any]:
@@ -217,14 +225,17 @@ def run_one(run: Run, workspace: Workspace) -> Line:
     """
     start, config = time.monotonic(), run.config
     recipe: Any = config.recipe
-    train_features = Path(recipe.source.path) / "train"
-    scorer = _scorer(workspace, train_features, run.eval_set, run.loa)
-    loa, parameters = (scorer.true, 0) if run.true else _predict_loa(run, workspace)
+    known = run.truth or run
+    scorer = _scorer(workspace, known.train_features, known.eval_set, run.loa)
+    if run.true:
+        loa, parameters = true_loa(run.eval_set.features, run.loa), 0
+    else:
+        loa, parameters = _predict_loa(run, workspace)
     counts, waves = scorer.measure(loa)
     line = {
         "key": run.key(workspace), "part": run.part, "name": run.name, "seed": config.seed,
         "learning_rate": config.optimizer.learning_rate, "steps": config.steps,
-        "clips": min(recipe.source.limit, read_about(train_features / DESCRIPTION)["clips"]),
+        "clips": min(recipe.source.limit, read_about(run.train_features / DESCRIPTION)["clips"]),
         "parameters": parameters, "counts": counts,
     }  # fmt: skip
     if run.floor:
