@@ -19,11 +19,23 @@ class Axis(NamedTuple):
     kernel_dilation: int = 1
 
     def products(self) -> int:
-        """Return the number of pairs of output and kernel position that meet an input element."""
+        """Return the number of pairs of output and kernel position that meet an input element.
+
+        The pairs are not listed: XLA also writes batches as windows, of tens of thousands.
+        """
         starts = np.arange(self.output) * self.stride - self.before
-        positions = starts[:, None] + np.arange(self.kernel) * self.kernel_dilation
-        inside = (positions >= 0) & (positions <= (self.size - 1) * self.input_dilation)
-        return int((inside & (positions % self.input_dilation == 0)).sum())
+        last = (self.size - 1) * self.input_dilation
+        # The kernel positions of an output that lie inside the input: from `low` to below `high`.
+        low = np.maximum(0, -(starts // self.kernel_dilation))
+        high = np.minimum(self.kernel, (last - starts) // self.kernel_dilation + 1)
+        # Of these, zeros lie under all but every `period`-th, from `phase` on.
+        common = math.gcd(self.kernel_dilation, self.input_dilation)
+        period = self.input_dilation // common
+        inverse = pow(self.kernel_dilation // common, -1, period)
+        phase = -(starts // common) * inverse % period
+        pairs = (np.maximum(high, low) - phase + period - 1) // period
+        pairs -= (low - phase + period - 1) // period
+        return int(pairs[starts % common == 0].sum())
 
 
 def dot(output: Sequence[int], contracted: Sequence[int]) -> int:
