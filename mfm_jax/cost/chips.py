@@ -1,7 +1,8 @@
 """Published figures of accelerators.
 
 TPUs: the system architecture pages of docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), as
-of November 2026; they give the bandwidth between chips for both directions of all ports.
+of November 2026; they give the bandwidth between chips for both directions of all ports, and the
+network cards of a host, which its chips share.
 GPUs: the data sheets of NVIDIA's A100, H100 and H200 SXM, dense bfloat16.
 """
 
@@ -22,17 +23,18 @@ class Chip:
     bandwidth: float  # bytes a second between memory and chip
     link: float = 0.0  # bytes a second out of one port; a chip has two for each axis of the torus
     wraps: int = 0  # an axis whose length is a multiple of this is a ring
+    network: float = 0.0  # bytes a second out of a chip to other slices (DCN)
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32.0 * 2**30, 1228e9, 50e9, wraps=4),
-        Chip("v5e", 197e12, 16e9, 819e9, 50e9, wraps=16),
-        Chip("v5p", 459e12, 95.0 * 2**30, 2765e9, 100e9, wraps=4),
-        Chip("v6e", 918e12, 32e9, 1638e9, 100e9, wraps=16),
+        Chip("v4", 275e12, 32.0 * 2**30, 1228e9, 50e9, wraps=4, network=6.25e9),
+        Chip("v5e", 197e12, 16e9, 819e9, 50e9, wraps=16, network=3.125e9),
+        Chip("v5p", 459e12, 95.0 * 2**30, 2765e9, 100e9, wraps=4, network=6.25e9),
+        Chip("v6e", 918e12, 32e9, 1638e9, 100e9, wraps=16, network=12.5e9),
         # A device is half a chip: the page gives 2307 TFLOPs, 192 GiB and 7380 GB/s a chip.
-        Chip("tpu7x", 1153.5e12, 96.0 * 2**30, 3690e9, 100e9, wraps=4),
+        Chip("tpu7x", 1153.5e12, 96.0 * 2**30, 3690e9, 100e9, wraps=4, network=6.25e9),
         Chip("a100", 312e12, 80e9, 2039e9),
         Chip("h100", 989.4e12, 80e9, 3350e9),
         Chip("h200", 989.4e12, 141e9, 4800e9),

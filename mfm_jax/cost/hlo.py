@@ -20,6 +20,8 @@ COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute",
 )  # fmt: skip
+BETWEEN_SLICES = "DCN"
+"""How the kinds of collectives between slices begin, such as "DCN all-reduce"."""
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "while", "conditional", "call", "domain", "async-start",
@@ -126,7 +128,7 @@ class Program:
             raise HLOError("the program has no entry computation")
         self.entry = entry[1]
         self._done: dict[str, Work] = {}
-        self._channels: set[str] = set()
+        self._channels: set[tuple[str, str]] = set()
 
     @cached_property
     def work(self) -> Work:
@@ -152,8 +154,10 @@ class Program:
         kind = operation.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             return Work(collectives=self._collectives(kind, operation, computation))
-        if operation.opcode.endswith(("-done", "-update")):
+        if operation.opcode.endswith(("-done", "-update")) or operation.opcode == "recv":
             return Work()
+        if operation.opcode == "send":
+            return Work(collectives=[_between_slices(operation)])
         total = Work(
             flops=self._products(operation, computation),
             bytes=self._traffic(operation, computation),
@@ -224,9 +228,9 @@ class Program:
         channel = operation.attribute("channel_id")
         if channel is not None:
             # An asynchronous collective appears once for each operation that it overlaps with.
-            if channel in self._channels:
+            if (kind, channel) in self._channels:
                 return []
-            self._channels.add(channel)
+            self._channels.add((kind, channel))
         group = self._group(operation)
         size = sum(s.bytes for o in operation.operands for s in computation[o].shapes)
         n = len(group)
@@ -260,6 +264,25 @@ class Program:
         if "replica_groups={}" in about:
             return tuple(range(self.devices))
         raise HLOError(f"the groups of devices of {operation.name} are not understood")
+
+
+def _between_slices(operation: Operation) -> Collective:
+    """Return what a chip sends to chips of other slices, through its host and the network (DCN).
+
+    XLA writes the part of a collective that lies between slices as a transfer to its "megascale"
+    runtime, which gets what the chip contributes.
+
+    Raises:
+        HLOError: the transfer is another one.
+    """
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', operation.about)
+    slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', operation.about)
+    if kind is None or slices is None:
+        raise HLOError(f"where {operation.name} sends to is not understood")
+    size, n = operation.shapes[0].bytes, len(_integers(slices[1]))
+    sent = {"ALL_REDUCE": 2 * size * (n - 1) // n, "ALL_GATHER": size * (n - 1)}
+    name = f"{BETWEEN_SLICES} {kind[1].lower().replace('_', '-')}"
+    return Collective(name, sent.get(kind[1], size * (n - 1) // n), tuple(range(n)), 1)
 
 
 def _called(operation: Operation) -> list[str]:

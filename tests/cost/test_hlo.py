@@ -11,7 +11,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.cost.flops import count_flops
-from mfm_jax.cost.hlo import HLOError, work
+from mfm_jax.cost.hlo import HLOError, sent_by, work
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import initialise
 
@@ -143,3 +143,29 @@ backend_config={"custom_call_config":{"body":"x","cost_estimate":{"flops":"743",
     )
     assert found.flops == 743
     assert found.bytes == 2 * 2 * 2 * 8 * 128
+
+
+def test_what_goes_to_other_slices_is_counted_apart():
+    """Each of two slices adds up what its chips have; the network adds up the slices."""
+    found = work(
+        """HloModule m, num_partitions=8
+ENTRY %main (a: f32[512]) -> f32[512] {
+  %a = f32[512] parameter(0)
+  %r = f32[128] reduce-scatter(%a), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
+  %t = token[] after-all()
+  %s = (f32[128], u32[], token[]) send(%r, %t), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sd = token[] send-done(%s), channel_id=2
+  %v = (f32[128], u32[], token[]) recv(%t), channel_id=1, is_host_transfer=true
+  %vd = (f32[128], token[]) recv-done(%v), channel_id=1
+  %x = f32[128] get-tuple-element(%vd), index=0
+  ROOT %g = f32[512] all-gather(%x), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""
+    )
+    assert sent_by(found.collectives) == {
+        "reduce-scatter": 4 * 512 * 3 // 4,
+        "DCN all-reduce": 4 * 128 * 2 // 2,
+        "all-gather": 4 * 128 * 3,
+    }
