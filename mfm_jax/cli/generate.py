@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sandbox(parser)
     parser.add_argument("--prompt", help="text for the sound wanted (bundles with a text encoder)")
     parser.add_argument("--negative-prompt", help="text for the sound to keep away from")
+    parser.add_argument(
+        "--negative-sound",
+        type=options.path,
+        metavar="FILE",
+        help="a file with sound to keep away from, for bundles with AudioMAE",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="steps of the sampler; default: the bundle's")
     parser.add_argument("--sampler", help="ddim or dpm++; default: the bundle's")
@@ -129,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
                 verify=args.verify,
                 prompt=args.prompt,
                 negative_prompt=args.negative_prompt,
+                negative_sound=args.negative_sound,
                 seed=args.seed,
                 steps=args.steps,
                 sampler=args.sampler,

@@ -23,6 +23,7 @@ from mfm_jax.inference.record import Record
 from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.audio import RATE
+from mfm_jax.media.containers import check_is_file
 from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.runtime.progress import Progress
@@ -31,6 +32,7 @@ from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.files import check_folder
 from mfm_jax.storage.paths import TINY_BUNDLE, array_path, local_path
+from mfm_jax.storage.store import digest_file
 
 BATCH = 4
 """Windows computed at once, rounded up to a multiple of the devices."""
@@ -57,6 +59,7 @@ def generate(
     verify: bool = True,
     prompt: str | None = None,
     negative_prompt: str | None = None,
+    negative_sound: str | Path | None = None,
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
@@ -93,6 +96,7 @@ def generate(
         verify: compare its weights with their checksums.
         prompt: text for the sound wanted, if the bundle has a text encoder.
         negative_prompt: text for the sound to keep away from.
+        negative_sound: a file with sound to keep away from, as AudioMAE hears it.
         steps: of the sampler, 1 to `STEPS`.
         sampler: "ddim" or "dpm++".
         guidance: scale of classifier-free guidance; 1 is none.
@@ -144,6 +148,7 @@ def generate(
     sampling = _sampling(opened.settings, sampler, steps, guidance, eta)._replace(
         interval=_interval(guidance_interval), rescale=_share("guidance_rescale", guidance_rescale)
     )
+    unwanted = _unwanted(negative_sound, sampling)
     names = [videos] if isinstance(videos, str | Path) else videos
     default = Request(Path(), prompt=prompt, negative_prompt=negative_prompt, seed=seed)
     requests = expand([str(local_path(name)) for name in names], default)
@@ -170,6 +175,7 @@ def generate(
             "candidates": candidates,
             "veto": vetoed,
             "joint": joint,
+            "negative_sound": None if unwanted is None else digest_file(unwanted),
             **asdict(finishing),
         },
         finishing,
@@ -179,7 +185,7 @@ def generate(
 
     load = Loader(
         opened, requests, sampling, layout, batch, precision, memory, candidates, vetoed,
-        work.say, work.note, joint,
+        work.say, work.note, joint, unwanted,
     )  # fmt: skip
 
     with output_folder(output.parent if one_file else output):
@@ -252,6 +258,16 @@ def _veto(given: str | Sequence[str], candidates: int) -> list[str]:
     if names and candidates == 1:
         raise UsageError("a veto chooses among candidates: ask for 2 or more")
     return names
+
+
+def _unwanted(file: str | Path | None, sampling: Sampling) -> Path | None:
+    if file is None:
+        return None
+    if sampling.guidance == 1:
+        raise UsageError("guidance 1 keeps away from nothing: leave the negative sound out")
+    path = local_path(file)
+    check_is_file(path)
+    return path
 
 
 def _share(name: str, value: float | int) -> float:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
@@ -21,9 +23,13 @@ from mfm_jax.inference.pipeline import Made, Sampling, VideoToAudio
 from mfm_jax.inference.prompts import Prompts
 from mfm_jax.inference.requests import Request
 from mfm_jax.inference.staged import StagedNetworks
+from mfm_jax.inference.unwanted import unwanted_loa
 from mfm_jax.inference.work import Item, Maker, Networks, the_only_one
 from mfm_jax.runtime.compiled import PROGRAMS, Programs
 from mfm_jax.runtime.sharding import Layout
+from mfm_jax.typing import Float
+
+Unwanted = Float[np.ndarray, "L E"] | None
 
 MEMORY = ("high", "low")
 """All networks on the device, or those of one stage at a time."""
@@ -45,6 +51,7 @@ class Loader:
     say: Callable[[str], object]  # tells a line
     note: Callable[[str], object]  # tells what is other than one might expect
     joint: bool = False  # windows agree where they overlap
+    negative_sound: Path | None = None  # a file with sound that guidance moves away from
 
     def __call__(self) -> Maker:
         """Encode the prompts, load networks and return what makes sounds with them.
@@ -56,7 +63,11 @@ class Loader:
         programs = self._planned() if self.memory == "low" else PROGRAMS
         # T5 is dropped before the other networks are loaded.
         prompts = Prompts.encoded(self.requests, self.bundle, self.precision, self.note)
-        sound = partial(self._sound, prompts)
+        unwanted = None
+        if self.negative_sound is not None:
+            dtype = jnp.dtype(self.precision)
+            unwanted = unwanted_loa(self.bundle, self.negative_sound, dtype=dtype)
+        sound = partial(self._sound, prompts, unwanted)
         if self.memory == "low":
             choose = self._choose(partial(self._open, ["mapper"], programs))
             return StagedNetworks(lambda names: self._open(names, programs), sound, choose)
@@ -67,7 +78,7 @@ class Loader:
 
         if self.joint:
             latent_overlap(model)  # one that does not fit is told at once
-            start_all = partial(self._start_joint, prompts, model)
+            start_all = partial(self._start_joint, prompts, unwanted, model)
             return JointNetworks(predict, start_all, self._choose(lambda: model))
 
         def start(items: Sequence[Item]) -> Made:
@@ -87,7 +98,12 @@ class Loader:
         )
 
     def _sound(
-        self, prompts: Prompts, model: VideoToAudio, items: Sequence[Item], loa: Any
+        self,
+        prompts: Prompts,
+        unwanted: Unwanted,
+        model: VideoToAudio,
+        items: Sequence[Item],
+        loa: Any,
     ) -> Made:
         """Start to make the sounds of windows from their LOA."""
         asked = [job.request for job, _ in items]
@@ -99,10 +115,16 @@ class Loader:
             prompts.texts([request.prompt for request in asked]),
             prompts.texts([request.negative_prompt for request in asked]),
             candidates=self.candidates,
+            unwanted=unwanted,
         )
 
     def _start_joint(
-        self, prompts: Prompts, model: VideoToAudio, rows: Sequence[Row], batch: int
+        self,
+        prompts: Prompts,
+        unwanted: Unwanted,
+        model: VideoToAudio,
+        rows: Sequence[Row],
+        batch: int,
     ) -> Started:
         """Start to make the sounds of all windows of videos from their LOA."""
         asked = [row.job.request for row in rows]
@@ -114,6 +136,7 @@ class Loader:
             prompts.texts([request.prompt for request in asked]),
             prompts.texts([request.negative_prompt for request in asked]),
             candidates=self.candidates,
+            unwanted=unwanted,
         )
 
     def _choose(

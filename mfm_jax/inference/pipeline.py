@@ -352,16 +352,22 @@ class VideoToAudio:
         negatives: Sequence[Text | None] = (),
         *,
         candidates: int = 1,
+        unwanted: Float[np.ndarray, "L E"] | None = None,
     ) -> Made:
         """Start to make sound of LOA: the last stage, which needs all networks but the encoders.
 
-        The arguments are those of `start`.
+        The other arguments are those of `start`.
+
+        Args:
+            unwanted: LOA that guidance moves away from, in place of zeros.
         """
         sampling = sampling or Sampling(
             self.settings.sampler, self.settings.steps, self.settings.guidance
         )
         batch, numbers = len(windows), [window.index for window in windows]
         loa, text, negative = self.put((loa, *self.texts(batch, prompts, negatives)), batch)
+        # Left out where it is not wanted, as in programs that are compiled beforehand.
+        more = () if unwanted is None else (self.put(np.stack([unwanted] * batch), batch),)
         waves = []
         with jax.set_mesh(self.layout.mesh):
             for number in range(candidates):
@@ -373,6 +379,7 @@ class VideoToAudio:
                     self.put(keys, batch),
                     text,
                     negative,
+                    *more,
                     settings=self.settings,
                     sampling=sampling,
                 )
