@@ -22,7 +22,7 @@ from mfm_jax.typing import Float
 from miniature.claims import Budget, Plan, add_common, sizes
 from miniature.document import Table
 from miniature.measures import SCORES, EvalSet, Line, true_loa
-from miniature.report import compare, print_tables, shown, shown_gap, summary
+from miniature.report import compare, print_tables, shown, summary
 from miniature.runs import Run, Workspace, enable_compilation_cache, group_lines, run_all
 
 PRECISIONS = ("float32", "bfloat16")
@@ -183,7 +183,12 @@ def tables(
             "title": f"Differences of the mappers, {other} minus {reference} [95 %]",
             "columns": ["score", "difference", "zero is"],
             "rows": [
-                [SCORES[name].label, *shown_gap(gap).rsplit(" ", 1)] for name, gap in gaps.items()
+                [
+                    SCORES[name].label,
+                    f"{gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]",
+                    gap["verdict"],
+                ]
+                for name, gap in gaps.items()
             ],
         },
     ]

@@ -54,5 +54,5 @@ def test_the_report_says_whether_zero_is_within_the_interval(lost, zero, capsys)
     assert found["differences"]["recall_1"]["verdict"] == "within"
     assert found["scores"]["true LOA, bfloat16"]["event_f1"]["mean"] > 0.5
     print_tables(found["tables"])
-    assert f"event F1          {0 - lost / 4:+.3f}" in capsys.readouterr().out
+    assert f"event F1          {0 - lost / 4:+.4f}" in capsys.readouterr().out
     assert {len(row) for table in found["tables"] for row in table["rows"]} == {3, 8}
