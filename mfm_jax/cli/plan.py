@@ -103,6 +103,7 @@ def _programs(args: argparse.Namespace, config: Any, topology: str, folder: Path
     from mfm_jax.inference.programs import generation
     from mfm_jax.plan.programs import tpu_slice, training
     from mfm_jax.plan.released import write_released
+    from mfm_jax.plan.scores import desync
     from mfm_jax.runtime.config import override
     from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 
@@ -118,6 +119,8 @@ def _programs(args: argparse.Namespace, config: Any, topology: str, folder: Path
         fields = override(MeshConfig(), (item.removeprefix("mesh.") for item in args.set))
         layout = Layout(make_mesh(fields, devices))
         programs = generation(bundle, layout, batch=batch or 64)
+        if "synchformer" in bundle.entries:
+            programs.append(desync(bundle, layout, batch=batch or 64))
         return _chosen(programs, args.only), layout, chip, batch or 64
     if args.only is not None:
         raise UsageError("--only chooses among the programs of generation: leave out --config")

@@ -1,8 +1,7 @@
 """Synchformer's video tower: Motionformer (arXiv 2106.05392) with divided attention.
 
-It reads segments of 16 frames, 0.64 s at 25 frames a second, each by itself. Tokens run by time,
-row and column: of G patches in a frame, patch `g` of step `t` is token `1 + t * G + g`. Token 0 is
-the class token.
+It reads segments of 16 frames, 0.64 s at 25 frames a second, each by itself. A step is two frames;
+its G patches run by row and column. The class token is kept apart from the patches.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from einops import rearrange, repeat
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.layers import MLP, attend, layer_norm, linear, table
+from mfm_jax.layers import KV, MLP, attend, layer_norm, linear, table
+from mfm_jax.layers.attention import attend_to_all
 from mfm_jax.layers.remat import run
 from mfm_jax.models.synchformer_blocks import ClassPool
 from mfm_jax.runtime.sharding import constrain
@@ -19,7 +19,7 @@ from mfm_jax.typing import Array, Float, UInt8
 
 EPSILON = 1e-6  # of every LayerNorm
 
-GROUPS = {"time": "b (t g) n k -> (b g) t n k", "space": "b (t g) n k -> (b t) g n k"}
+GROUPS = {"time": "b t g n k -> (b g) t n k", "space": "b t g n k -> (b t) g n k"}
 """How the patches of a segment form the groups that attend to each other."""
 
 
@@ -68,55 +68,72 @@ class DividedAttention(nnx.Module):
     """Attention of each patch to the class token and to the patches of its group.
 
     A group is one place at all times, or one time at all places. The class token attends to
-    everything (`vit_helper.py` L100-158).
+    everything (`vit_helper.py` L100-158). It is kept apart from the patches, which would have to be
+    copied to get at them otherwise.
     """
 
-    def __init__(self, width: int, heads: int, steps: int, over: str, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, heads: int, over: str, *, rngs: nnx.Rngs) -> None:
         if width % heads:
             raise ValueError(f"{heads} heads do not divide the width {width}")
-        self.heads, self.steps, self.groups = heads, steps, GROUPS[over]
+        self.heads, self.over = heads, over
         self.q = linear(width, width, ("embed", "heads"), rngs=rngs)
         self.k = linear(width, width, ("embed", "heads"), rngs=rngs)
         self.v = linear(width, width, ("embed", "heads"), rngs=rngs)
         self.o = linear(width, width, ("heads", "embed"), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        q, k, v = (
-            rearrange(project(x), "b l (n k) -> b l n k", n=self.heads)
-            for project in (self.q, self.k, self.v)
-        )
-        first = attend(q[:, :1], k, v)
-        groups = rearrange(q[:, 1:], self.groups, t=self.steps)
-        rest = attend(groups, self._sources(k, len(groups)), self._sources(v, len(groups)))
-        tokens, grouped = self.groups.split(" -> ")
-        sizes = {"b": len(x), "t": self.steps}
-        rest = rearrange(rest, f"{grouped} -> {tokens}", **sizes)
-        y = rearrange(jnp.concatenate([first, rest], axis=1), "b l n k -> b l (n k)")
-        return constrain(self.o(y), "batch")
+    def __call__(
+        self, first: Float[Array, "B 1 D"], patches: Float[Array, "B T G D"]
+    ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B T G D"]]:
+        q0, k0, v0 = (self._split(project(first)) for project in (self.q, self.k, self.v))
+        q, k, v = (self._split(project(patches)) for project in (self.q, self.k, self.v))
+        steps = [KV(k[:, t], v[:, t]) for t in range(patches.shape[1])]
+        y0 = attend_to_all(q0, [(kv, None) for kv in (KV(k0, v0), *steps)])
+        return self._merge(y0), self._merge(self._attend_in_groups(q, KV(k, v), KV(k0, v0)))
 
-    def _sources(self, x: Float[Array, "B L N K"], groups: int) -> Float[Array, "{groups} S N K"]:
-        """Return what the patches of each of all groups read: the class token, then the group."""
-        first = repeat(x[:, :1], "b 1 n k -> (b g) 1 n k", g=groups // len(x))
-        group = rearrange(x[:, 1:], self.groups, t=self.steps)
-        return jnp.concatenate([first, group], axis=1)
+    def _attend_in_groups(
+        self, q: Float[Array, "B T G N K"], patches: KV, first: KV
+    ) -> Float[Array, "B T G N K"]:
+        pattern = GROUPS[self.over]
+        tokens, grouped = pattern.split(" -> ")
+        queries, k, v = (rearrange(x, pattern) for x in (q, *patches))
+        count = len(queries) // len(q)
+        k0, v0 = (repeat(x, "b 1 n k -> (b m) 1 n k", m=count) for x in first)
+        if self.over == "time":  # too few keys for a kernel to be worth a copy of them
+            y = attend_to_all(queries, [(KV(k0, v0), None), (KV(k, v), None)])
+        else:
+            y = attend(queries, jnp.concatenate([k0, k], axis=1), jnp.concatenate([v0, v], axis=1))
+        return rearrange(y, f"{grouped} -> {tokens}", b=len(q), t=q.shape[1])
+
+    def _split(self, x: Float[Array, "*B NK"]) -> Float[Array, "*B N K"]:
+        return rearrange(x, "... (n k) -> ... n k", n=self.heads)
+
+    def _merge(self, x: Float[Array, "*B N K"]) -> Float[Array, "*B D"]:
+        return constrain(self.o(rearrange(x, "... n k -> ... (n k)")), "batch")
 
 
 class VideoBlock(nnx.Module):
     """Pre-norm block: attention over time, then over space, then the feed-forward network."""
 
     def __init__(self, config: VideoTowerConfig, *, rngs: nnx.Rngs) -> None:
-        width, heads, steps = config.width, config.heads, config.steps
+        width, heads = config.width, config.heads
         self.time_norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
-        self.time_attn = DividedAttention(width, heads, steps, "time", rngs=rngs)
+        self.time_attn = DividedAttention(width, heads, "time", rngs=rngs)
         self.space_norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
-        self.space_attn = DividedAttention(width, heads, steps, "space", rngs=rngs)
+        self.space_attn = DividedAttention(width, heads, "space", rngs=rngs)
         self.mlp_norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
         self.mlp = MLP(width, config.mlp_width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        x = x + self.time_attn(self.time_norm(x))
-        x = x + self.space_attn(self.space_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(
+        self, first: Float[Array, "B 1 D"], patches: Float[Array, "B T G D"]
+    ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B T G D"]]:
+        for norm, attn in (
+            (self.time_norm, self.time_attn),
+            (self.space_norm, self.space_attn),
+        ):
+            y0, y = attn(norm(first), norm(patches))
+            first, patches = first + y0, patches + y
+        first = first + self.mlp(self.mlp_norm(first))
+        return first, patches + self.mlp(self.mlp_norm(patches))
 
 
 class VideoTower(nnx.Module):
@@ -134,7 +151,7 @@ class VideoTower(nnx.Module):
         self.norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
         self.pool = ClassPool(width, config.heads, config.mlp_width, epsilon=EPSILON, rngs=rngs)
 
-    def patchify(self, frames: Float[Array, "B T H W 3"]) -> Float[Array, "B G C"]:
+    def patchify(self, frames: Float[Array, "B T H W 3"]) -> Float[Array, "B T2 G C"]:
         """Cut a segment into patches, flattened by frame, row, column and colour.
 
         Raises:
@@ -146,25 +163,24 @@ class VideoTower(nnx.Module):
                 f"Synchformer reads segments of {sizes[0]} frames of {sizes[1]} x {sizes[2]}, "
                 f"got {frames.shape[1]} of {frames.shape[2]} x {frames.shape[3]}"
             )
-        pattern = "b (t p) (h q) (w r) c -> b (t h w) (p q r c)"
+        pattern = "b (t p) (h q) (w r) c -> b t (h w) (p q r c)"
         patch = self.config.patch
         return rearrange(frames, pattern, p=self.config.patch_frames, q=patch, r=patch)
 
-    def embed(self, frames: Float[Array, "B T H W 3"]) -> Float[Array, "B L D"]:
+    def embed(
+        self, frames: Float[Array, "B T H W 3"]
+    ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B T2 G D"]]:
         """Return the input of the first block: the class token and the patches, with positions."""
         patches = self.patchify(frames).astype(self.patch_embed.kernel.dtype)
         places = self.pos_embed[...]
-        positions = rearrange(
-            self.time_embed[...][:, None] + places[None, 1:], "t g d -> 1 (t g) d"
-        )
-        x = self.patch_embed(patches) + positions
-        first = repeat(self.cls_token[...] + places[0], "d -> b 1 d", b=len(x))
-        return jnp.concatenate([first, x], axis=1)
+        positions = self.time_embed[...][:, None] + places[None, 1:]
+        first = repeat(self.cls_token[...] + places[0], "d -> b 1 d", b=len(frames))
+        return first, self.patch_embed(patches) + positions[None]
 
     def __call__(self, frames: Float[Array, "B T H W 3"]) -> Float[Array, "B T2 D"]:
         """Return one vector for each step; `frames` are those of `normalise`."""
-        x = self.embed(frames)
+        first, patches = self.embed(frames)
         for block in self.blocks:
-            x = run(block, x)
-        patches = rearrange(self.norm(x[:, 1:]), "b (t g) d -> (b t) g d", t=self.config.steps)
-        return rearrange(self.pool(patches), "(b t) d -> b t d", t=self.config.steps)
+            first, patches = run(block, first, patches)
+        pooled = self.pool(rearrange(self.norm(patches), "b t g d -> (b t) g d"))
+        return rearrange(pooled, "(b t) d -> b t d", b=len(frames))

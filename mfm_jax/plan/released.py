@@ -9,6 +9,7 @@ from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import AudioMAEConfig
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.models.gpt2 import GPT2Config
+from mfm_jax.models.synchformer import SynchformerConfig
 from mfm_jax.models.text import EmptyTextConfig
 from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.models.unet import UNetConfig
@@ -29,6 +30,7 @@ def released() -> Mapping[str, Any]:
         "vocoder": VocoderConfig.audioldm2(),
         "text": EmptyTextConfig(),
         "gpt2": GPT2Config.small(),
+        "synchformer": SynchformerConfig.released(),
     }
 
 

@@ -24,6 +24,7 @@ from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.models.synchformer import Synchformer
 from mfm_jax.models.synchformer_video import normalise
 from mfm_jax.runtime.config import to_json
+from tests.models.test_synchformer import flat
 
 SMALL_CAVP = dataclasses.replace(
     CAVPConfig.diff_foley(),
@@ -146,13 +147,14 @@ def test_full_audiomae(reference, tmp_path, parity):
 def synchformer_stages(network: Synchformer, frames, mel) -> dict[str, jax.Array]:
     """Activations of one segment by their names in the goldens; `a_` are those of the sound."""
     tower = network.video
-    found = {"patch_embed": tower.patch_embed(tower.patchify(frames))}
-    x = tower.embed(frames)
+    first, patches = tower.embed(frames)
+    found = {"patch_embed": flat(tower.patch_embed(tower.patchify(frames)))}
     for number, block in enumerate(tower.blocks):
-        x = found[f"block{number}"] = block(x)
-    found["norm"] = tower.norm(x[:, 1:])
-    # Of one segment, in order of time. Not by the whole tower: its blocks take seconds.
-    found["features"] = tower.pool(found["norm"].reshape(tower.config.steps, -1, x.shape[-1]))[None]
+        first, patches = block(first, patches)
+        found[f"block{number}"] = jnp.concatenate([first, flat(patches)], axis=1)
+    normed = tower.norm(patches)
+    # Not by the whole tower: its blocks take seconds.
+    found |= {"norm": flat(normed), "features": tower.pool(normed[0])[None]}
     x = found["a_embeddings"] = network.audio.embed(mel)
     for number, block in enumerate(network.audio.blocks):
         x = found[f"a_block{number}"] = block(x)

@@ -80,15 +80,20 @@ def networks(theirs) -> dict[str, Synchformer]:
     return {"": converted(theirs), "smallscale_": converted(small)}
 
 
+def flat(patches: jax.Array) -> jax.Array:
+    """Return the patches of all steps as one sequence."""
+    return patches.reshape(len(patches), -1, patches.shape[-1])
+
+
 @jax.jit
 def video_stages(tower: VideoTower, frames) -> dict[str, jax.Array]:
     """Activations of segments by their names in the goldens."""
-    found = {"patch_embed": tower.patch_embed(tower.patchify(frames))}
-    x = tower.embed(frames)
+    first, patches = tower.embed(frames)
+    found = {"patch_embed": flat(tower.patch_embed(tower.patchify(frames)))}
     for number, block in enumerate(tower.blocks):
-        x = found[f"block{number}"] = block(x)
-    found["norm"] = tower.norm(x[:, 1:])
-    return found | {"features": tower(frames)}
+        first, patches = block(first, patches)
+        found[f"block{number}"] = jnp.concatenate([first, flat(patches)], axis=1)
+    return found | {"norm": flat(tower.norm(patches)), "features": tower(frames)}
 
 
 @jax.jit
