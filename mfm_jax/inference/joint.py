@@ -28,7 +28,7 @@ from mfm_jax.inference.pipeline import (
     guided,
     sound_from_latents,
 )
-from mfm_jax.inference.stream import Device, in_full
+from mfm_jax.inference.stream import IN_FLIGHT, Device, in_full
 from mfm_jax.inference.work import Item, Job, Result, the_only_one
 from mfm_jax.media.windows import Window
 from mfm_jax.models.unet import UNet
@@ -148,16 +148,26 @@ def joint_latents(
     states = [_begin(batch, shape=shape, overlap=overlap) for batch in batches]
     for number, guidance in enumerate(within):
         step = jax.tree.map(lambda each, at=number: each[at], rows)
-        outputs = [
+        outputs = few_at_a_time(
             _output(n.unet, state.x, batch, step.t, seconds, sampling=sampling, guidance=guidance)
             for state, batch in zip(states, batches, strict=True)
-        ]
+        )
+        jax.block_until_ready(states)
         beside = zip([outputs[0], *outputs], outputs, [*outputs[1:], outputs[-1]], strict=False)
         states = [
             _step(state, three, batch, step, sampler=sampler, overlap=overlap)
             for state, three, batch in zip(states, beside, batches, strict=True)
         ]
     return [state.x for state in states]
+
+
+def few_at_a_time(started: Iterable[Array]) -> list[Array]:
+    """Return arrays that are being computed; at most `IN_FLIGHT`, because each takes memory."""
+    found: list[Array] = []
+    for each in started:
+        found.append(each)
+        jax.block_until_ready(found[-IN_FLIGHT:-1])
+    return found
 
 
 class Row(NamedTuple):
@@ -207,8 +217,11 @@ def start_joint_sound(
         for number in range(candidates):
             batches = [batch_of(model, group, number, unwanted) for group in groups]
             latents = joint_latents(model, batches, sampling)
-            for its, each in zip(waves, latents, strict=True):
-                its.append(sound_from_latents(n, each, settings=model.settings))
+            made = few_at_a_time(
+                sound_from_latents(n, each, settings=model.settings) for each in latents
+            )
+            for its, wave in zip(waves, made, strict=True):
+                its.append(wave)
         stacked = [jnp.stack(its, axis=1) for its in waves]
     return Started(stacked, np.stack([row.loa for row in rows]))
 

@@ -3,8 +3,9 @@
     python -m tests.inference.generate_on_mesh FOLDER
 
 Prints JSON. `meshes`: by the sizes of the mesh the largest difference of a wave from those of one
-device, the loudest sample, the largest share of the weights that a device holds, and the bytes that
-each program needs on a device for its arguments and while it runs. `batches`: what `mfm generate`
+device, `joint` that of a video whose windows are denoised jointly in two batches, the loudest
+sample, the largest share of the weights that a device holds, and the bytes that each program needs
+on a device for its arguments and while it runs. `batches`: what `mfm generate`
 computes at once, by the number of devices. `said`: its lines for some options on eight devices. It
 leaves `bundle`, and `one.wav` and `eight.wav`, made of one clip by so many devices, in the folder.
 """
@@ -27,7 +28,10 @@ from mfm_jax.cli import main  # noqa: E402
 from mfm_jax.foley.world import World, write_clip  # noqa: E402
 from mfm_jax.inference.encoders import encode_cavp, encode_timechat  # noqa: E402
 from mfm_jax.inference.generate import layout_and_batch  # noqa: E402
+from mfm_jax.inference.joint import Row, start_joint_sound  # noqa: E402
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
+from mfm_jax.inference.requests import Request  # noqa: E402
+from mfm_jax.inference.work import Job  # noqa: E402
 from mfm_jax.media.windows import Window  # noqa: E402
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
 from tests.bundles import untrained_bundle  # noqa: E402
@@ -84,14 +88,26 @@ def memory(model: VideoToAudio, windows: list[Window]) -> dict[str, list[int]]:
     return {n: [m.argument_size_in_bytes, m.temp_size_in_bytes] for n, m in sizes.items()}
 
 
-def on_mesh(bundle: Path, sizes: tuple[int, int, int]) -> tuple[np.ndarray, dict[str, Any]]:
-    """The waves of one batch, and what is printed of them."""
+def joint_waves(model: VideoToAudio) -> np.ndarray:
+    """The windows of one video in two batches, from drawn LOA."""
+    count, grid = WINDOWS + 2, model.networks.mapper.config
+    loa = np.random.default_rng(0).normal(size=(count, grid.loa.tokens, grid.loa_width))
+    job = Job(Request(Path("a.mp4")), Path("a.wav"), windows=count)
+    rows = [Row(job, window(model.spec, i), loa[i].astype(np.float32)) for i in range(count)]
+    return start_joint_sound(model, rows, WINDOWS, SAMPLING).fetched().waves
+
+
+def on_mesh(
+    bundle: Path, sizes: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The waves of one batch and those of a long video, and what is printed of them."""
     layout = Layout(make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))]))
     model = VideoToAudio.open(bundle, layout=layout)
     windows = [window(model.spec, i) for i in range(WINDOWS)]
     waves = model(windows, 0, SAMPLING)
     loudest = float(np.abs(waves).max())
-    return waves, {"loudest": loudest, "held": held(model), "memory": memory(model, windows)}
+    found = {"loudest": loudest, "held": held(model), "memory": memory(model, windows)}
+    return waves, joint_waves(model), found
 
 
 @contextlib.contextmanager
@@ -119,11 +135,14 @@ def default_batch(count: int) -> int:
 def run(folder: Path) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     bundle = untrained_bundle(folder / "bundle").path
-    alone, found = on_mesh(bundle, MESHES[0])
+    alone, long_alone, found = on_mesh(bundle, MESHES[0])
     meshes = {"1x1x1": found}
     for sizes in MESHES[1:]:
-        waves, found = on_mesh(bundle, sizes)
-        meshes["x".join(map(str, sizes))] = found | {"difference": float(abs(waves - alone).max())}
+        waves, long, found = on_mesh(bundle, sizes)
+        meshes["x".join(map(str, sizes))] = found | {
+            "difference": float(abs(waves - alone).max()),
+            "joint": float(abs(long - long_alone).max()),
+        }
 
     write_clip(World(), 0, folder)
     clip = folder / "0.mp4"

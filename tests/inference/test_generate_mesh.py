@@ -30,6 +30,7 @@ def found(folder) -> dict:
 def test_a_mesh_changes_nothing_but_the_place(found, mesh):
     assert found["meshes"]["1x1x1"]["loudest"] > 0.1
     assert found["meshes"][mesh]["difference"] < 1e-5
+    assert found["meshes"][mesh]["joint"] < 1e-4
 
 
 def test_weights_are_cut_where_it_is_asked_for(found):
