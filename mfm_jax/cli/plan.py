@@ -12,9 +12,11 @@ from mfm_jax.cli import arguments as options
 from mfm_jax.cli import toplevel
 from mfm_jax.errors import SettingError, UsageError
 
+FAR = "DCN MB"
+"""The column of bytes between slices, which a table of single slices leaves out."""
 COLUMNS = (
     "slice", "program", "chips", "clips", "PFLOP", "GFLOP/chip", "alike", "GB/chip", "FLOP/B",
-    "sent MB", "peak GB", "free", "ms", "bound by", "scaling",
+    "sent MB", FAR, "peak GB", "free", "ms", "bound by", "scaling",
 )  # fmt: skip
 
 
@@ -31,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="SLICE",
         help="such as v5e:4x4, v5p:4x4x4 or v6e:16x16",
+    )
+    parser.add_argument(
+        "--slices",
+        type=options.at_least_one,
+        default=1,
+        metavar="N",
+        help="so many slices of each kind, with a network between them (DCN); default: 1",
     )
     options.add_bundle(parser)
     parser.add_argument(
@@ -77,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         for name in args.topology:
             programs, layout, chip, clips = _programs(args, config, name, Path(folder) / "bundle")
             for program in programs:
-                row: dict[str, Any] = {"slice": name, "clips": clips}
+                row: dict[str, Any] = {"slice": name, "slices": args.slices, "clips": clips}
                 try:
                     found: Estimate = estimate(program, layout, chip)
                     row |= found.to_json()
@@ -101,13 +110,13 @@ def _programs(args: argparse.Namespace, config: Any, topology: str, folder: Path
     from mfm_jax.bundle import Bundle
     from mfm_jax.cost.chips import chip_of
     from mfm_jax.inference.programs import generation
-    from mfm_jax.plan.programs import tpu_slice, training
+    from mfm_jax.plan.programs import tpu_slices, training
     from mfm_jax.plan.released import write_released
     from mfm_jax.plan.scores import desync
     from mfm_jax.runtime.config import override
     from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 
-    devices = tpu_slice(topology)
+    devices = tpu_slices(topology, args.slices)
     chip = chip_of(devices[0].device_kind)
     if chip is None:
         raise SettingError(f"no figures of a {devices[0].device_kind}: add it to cost/chips.py")
@@ -157,19 +166,27 @@ def _scale(rows: Sequence[dict[str, Any]]) -> None:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table, and below it the programs that do not fit."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    several = any(row["slices"] > 1 for row in rows)
+    shown = [i for i, column in enumerate(COLUMNS) if several or column != FAR]
+    lines = [f"| {' | '.join(COLUMNS[i] for i in shown)} |", f"|{' --- |' * len(shown)}"]
+    for cells in map(_cells, rows):
+        lines.append(f"| {' | '.join(cells[i] for i in shown)} |")
     lines += [f"{row['slice']}: {row['does_not_fit']}" for row in rows if "does_not_fit" in row]
     return "\n".join(lines)
 
 
+def _slices(row: dict[str, Any]) -> str:
+    return row["slice"] if row["slices"] == 1 else f"{row['slices']} x {row['slice']}"
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     if "does_not_fit" in row:
-        head = [row["slice"], row["program"], "", str(row["clips"]), "does not fit"]
+        head = [_slices(row), row["program"], "", str(row["clips"]), "does not fit"]
         return head + [""] * (len(COLUMNS) - len(head))
-    seconds = row["seconds"]
+    seconds, sent = row["seconds"], row["sent_bytes"]
+    far = sum(size for kind, size in sent.items() if kind.startswith("DCN"))
     return [
-        row["slice"],
+        _slices(row),
         row["program"],
         str(row["devices"]),
         str(row["clips"]),
@@ -178,7 +195,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['flops_alike']:.1%}",
         f"{row['bytes_per_device'] / 1e9:.2f}",
         f"{row['flops_per_byte']:.0f}",
-        f"{sum(row['sent_bytes'].values()) / 1e6:.0f}",
+        f"{(sum(sent.values()) - far) / 1e6:.0f}",
+        f"{far / 1e6:.0f}" if row["slices"] > 1 else "",
         f"{row['peak_bytes'] / 1e9:.2f}",
         f"{row['memory_free']:.0%}",
         f"{seconds['fastest'] * 1e3:.1f} to {seconds['slowest'] * 1e3:.1f}",

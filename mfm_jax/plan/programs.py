@@ -1,6 +1,7 @@
 """The program of training with shapes instead of arrays, and devices that need not exist."""
 
 import os
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -14,8 +15,8 @@ MEGACORE = {"v4": {"chip_config_name": "megacore"}}
 """Options by generation with which a chip is one device."""
 
 
-def tpu_slice(name: str) -> list[jax.Device]:
-    """Return the devices of a TPU slice such as "v5e:4x4", which need not exist.
+def tpu_slices(name: str, count: int = 1) -> list[jax.Device]:
+    """Return the devices of `count` TPU slices such as "v5e:4x4", which need not exist.
 
     Raises:
         SettingError: libtpu is not installed, or there is no such slice.
@@ -27,7 +28,9 @@ def tpu_slice(name: str) -> list[jax.Device]:
     }  # fmt: skip
     for variable, value in quiet.items():
         os.environ.setdefault(variable, value)
-    options = MEGACORE.get(name.split(":")[0], {})
+    options: dict[str, Any] = dict(MEGACORE.get(name.split(":")[0], {}))
+    if count > 1:
+        options["num_slices"] = count
     try:
         return list(
             topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices

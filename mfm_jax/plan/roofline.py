@@ -144,9 +144,13 @@ def estimate(program: Program, layout: Layout, chip: Chip) -> Estimate:
 def seconds(exchange: hlo.Collective, chip: Chip, devices: Sequence[Any]) -> float:
     """Return the time of a collective on a torus: its bytes over the links it can use, and latency.
 
+    What goes to other slices takes the network, whose latency no specification has.
+
     A group that lies along several axes uses the ports of all of them. An axis that is not a ring
     has ends, whose chips have one neighbour.
     """
+    if exchange.kind.startswith(hlo.BETWEEN_SLICES):
+        return exchange.bytes / chip.network
     coordinates = np.array([devices[i].coords for i in exchange.group])
     extents = np.ptp(np.array([device.coords for device in devices]), axis=0) + 1
     lengths = np.ptp(coordinates, axis=0) + 1

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, BundleError
@@ -141,6 +142,9 @@ def test_an_exchange_uses_the_ports_of_the_axes_it_lies_along():
     assert line == pytest.approx(10**9 / 50e9 + 2 * 3 * HOP)
     pair = seconds(exchange("collective-permute", (0, 5)), chip, torus(4, 4, 1))
     assert pair == pytest.approx(10**9 / 50e9 + 2 * HOP)
+    # Eight chips of a host share two network cards of 100 Gbit/s.
+    far = seconds(exchange("DCN all-reduce", (0, 1)), chip, torus(4, 4, 1))
+    assert far == pytest.approx(10**9 / (2 * 100e9 / 8 / 8))
 
 
 def test_chips_are_known_by_what_jax_calls_them():
@@ -207,6 +211,20 @@ def test_a_step_for_a_slice_of_tpus(tmp_path, capsys):
     assert 0.5 < sixteen["scaling"] < 1.1
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in printed[2:4]] == [f"| {name}" for name in slices]
+
+
+@needs_libtpu
+def test_two_slices_exchange_gradients_over_the_network(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    plan = ["plan", "--config", str(SMALL), "--topology", "v5e:2x2", "--json", str(file)]
+    assert main([*plan, "--slices", "2"]) == 0
+    (row,) = json.loads(file.read_text())
+    assert (row["slices"], row["devices"]) == (2, 8)
+    module = abstract(small().recipe.build)
+    size = sum(4 * np.prod(x.shape) for x in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    # Each chip contributes its part of every gradient, at most all of it.
+    assert size / 4 < row["sent_bytes"]["DCN all-reduce"] < 1.1 * size
+    assert "| DCN MB |" in capsys.readouterr().out
 
 
 @needs_libtpu
