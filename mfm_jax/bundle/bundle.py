@@ -110,6 +110,13 @@ class Bundle:
                 raise SettingError("the schedule or the frames in its settings were changed")
             return opened
 
+    @property
+    def identity(self) -> str:
+        """The SHA-256 of everything in it: its settings and its components."""
+        sums = {name: entry.checksum for name, entry in self.entries.items()}
+        told: Any = [to_json(self.settings), sums]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
     def config(self, name: str) -> Any:
         """Return the config of a component.
 

@@ -70,6 +70,46 @@ def add_precision(
     parser.add_argument("--precision", choices=PRECISIONS, default=default, help=about)
 
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of the sampler."""
+    parser.add_argument("--steps", type=int, help="steps of the sampler; default: the bundle's")
+    parser.add_argument("--sampler", help="ddim or dpm++; default: the bundle's")
+    parser.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 to 1")
+    parser.add_argument("--guidance", type=float, help="1 is none; default: the bundle's")
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guidance only at noise levels above LOW and up to HIGH, such as 0.3 3 (they go from "
+        "0.04 to 84); steps outside take half the time",
+    )
+    parser.add_argument(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="0 to 1: how far guidance keeps the spread of the prediction; default: 0",
+    )
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """Add the windows, the precision and the devices of generation."""
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="windows computed at once; default: 4, rounded up to a multiple of the devices",
+    )
+    add_precision(parser, "of weights and arithmetic; default: float32", default="float32")
+    group = parser.add_argument_group("several devices, over which the windows are divided")
+    group.add_argument(
+        "--fsdp", type=int, default=1, metavar="N", help="shard the weights over N of them, too"
+    )
+    group.add_argument(
+        "--tensor", type=int, default=1, metavar="N", help="divide every layer over N of them"
+    )
+
+
 def add_programs(parser: argparse.ArgumentParser) -> None:
     """Add `--no-program-cache`, of a command that compiles; `keep_programs` in the namespace."""
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`mfm bundle`: list what a bundle holds, or check that it is as it was written."""
+"""`mfm bundle`: list what a bundle holds, check that it is as it was written, or compile for it."""
 
 import argparse
 from collections import Counter
@@ -12,16 +12,32 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the two verbs of the command."""
-    parser.description = "List what a bundle holds, or check that it is as it was written."
+    """Add the verbs of the command."""
+    parser.description = (
+        "List what a bundle holds, check that it is as it was written, or compile what generation "
+        "runs with it."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, run, about in (
         ("show", show, "list the components: size, parameters, precision and origin"),
         ("verify", verify, "compare all files and weights with their checksums"),
+        (
+            "compile",
+            compile_programs,
+            "write the compiled programs of generation beside the bundle, for devices like these "
+            "and for the settings given",
+        ),
     ):
-        verb = verbs.add_parser(name, help=about, description=f"{about.capitalize()}.")
+        verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         verb.add_argument("bundle", type=options.array_folder, metavar="DIR")
         verb.set_defaults(run=run)
+    options.add_sampling(verb)
+    options.add_computing(verb)
+    verb.add_argument(
+        "--platform",
+        metavar="NAME",
+        help="cpu, cuda or tpu; default: the one that generation would use here",
+    )
 
 
 def show(args: argparse.Namespace) -> int:
@@ -71,6 +87,36 @@ def verify(args: argparse.Namespace) -> int:
             print(f"{name}: as written")
         failed += bool(problems)
     return 1 if failed else 0
+
+
+def compile_programs(args: argparse.Namespace) -> int:
+    """Compile and write the programs, a line for each."""
+    import jax
+
+    from mfm_jax.errors import UsageError
+    from mfm_jax.inference.generate import compile_programs
+
+    if args.platform is not None:
+        jax.config.update("jax_platforms", args.platform)
+    try:
+        jax.local_devices()
+    except RuntimeError:
+        raise UsageError(f"no devices of platform {args.platform}: leave --platform out") from None
+    folder = compile_programs(
+        args.bundle,
+        steps=args.steps,
+        sampler=args.sampler,
+        guidance=args.guidance,
+        guidance_interval=args.guidance_interval,
+        guidance_rescale=args.guidance_rescale,
+        eta=args.eta,
+        precision=args.precision,
+        batch=args.batch,
+        fsdp=args.fsdp,
+        tensor=args.tensor,
+    )
+    print(f"{folder}: for this machine, these settings and this version of mfm-jax")
+    return 0
 
 
 def _origin(bundle: "Bundle", source: "Source") -> Iterator[str]:

@@ -45,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file with sound to keep away from, for bundles with AudioMAE",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="steps of the sampler; default: the bundle's")
-    parser.add_argument("--sampler", help="ddim or dpm++; default: the bundle's")
     parser.add_argument(
         "--candidates",
         type=int,
@@ -61,23 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep no candidate with speech, singing or music (several: with commas), for bundles "
         "with Cnn14",
     )
-    parser.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 to 1")
-    parser.add_argument("--guidance", type=float, help="1 is none; default: the bundle's")
-    parser.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="guidance only at noise levels above LOW and up to HIGH, such as 0.3 3 (they go from "
-        "0.04 to 84); steps outside take half the time",
-    )
-    parser.add_argument(
-        "--guidance-rescale",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="0 to 1: how far guidance keeps the spread of the prediction; default: 0",
-    )
+    options.add_sampling(parser)
     group = parser.add_argument_group("the sound in the files")
     group.add_argument(
         "--rate", type=int, default=16_000, help="16000 (default), 24000, 44100 or 48000 samples/s"
@@ -92,11 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add the video's own sound, changed by so many dB, such as -12",
     )
     parser.add_argument(
-        "--batch",
-        type=int,
-        help="windows computed at once; default: 4, rounded up to a multiple of the devices",
-    )
-    parser.add_argument(
         "--joint",
         action="store_true",
         help="denoise the windows of a long video together, so that they agree where they overlap; "
@@ -109,14 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="low: encoders, mapper and diffusion are on the device one after the other, which "
         "needs less memory and makes the same sounds",
     )
-    options.add_precision(parser, "of weights and arithmetic; default: float32", default="float32")
-    group = parser.add_argument_group("several devices, over which the windows are divided")
-    group.add_argument(
-        "--fsdp", type=int, default=1, metavar="N", help="shard the weights over N of them, too"
-    )
-    group.add_argument(
-        "--tensor", type=int, default=1, metavar="N", help="divide every layer over N of them"
-    )
+    options.add_computing(parser)
     options.add_programs(parser)
     parser.set_defaults(run=run)
 

@@ -104,10 +104,8 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _bundle(bundle: Bundle) -> dict[str, Any]:
-    from mfm_jax.inference.generate import identity  # slow to import, and only needed here
-
     known = {name: bundle.entries[name].checksum for name in ("cnn14", "audiomae") if name in bundle.entries}  # fmt: skip  # noqa: E501
-    return {"path": str(bundle.path), "sha256": identity(bundle), "components": known}
+    return {"path": str(bundle.path), "sha256": bundle.identity, "components": known}
 
 
 def _version(name: str) -> str:

@@ -1,13 +1,10 @@
 """Sound for video files, by one call: `generate`."""
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -15,6 +12,7 @@ from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.bundle.windows import window_spec
 from mfm_jax.errors import UsageError, UserError
 from mfm_jax.inference.candidates import CLASSES
+from mfm_jax.inference.exported import Exports
 from mfm_jax.inference.finishing import LOUDEST, QUIETEST, RATES, Finishing
 from mfm_jax.inference.inputs import expand
 from mfm_jax.inference.networks import MEMORY, Loader
@@ -24,7 +22,6 @@ from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.containers import check_is_file
-from mfm_jax.runtime.config import to_json
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.seeds import check_seed
@@ -130,13 +127,9 @@ def generate(
         UserError: an argument is wrong; nothing is written then.
         GenerationError: some videos failed; the others are done.
     """
-    _check_least(1, batch=batch, steps=steps, candidates=candidates, fsdp=fsdp, tensor=tensor)
-    _check_least(0, guidance=guidance, eta=eta)
+    _check_least(1, candidates=candidates)
+    _check_computing(batch, precision, fsdp, tensor)
     check_seed(seed)
-    if steps is not None and steps > STEPS:
-        raise UsageError(f"steps must be at most {STEPS}, got {steps}")
-    _check_choice("sampler", sampler, SAMPLERS)
-    _check_choice("precision", precision, PRECISIONS)
     _check_choice("format", format, FORMATS)
     _check_choice("memory", memory, MEMORY)
     if joint and memory == "low":
@@ -145,8 +138,8 @@ def generate(
     finishing = _finishing(rate, lufs, mix)
 
     opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
-    sampling = _sampling(opened.settings, sampler, steps, guidance, eta)._replace(
-        interval=_interval(guidance_interval), rescale=_share("guidance_rescale", guidance_rescale)
+    sampling = _sampling(
+        opened.settings, sampler, steps, guidance, eta, guidance_interval, guidance_rescale
     )
     unwanted = _unwanted(negative_sound, sampling)
     names = [videos] if isinstance(videos, str | Path) else videos
@@ -171,7 +164,7 @@ def generate(
             **sampling._asdict(),
             "interval": None if sampling.interval is None else list(sampling.interval),
             "precision": precision,
-            "bundle": identity(opened),
+            "bundle": opened.identity,
             "candidates": candidates,
             "veto": vetoed,
             "joint": joint,
@@ -196,11 +189,36 @@ def generate(
     return [job.target for job in jobs]
 
 
-def identity(bundle: Bundle) -> str:
-    """Return the SHA-256 of everything in a bundle: its settings and its components."""
-    sums = {name: entry.checksum for name, entry in bundle.entries.items()}
-    told: Any = [to_json(bundle.settings), sums]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def compile_programs(
+    bundle: str | Path | None = None,
+    *,
+    steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | int | None = None,
+    guidance_interval: Sequence[float | int] | None = None,
+    guidance_rescale: float | int = 0.0,
+    eta: float | int = 0.0,
+    precision: str = "float32",
+    batch: int | None = None,
+    fsdp: int = 1,
+    tensor: int = 1,
+    say: Callable[[str], object] = print,
+) -> Path:
+    """Compile what `generate` runs with these settings on devices like those of this process.
+
+    The programs are written into a folder beside the bundle, which is returned. `generate` uses
+    them where everything is the same, and where this user's key is (`mfm_jax.runtime.executables`).
+
+    Raises:
+        UserError: an argument is wrong, or the programs cannot be written.
+    """
+    _check_computing(batch, precision, fsdp, tensor)
+    opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle))
+    sampling = _sampling(
+        opened.settings, sampler, steps, guidance, eta, guidance_interval, guidance_rescale
+    )
+    layout, batch = layout_and_batch(batch, fsdp=fsdp, tensor=tensor)
+    return Exports(opened, layout, batch, precision, sampling).write(say)
 
 
 @contextmanager
@@ -288,6 +306,11 @@ def _interval(given: Sequence[float | int] | None) -> tuple[float, float] | None
     return float(given[0]), float(given[1])
 
 
+def _check_computing(batch: int | None, precision: str, fsdp: int, tensor: int) -> None:
+    _check_least(1, batch=batch, fsdp=fsdp, tensor=tensor)
+    _check_choice("precision", precision, PRECISIONS)
+
+
 def _check_choice(name: str, value: str | None, known: Sequence[str]) -> None:
     if value is not None and value not in known:
         raise UsageError(f"{name} {value!r} is not known: use {', '.join(known)}")
@@ -311,9 +334,23 @@ def _sampling(
     steps: int | None,
     guidance: float | int | None,
     eta: float | int,
+    interval: Sequence[float | int] | None,
+    rescale: float | int,
 ) -> Sampling:
+    _check_least(1, steps=steps)
+    _check_least(0, guidance=guidance, eta=eta)
+    if steps is not None and steps > STEPS:
+        raise UsageError(f"steps must be at most {STEPS}, got {steps}")
+    _check_choice("sampler", sampler, SAMPLERS)
     sampler = sampler or settings.sampler
     if eta > 1 or (eta and sampler != "ddim"):
         raise UsageError(f"eta is 0 to 1 and only for sampler ddim, got {eta} for {sampler}")
     scale = settings.guidance if guidance is None else guidance
-    return Sampling(sampler, steps or settings.steps, float(scale), float(eta))
+    return Sampling(
+        sampler,
+        steps or settings.steps,
+        float(scale),
+        float(eta),
+        interval=_interval(interval),
+        rescale=_share("guidance_rescale", rescale),
+    )

@@ -13,7 +13,8 @@ from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.inference.programs import Program, abstract_network, generation, text_encoder
 from mfm_jax.inference.prompts import LENGTH
 from mfm_jax.inference.stream import IN_FLIGHT
-from mfm_jax.runtime.compiled import Key, Programs, key_of
+from mfm_jax.runtime.compiled import PROGRAMS as NONE
+from mfm_jax.runtime.compiled import Programs, program_name
 from mfm_jax.runtime.sharding import Layout
 
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -81,6 +82,7 @@ def plan(
     sampling: Sampling,
     prompts: bool = False,
     beside: Sequence[str] = (),
+    ready: Programs = NONE,
 ) -> Plan:
     """Compile the programs of generation for `batch` windows, and plan the memory of each stage.
 
@@ -88,6 +90,7 @@ def plan(
         prompts: there are some, which T5 reads in a stage of its own, if the bundle has it.
         beside: networks that are on the device in every stage, for the choice among candidates.
             Only their weights count.
+        ready: programs that are compiled already.
 
     Raises:
         BundleError: a network is missing.
@@ -98,7 +101,7 @@ def plan(
     if prompts and "t5" in bundle.entries:
         known.append(text_encoder(bundle, layout, dtype))
     always = sum(size(abstract_network(bundle, name, layout, dtype)) for name in beside)
-    compiled: dict[Key, Any] = {}
+    compiled: dict[str, Any] = dict(ready.known)
     found = {program.name: _measured(program, layout, compiled) for program in known}
     stages = []
     for name, of_stage in PROGRAMS.items():
@@ -119,17 +122,19 @@ def plan(
 
 
 def _measured(
-    program: Program, layout: Layout, compiled: dict[Key, Any]
+    program: Program, layout: Layout, compiled: dict[str, Any]
 ) -> tuple[int, int, int, int]:
-    """Compile a program; return the bytes of weights, inputs and outputs, temporaries and code.
+    """Return the bytes of weights, inputs and outputs, temporaries and code of a program.
+
+    It is compiled, and added to `compiled`, if it is not there.
 
     Where a backend does not tell the last three, they are 0.
     """
-    ready = program.traced(layout).lower().compile()
-    leaves = jax.tree.leaves(program.arguments)
-    compiled[key_of(program.function, leaves, program.options)] = ready
+    name = program_name(program.function, jax.tree.leaves(program.arguments), program.options)
+    if name not in compiled:
+        compiled[name] = program.traced(layout).lower().compile()
     networks, *inputs = program.arguments
-    told = ready.memory_analysis()
+    told = compiled[name].memory_analysis()
     if told is None:
         return size(networks), size(inputs), 0, 0
     return (

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.inference.candidates import Choice, Judge
+from mfm_jax.inference.exported import Exports
 from mfm_jax.inference.joint import (
     JointNetworks,
     Row,
@@ -25,7 +26,7 @@ from mfm_jax.inference.requests import Request
 from mfm_jax.inference.staged import StagedNetworks
 from mfm_jax.inference.unwanted import unwanted_loa
 from mfm_jax.inference.work import Item, Maker, Networks, the_only_one
-from mfm_jax.runtime.compiled import PROGRAMS, Programs
+from mfm_jax.runtime.compiled import Programs
 from mfm_jax.runtime.sharding import Layout
 from mfm_jax.typing import Float
 
@@ -60,7 +61,9 @@ class Loader:
             BundleError: a network is missing or damaged.
             UsageError: the bundle cannot do what is asked for.
         """
-        programs = self._planned() if self.memory == "low" else PROGRAMS
+        programs = self._programs()
+        if self.memory == "low":
+            programs = self._planned(programs)
         # T5 is dropped before the other networks are loaded.
         prompts = Prompts.encoded(self.requests, self.bundle, self.precision, self.note)
         unwanted = None
@@ -148,7 +151,12 @@ class Loader:
         dtype = jnp.dtype(self.precision)
         return Judge.open(self.bundle, with_mapper(), self.veto, dtype=dtype).choose
 
-    def _planned(self) -> Programs:
+    def _programs(self) -> Programs:
+        """Return the programs beside the bundle that fit."""
+        exports = Exports(self.bundle, self.layout, self.batch, self.precision, self.sampling)
+        return exports.read(self.say)
+
+    def _planned(self, ready: Programs) -> Programs:
         """Compile before weights are read, and tell the memory that is needed."""
         ranking = ["audiomae", "mapper", *(["cnn14"] if self.veto else [])]
         found = plan(
@@ -159,6 +167,7 @@ class Loader:
             sampling=self.sampling,
             prompts=any(request.reads_text for request in self.requests),
             beside=ranking if self.candidates > 1 else [],
+            ready=ready,
         )
         for line in found.lines():
             self.say(line)

@@ -70,11 +70,11 @@ def programs_folder() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     base = Path(named).expanduser() if named else Path(cache).expanduser() / "mfm-jax/programs"
     # XLA compiles for the processor at hand, and a home may be shared by several kinds.
-    told = [importlib.metadata.version("jaxlib"), platform.machine(), *_instructions()]
+    told = [importlib.metadata.version("jaxlib"), platform.machine(), *instructions()]
     return base / hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
-def _instructions() -> list[str]:
+def instructions() -> list[str]:
     """Return what the processor can do, as far as Linux tells."""
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         return [next((line for line in file if line.startswith(("flags", "Features"))), "")]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.cli import main
@@ -86,7 +87,7 @@ class StandIn(VideoToAudio):
         if any(one.index == 7 for one in windows):
             raise ValueError("broken")
         first = np.stack([one.cavp_THWC.ravel()[:1] for one in windows])[:, None]
-        return {"cavp": Stream(first, first[..., 0])}
+        return {"cavp": Stream(jnp.asarray(first), jnp.asarray(first[..., 0]))}
 
     def predict(self, streams: Any) -> Any:
         return streams["cavp"].tokens * 2.0
