@@ -5,7 +5,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,7 @@ class Measured:
     name: str
     times: float
     ours: float
-    theirs: dict[str, float]  # by way; empty without a counterpart
+    theirs: dict[str, float]  # by way, of those that could be measured
     operations: int | None
 
     def ratio(self, way: str) -> float:
@@ -107,30 +107,54 @@ class Measured:
 
 
 def measure(stage: Stage, setting: Setting, rounds: int) -> Measured:
-    """Time all sides by turns, after a run of each that compiles."""
+    """Time all sides by turns, after a call of each that compiles."""
     sides = {"ours": lambda: jax.block_until_ready(stage.ours(*stage.arguments))}
     if stage.network is not None:
         sides |= {way: _their_side(stage, setting, way) for way in setting.ways}
-    spent = by_turns(sides, rounds)
+    spent = by_turns(first_calls(sides), rounds)
     ours = spent.pop("ours")
     return Measured(stage.name, stage.times, ours, spent, stage.operations)
 
 
-def by_turns(
-    sides: dict[str, Callable[[], Any]], rounds: int, *, warm: int = 1
-) -> dict[str, float]:
-    """Run all sides by turns, and return the median seconds of each.
+def first_calls(
+    sides: Mapping[str, Callable[[], Any]],
+    until: float = float("inf"),
+    told: Callable[[str, float, Any], None] = lambda name, seconds, result: None,
+) -> dict[str, Callable[[], Any]]:
+    """Call every side once, which compiles, and return those that can be measured.
+
+    PyTorch's sides that raise an exception, or for which there is no time left, are left out.
 
     Args:
-        warm: turns before the timed ones.
+        until: when no other side is called, by `time.monotonic`.
+        told: is called with the name, the seconds and the result of each call.
     """
+    ready: dict[str, Callable[[], Any]] = {}
+    for name, run in sides.items():
+        if ready and time.monotonic() > until:
+            print(f"{name}: not measured, the time is over", flush=True)
+            continue
+        begun = time.perf_counter()
+        try:
+            result = run()
+        except Exception as error:
+            if name not in TORCH:
+                raise
+            print(f"{name}: not measured, {str(error).strip().splitlines()[0]}", flush=True)
+            continue
+        told(name, time.perf_counter() - begun, result)
+        ready[name] = run
+    return ready
+
+
+def by_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Run all sides by turns, and return the median seconds of each."""
     spent: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(warm + rounds):
+    for _ in range(rounds):
         for name, run in sides.items():
             start = time.perf_counter()
             run()
-            if number >= warm:
-                spent[name].append(time.perf_counter() - start)
+            spent[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
@@ -182,10 +206,10 @@ def row(one: Measured, setting: Setting) -> str:
     """Return a row of the table."""
     cells = [f"{one.name:36}  {one.ours * 1e3:9.1f}"]
     for way in setting.ways:
-        found = (
-            (f"{one.theirs[way] * 1e3:.1f}", f"{one.ratio(way):.2f}") if one.theirs else ("",) * 2
-        )
-        cells.append(f"{found[0]:>10}  {found[1]:>5}")
+        theirs, ratio = "", ""
+        if way in one.theirs:
+            theirs, ratio = f"{one.theirs[way] * 1e3:.1f}", f"{one.ratio(way):.2f}"
+        cells.append(f"{theirs:>10}  {ratio:>5}")
     if one.operations is not None:
         rate, share = speed(one.operations, one.ours)
         cells.append(f"{rate:>8}  {share:>7}")
@@ -203,13 +227,12 @@ def total(name: str, found: Sequence[Measured], setting: Setting) -> str:
     ours = sum(one.ours * one.times for one in found)
     operations = sum((one.operations or 0) * one.times for one in found)
     words = [f"{name}: {ours:.4g} s, {operations / 1e12:.4g} TFLOP"]
-    both = [one for one in found if one.theirs]
     for way in setting.ways:
-        mine, theirs = (
-            sum(side * one.times for one, side in zip(both, sides, strict=True))
-            for sides in ([one.ours for one in both], [one.theirs[way] for one in both])
-        )
-        words.append(f"torch {way} {theirs:.4g} s, ratio of its stages {mine / theirs:.2f}")
+        both = [one for one in found if way in one.theirs]
+        mine = sum(one.ours * one.times for one in both)
+        theirs = sum(one.theirs[way] * one.times for one in both)
+        if both:
+            words.append(f"torch {way} {theirs:.4g} s, ratio of its stages {mine / theirs:.2f}")
     return "; ".join(words)
 
 

@@ -21,7 +21,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
 from benchmarks import torch_networks
-from benchmarks.beside import Setting, by_turns, speed
+from benchmarks.beside import Setting, by_turns, first_calls, speed
 from benchmarks.sizes import FPS, Sizes
 from benchmarks.stages import Decoder, generate_loa
 from mfm_jax.bundle import Bundle, write_sizes
@@ -232,8 +232,8 @@ def measure_whole(
             sides: dict[str, Callable[[], Any]] = {"ours": lambda: ours(read(), 0, sampling)}
             if theirs is not None:
                 sides |= {way: partial(_their_turn, theirs, read, way) for way in setting.ways}
-            ready = first_calls(sides, until)
-            print(told(by_turns(ready, rounds, warm=0), setting, batch, operations), flush=True)
+            spent = by_turns(first_calls(sides, until, _first_told), rounds)
+            print(told(spent, setting, batch, operations), flush=True)
         if clips and time.monotonic() < until:
             many(setting.sizes, ours, sampling, clips, batches[-1])
 
@@ -242,19 +242,9 @@ def _their_turn(theirs: Theirs, read: Callable[[], list[Window]], way: str) -> n
     return theirs(read(), way)
 
 
-def first_calls(sides: Mapping[str, Callable[[], Any]], until: float) -> dict[str, Callable]:
-    """Call every side once, which compiles, and return those for which there was time."""
-    ready = {}
-    for name, run in sides.items():
-        if ready and time.monotonic() > until:
-            print(f"{name}: not measured, the time is over", flush=True)
-            continue
-        begun = time.perf_counter()
-        shape = run().shape
-        print(f"{name}: {shape[0]} x {shape[1]} samples, first call ", end="")
-        print(f"{time.perf_counter() - begun:.1f} s", flush=True)
-        ready[name] = run
-    return ready
+def _first_told(name: str, seconds: float, waves: np.ndarray) -> None:
+    rows, samples = waves.shape
+    print(f"{name}: {rows} x {samples} samples, first call {seconds:.1f} s", flush=True)
 
 
 def told(spent: Mapping[str, float], setting: Setting, batch: int, operations: int) -> str:
