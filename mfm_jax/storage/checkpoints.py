@@ -8,13 +8,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax import numpy as jnp
 
 from mfm_jax.errors import UserError, first_line, full_disk
 from mfm_jax.runtime import signals
-from mfm_jax.runtime.sharding import copied, fetch
+from mfm_jax.runtime.sharding import copied
+from mfm_jax.storage.array_sums import sums
 from mfm_jax.storage.files import flush_tree, remove_folder
-from mfm_jax.typing import Array, Shaped
 
 ABOUT = "about"
 """The item of a checkpoint that holds its checksums and its score."""
@@ -239,34 +238,3 @@ def _check_same(item: str, wanted: Mapping[str, str], saved: Mapping[str, str]) 
         if wanted.get(place) != saved.get(place):
             found, needed = saved.get(place, "absent"), wanted.get(place, "absent")
             raise ValueError(f"{item}{place} is {found}, should be {needed}")
-
-
-def sums(tree: Any) -> list[int]:
-    """Return a checksum of each array of `tree`.
-
-    It is the same on every mesh, because integers may be added in any order.
-    """
-    # One after the other: several processes may each begin with another one, and wait for ever.
-    return [int(fetch(_sum(array))) for array in jax.tree.leaves(tree)]
-
-
-@jax.jit  # one array: few shapes are many times faster to compile than one program for all
-def _sum(array: Array) -> Shaped[Array, ""]:
-    """Return the sum modulo 2**32 of a hash of each element's bits and position."""
-    if array.dtype == bool:
-        array = array.astype(jnp.uint8)
-    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
-    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for axis in reversed(range(bits.ndim)):
-        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        position = position + index * jnp.uint32(stride % 2**32)
-        stride *= bits.shape[axis]
-    return _mixed(bits + _mixed(position + jnp.uint32(1))).sum(dtype=jnp.uint32)
-
-
-def _mixed(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
-    """Hash integers: every bit of `x` changes the result (Appleby, MurmurHash3's finaliser)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
