@@ -189,7 +189,7 @@ def finish(
     """Put the trained network into its bundle and report; all processes call this together."""
     weights = fetch(state.weights(averaged=True))
     if jax.process_index() == 0:
-        module = with_weights(setup.abstract_module, jax.tree.map(jax.numpy.asarray, weights))
+        module = with_weights(setup.abstract_module, jax.device_put(weights))
         bundle = setup.config.recipe.finish(module, workdir, command)
         metrics.summarise(bundle, setup.config.best)
     multihost_utils.sync_global_devices("finished")

@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import jax
 import numpy as np
-from jax import numpy as jnp
 
 from mfm_jax.bundle import COMPONENTS, Bundle, Settings, Source, write_bundle
 from mfm_jax.diffusion import Schedule
@@ -65,7 +65,10 @@ def filled(network, seed: int):
         fan_in = np.prod(leaf.shape[:-1]) if name.endswith("kernel") else 400
         return rng.standard_normal(leaf.shape) / np.sqrt(fan_in)
 
-    weights = {n: jnp.asarray(draw(n, w), w.dtype) for n, w in named_weights(network).items()}
+    # Unlike `jnp.asarray`, `device_put` compiles no program for each shape.
+    weights = {
+        n: jax.device_put(draw(n, w).astype(w.dtype)) for n, w in named_weights(network).items()
+    }
     return with_weights(network, weights)
 
 

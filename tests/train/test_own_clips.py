@@ -12,7 +12,7 @@ from mfm_jax.data.records import read_about
 from mfm_jax.media.write import write_frames
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.paths import TINY_BUNDLE
+from tests.bundles import untrained_bundle
 from tests.train.running import run_config
 
 CLIPS = 6
@@ -26,10 +26,13 @@ CONFIGS = {
     "tiny_stage2": "mapper",
 }
 """In an order in which each finds what it learns from, and the component that it leaves."""
-UNET = replace(UNetConfig.tiny(), channels=(24, 48), attentions=((), (0,)))
+UNET = replace(UNetConfig.tiny(), channels=(8, 12), attentions=((), (0,)), groups=4)
 SMALLER = {
     "tiny_cavp": ["recipe.network.blocks=[1,1,1,1]"],
-    "tiny_audiomae": ["recipe.network.depth=3", "recipe.network.decoder_depth=1"],
+    "tiny_audiomae": [
+        f"recipe.network.{name}=1" for name in ("averaged", "depth", "decoder_depth")
+    ],
+    "tiny_vae": ["recipe.network.channels=[8,8,16]", "recipe.network.groups=4"],
     "tiny_vocoder": ["recipe.segment=16"],
     "tiny_unet": [f"recipe.network={json.dumps(to_json(UNET))}"],
     "tiny": ["recipe.network.gpt2.depth=1"],
@@ -58,11 +61,14 @@ def clips(tmp_path_factory) -> Path:
 
 def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the configs name folders below runs/
+    base = untrained_bundle(tmp_path / "base")
     for name, component in CONFIGS.items():
         workdir = Path("runs/tiny") / name.replace("tiny_", "").replace("tiny", "mapper")
         fields = ["steps=2", "batch=2", "log_every=1", *SMALLER.get(name, [])]
         if name != "tiny_stage2":  # it goes on with the features of stage 1
             fields += [f"recipe.source={clips}", "recipe.source.cache=decoded"]
+        if name == "tiny":
+            fields += [f"recipe.bundle={base.path}"]
         assert run_config(name, workdir, fields) == 0
         losses = [
             line["loss"]
@@ -90,5 +96,5 @@ def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatc
     assert "heldout_loa_error_shuffled" in capsys.readouterr().out
     mapper = Bundle.open(Path("runs/tiny/mapper"))
     assert mapper.load("mapper").loa_std[...].min() < 1
-    assert set(mapper.entries) == set(Bundle.open(TINY_BUNDLE).entries)
+    assert set(mapper.entries) == set(base.entries)
     assert "--config tiny" in mapper.entries["mapper"].source.made_by
