@@ -17,6 +17,7 @@ COMMANDS = {
     "unknowns": ("unknowns", "what the paper leaves open, a change at a time"),
     "robust": ("robust", "the same clips at other rates, sizes, rotated"),
     "still": ("still", "black, static and noise videos"),
+    "evaluate": ("evaluation", "real, VAE, generated and shuffled sounds by every score"),
     "steps": ("steps", "few steps of the sampler beside many"),
     "seams": ("seams", "long clips where their windows meet"),
     "guidance": ("guidance", "guidance at some noise levels only, and rescaled"),

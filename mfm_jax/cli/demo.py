@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write silent.mp4, sound.mp4, sound.wav and spectrogram.png, and print the scores."""
+    """Write the clip, its sound, a picture and a report, and print the scores."""
     from mfm_jax.bundle import Bundle
     from mfm_jax.foley.world import SPLITS, World, generate_clip
     from mfm_jax.inference.generate import output_folder
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         make(model, bundle, World(), generate_clip(World(), seed), args.output)
     spent = time.monotonic() - started
     print(f"{args.output}/sound.mp4, sound.wav, spectrogram.png: {spent:.0f} s")
+    print(f"{args.output}/report/index.html: see and hear it beside the real sound, in a browser")
     return 0
 
 
@@ -71,8 +72,26 @@ def make(
     write_sound(folder / "sound.wav", wave)
     write_video(silent, folder / "sound.mp4", wave)
     draw(folder / "spectrogram.png", wave, clip)
+    report(folder, clip)
     if "listener" in bundle.entries:
         print(scores(bundle.load("listener", np.float32), wave, clip))
+
+
+def report(folder: Path, clip: "RenderedClip") -> None:
+    """Write the page that compares the sound with the real one, which is written as well."""
+    from mfm_jax.evaluation.clips import Sound, pair
+    from mfm_jax.evaluation.evaluate import Settings, evaluate_pairs
+    from mfm_jax.media.write import write_video
+
+    silent, real, made = (folder / f"{name}.mp4" for name in ("silent", "real", "sound"))
+    write_video(silent, real, clip.audio)
+    pairing = pair(
+        {"clip": Sound(real)},
+        {"generated": {"clip": Sound(made)}},
+        {"reference": str(real), "generated": str(made)},
+    )
+    contacts = {"clip": [event.time for event in clip.events]}
+    evaluate_pairs(pairing, folder / "report", Settings(), contacts=contacts, command="mfm demo")
 
 
 def scores(listener: Any, wave: "np.ndarray", clip: "RenderedClip") -> str:

@@ -48,6 +48,7 @@ def assemble(
     present = {key for clip in clips for scores in clip.scores.values() for key in scores}
     known = (
         *catalogue.SIGNAL,
+        catalogue.DESYNC,
         *catalogue.LOGITS,
         *catalogue.LANGUAGE_OF_AUDIO,
         *catalogue.PUBLISHED_SIGNAL,
@@ -163,5 +164,6 @@ def _not_computed(bundle: Bundle | None, clips: Sequence[Measured]) -> list[tupl
     elif lacking := sum(clip.fps is None for clip in clips):
         found.append((f"AV-Align of {lacking} clips", "no side has a video of them"))
     found.append(("CAVP cosine and retrieval", "bundles keep CAVP's video tower alone"))
-    found.append(("DeSync", "there is no Synchformer among the networks"))
+    if not any("desync" in scores for clip in clips for scores in clip.scores.values()):
+        found.append(("DeSync", "no bundle with a synchformer is given: add it with mfm convert"))
     return found

@@ -74,6 +74,13 @@ SIGNAL = (
 )  # fmt: skip
 """Scores of the files alone, without any network."""
 
+DESYNC = Metric(
+    "desync", "DeSync", TIMING, "lower", "s",
+    "Offset that Synchformer hears, in either direction, in the first 8 s (av-benchmark). Shorter "
+    "clips are left out.", alone=True,
+)  # fmt: skip
+"""The score of a bundle's Synchformer."""
+
 CNN14, MAE = "PANNs Cnn14", "AudioMAE"
 
 LOGITS = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import MediaError, UsageError, UserError, system_reason
@@ -112,15 +113,14 @@ def evaluate_pairs(
     """Score paired sounds and write a report; see `evaluate`.
 
     Args:
-        contacts: annotated onsets of every clip in seconds, in place of `settings.onsets`.
+        contacts: times of visible contacts by clip in seconds, which the page marks. The true
+            onsets are still those of `settings.onsets` or of the real sound.
     """
     from mfm_jax.evaluation.page import Page
 
     started = time.monotonic()
     check_report_folder(out)
     annotated = _annotated(pairing.names, settings.onsets)
-    if contacts is not None:
-        annotated = {name: np.sort(np.asarray(times, float)) for name, times in contacts.items()}
     if progress is not None:
         progress.total = len(pairing.names)
     with new_folder(out) as part:
@@ -128,6 +128,9 @@ def evaluate_pairs(
         clips, failed = _measure_all(pairing, annotated, settings, page, part, progress)
         if not clips:
             raise MediaError(f"no clip can be evaluated ({failed[0][1]})")
+        if contacts is not None:
+            for clip in clips:
+                clip.contacts = sorted(map(float, contacts[clip.name]))
         report = assemble(
             pairing,
             clips,
@@ -139,7 +142,7 @@ def evaluate_pairs(
         report.protocol |= {
             "command": command,
             "seconds": round(time.monotonic() - started, 1),
-            "onsets": _onset_source(annotated, settings),
+            "onsets": str(settings.onsets) if settings.onsets else "detected in the real sound",
         }
         report.write(part)
         page.write(report)
@@ -194,12 +197,6 @@ def _read_times(file: Path) -> Float[np.ndarray, " n"]:
             if not 0 <= times[-1] < np.inf:
                 raise UsageError(f"{file}, line {number}: {words[0]!r:.50} is no time in seconds")
     return np.sort(np.array(times, float))
-
-
-def _onset_source(annotated: Mapping[str, Any], settings: Settings) -> str:
-    if not annotated:
-        return "detected in the real sound"
-    return str(settings.onsets) if settings.onsets else "known contacts"
 
 
 def _measure_all(
@@ -265,6 +262,13 @@ def _hear(pairing: Pairing, clips: Sequence[Measured], settings: Settings) -> di
     from mfm_jax.inference.generate import layout_and_batch  # slow to import, and only needed here
 
     layout, batch = layout_and_batch(settings.batch)
+    if "synchformer" in settings.bundle.entries:
+        from mfm_jax.evaluation.desync import add_desync
+
+        network = settings.bundle.load(
+            "synchformer", jnp.dtype(settings.precision), sharding=lambda *_: layout.replicated
+        )
+        add_desync(network, pairing, clips, layout=layout, batch=batch)
     sides = {REFERENCE: pairing.reference, **pairing.systems}
     lengths = {clip.name: min(clip.seconds.values()) for clip in clips}
     ears = open_ears(settings.bundle, layout, settings.precision, exact=settings.published)

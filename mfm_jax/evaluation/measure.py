@@ -19,6 +19,7 @@ from mfm_jax.metrics.flow import grey, mean_flow
 from mfm_jax.typing import Float, Int, UInt8
 
 DELTA = 0.3  # of the onset detector, in CondFoleyGen and MMAudio
+PEAK_DELTA = 0.07  # of the peaks of sound in AV-Align (`av_align.audio_peaks`)
 WINDOWS = {100: 0.1, 300: 0.3}  # s, by the number in the names of scores
 BEST_PSNR = 100.0  # dB; of identical mels it is infinite, and a mean of infinity says nothing
 FLOOR = 1e-3  # magnitude below which LSD hears silence: 105 dB under a sine at full scale
@@ -59,9 +60,14 @@ class Wave:
         return _resampled(self.own, self.rate, onsets.RATE)
 
     @cached_property
+    def strength(self) -> Float[np.ndarray, " T"]:
+        """The onset strength, from which both scores of timing take their peaks."""
+        return onsets.onset_strength(self.at_22k)
+
+    @cached_property
     def onsets(self) -> Int[np.ndarray, " onsets"]:
         """Onsets in samples at 22050 Hz, detected as CondFoleyGen and MMAudio do."""
-        return onsets.detect_onsets(self.at_22k, delta=DELTA)
+        return onsets.pick_peaks(self.strength, delta=DELTA) * onsets.HOP
 
     def first(self, seconds: float) -> "Wave":
         """Return the beginning of the sound."""
@@ -109,7 +115,7 @@ class Measured:
     rates: dict[str, int]
     scores: dict[str, dict[str, float]]  # by side; nan where a score is undefined
     onsets: dict[str, list[float]]  # s, by side
-    contacts: list[float] | None = None  # s, annotated
+    contacts: list[float] | None = None  # s, annotated or seen in the picture
     fps: float | None = None
     media: dict[str, str] = field(default_factory=dict)  # files of the page
 
@@ -156,7 +162,7 @@ def alone(wave: Wave, picture: Picture | None, *, published: bool = False) -> di
         "clipped": float(levels.is_clipped(wave.own)),
     }
     if picture is not None:
-        heard = av_align.audio_peaks(wave.at_22k)
+        heard = onsets.pick_peaks(wave.strength, delta=PEAK_DELTA) * onsets.HOP / onsets.RATE
         seen = av_align.video_peaks(picture.flow, picture.fps)
         found["av_align"] = _number(av_align.alignment(heard, seen, picture.fps))
         if published:

@@ -6,7 +6,7 @@
   const metrics = Object.fromEntries(data.metrics.map((m) => [m.key, m]));
   const systems = data.systems;
   const sides = ["reference", ...systems];
-  const shown = (side) => (side === "reference" ? "real" : side);
+  const shown = (side) => (side !== "reference" ? side : systems.includes("real") ? "reference" : "real");
   const colour = (side) => (side === "reference" ? "var(--real)" : `var(--s${systems.indexOf(side) % 6})`);
   const main = data.metrics.filter((m) => m.per_clip && m.main);
   const clips = data.clips;
@@ -305,7 +305,7 @@
         small('<path d="m10 3-5 5 5 5"/>', "Clip before (K)", () => choose(place() - 1)),
         small('<path d="m6 3 5 5-5 5"/>', "Next clip (J)", () => choose(place() + 1)),
         el("button", { class: "quiet close", type: "button", "aria-label": "Close", onclick: close }, icon('<path d="m3.5 3.5 9 9M12.5 3.5l-9 9"/>'))),
-      el("div", { class: "stage" },
+      el("div", { class: "stage", style: `--lane:${sides.length > 4 ? 62 : sides.length > 3 ? 78 : 98}px` },
         film,
         el("div", { class: "timed", style: "position:relative" },
           clip.media.strip && el("div", { class: "frames" }, el("img", { src: clip.media.strip, alt: "Frames of the video, from its beginning to its end", style: `width:${100 * clip.seconds.reference / seconds(clip)}%` })),

@@ -104,7 +104,7 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _bundle(bundle: Bundle) -> dict[str, Any]:
-    known = {name: bundle.entries[name].checksum for name in ("cnn14", "audiomae") if name in bundle.entries}  # fmt: skip  # noqa: E501
+    known = {name: bundle.entries[name].checksum for name in ("cnn14", "audiomae", "synchformer") if name in bundle.entries}  # fmt: skip  # noqa: E501
     return {"path": str(bundle.path), "sha256": bundle.identity, "components": known}
 
 

@@ -1,5 +1,6 @@
 """`mfm demo`, and that the bundle it ships has learned something."""
 
+import json
 from functools import partial
 
 import jax
@@ -19,10 +20,10 @@ from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.recipes.mapper import MapperRecipe
 
 
-def test_demo_writes_its_four_files(tmp_path, capsys):
+def test_demo_writes_its_files_and_a_report(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
     made = tmp_path / "demo"
-    names = ["silent.mp4", "sound.mp4", "sound.wav", "spectrogram.png"]
+    names = ["real.mp4", "report", "silent.mp4", "sound.mp4", "sound.wav", "spectrogram.png"]
     assert sorted(p.name for p in made.iterdir()) == names
     silent, sound = probe(made / "silent.mp4"), probe(made / "sound.mp4")
     assert (silent.has_audio, sound.has_audio) == (False, True)
@@ -30,8 +31,17 @@ def test_demo_writes_its_four_files(tmp_path, capsys):
     assert (rate, len(wave)) == (16_000, round(silent.seconds * 16_000))
     assert np.abs(wave).max() > 0.01
     assert (made / "spectrogram.png").read_bytes().startswith(b"\x89PNG")
+    (clip,) = json.loads((made / "report" / "report.json").read_text())["clips"]
+    assert clip["contacts"]
+    assert (made / "report" / clip["media"]["video"]).is_file()
     printed = capsys.readouterr().out
-    for words in ("contacts at", "heard: ", "within 50 ms", "with the right material"):
+    for words in (
+        "contacts at",
+        "heard: ",
+        "within 50 ms",
+        "with the right material",
+        "report/index.html",
+    ):
         assert words in printed
 
 
