@@ -87,7 +87,7 @@ def test_frames_of_a_video_from_a_start_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rate", [10, 30, 60])
 def test_other_rates_are_those_of_the_fps_filter(tmp_path, rate):
-    """Of `ffmpeg -vf fps=25`: a slot shows the newest frame that is rounded to it or before it."""
+    """A slot shows the newest frame whose time `ffmpeg -vf fps=25` rounds to it or before it."""
     count = round(1.2 * rate)
     pixels = [np.full((32, 32, 3), 20 + 3 * i, np.uint8) for i in range(count)]
     write_frames(pixels, tmp_path / "a.mp4", fps=Fraction(rate))
