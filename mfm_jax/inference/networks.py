@@ -26,7 +26,7 @@ from mfm_jax.inference.requests import Request
 from mfm_jax.inference.staged import StagedNetworks
 from mfm_jax.inference.unwanted import unwanted_loa
 from mfm_jax.inference.work import Item, Maker, Networks, the_only_one
-from mfm_jax.runtime.compiled import Programs
+from mfm_jax.runtime.compiled import Programs, in_background
 from mfm_jax.runtime.sharding import Layout
 from mfm_jax.typing import Float
 
@@ -65,7 +65,7 @@ class Loader:
         if self.memory == "low":
             programs = self._planned(programs)
         # T5 is dropped before the other networks are loaded.
-        prompts = Prompts.encoded(self.requests, self.bundle, self.precision, self.note)
+        prompts = Prompts.encoded(self.requests, self.bundle, self.precision, self.note, programs)
         unwanted = None
         if self.negative_sound is not None:
             dtype = jnp.dtype(self.precision)
@@ -152,9 +152,9 @@ class Loader:
         return Judge.open(self.bundle, with_mapper(), self.veto, dtype=dtype).choose
 
     def _programs(self) -> Programs:
-        """Return the programs beside the bundle that fit."""
+        """Return the programs beside the bundle that fit. They are read while weights are."""
         exports = Exports(self.bundle, self.layout, self.batch, self.precision, self.sampling)
-        return exports.read(self.say)
+        return in_background(lambda: exports.read(self.say))
 
     def _planned(self, ready: Programs) -> Programs:
         """Compile before weights are read, and tell the memory that is needed."""

@@ -15,6 +15,7 @@ from mfm_jax.errors import UsageError, first_line
 from mfm_jax.inference.pipeline import Text
 from mfm_jax.inference.requests import Request
 from mfm_jax.models.t5 import T5Encoder
+from mfm_jax.runtime.compiled import PROGRAMS, Programs
 from mfm_jax.typing import Array, Bool, Float, Int
 
 LENGTH = 128
@@ -35,9 +36,12 @@ class PromptEncoder:
 
     t5: T5Encoder
     tokenizer: Any
+    programs: Programs = PROGRAMS  # those that are compiled already
 
     @classmethod
-    def open(cls, bundle: Bundle, precision: DTypeLike = "float32") -> "PromptEncoder":
+    def open(
+        cls, bundle: Bundle, precision: DTypeLike = "float32", programs: Programs = PROGRAMS
+    ) -> "PromptEncoder":
         """Load T5 with its weights in `precision`.
 
         Raises:
@@ -63,7 +67,7 @@ class PromptEncoder:
                 f"the tokenizer of t5 in bundle {bundle.path} cannot be opened "
                 f"({first_line(error)}): convert t5 again, or leave the prompts out"
             ) from None
-        return cls(bundle.load("t5", jnp.dtype(precision)), tokenizer)
+        return cls(bundle.load("t5", jnp.dtype(precision)), tokenizer, programs)
 
     def __call__(self, text: str, say: Callable[[str], object] = warnings.warn) -> Text:
         """Return the states of `text`, in one row of `LENGTH` tokens.
@@ -79,7 +83,8 @@ class PromptEncoder:
             )
         padding = (0, LENGTH - len(ids))
         mask = jnp.asarray(np.pad(np.ones(len(ids), bool), padding)[None])
-        states = encode_tokens(self.t5, jnp.asarray(np.pad(ids, padding)[None], jnp.int32), mask)
+        padded = jnp.asarray(np.pad(ids, padding)[None], jnp.int32)
+        states = self.programs(encode_tokens, self.t5, padded, mask)
         return Text(states, mask)
 
 
@@ -96,6 +101,7 @@ class Prompts:
         bundle: Bundle,
         precision: DTypeLike = "float32",
         say: Callable[[str], object] = warnings.warn,
+        programs: Programs = PROGRAMS,
     ) -> "Prompts":
         """Encode every prompt with one T5, which is not loaded if there are none.
 
@@ -113,7 +119,7 @@ class Prompts:
                 raise UsageError(f"the prompt {text!r:.200} is not UTF-8 text: type it again")
         if not wanted:
             return cls({})
-        encode = PromptEncoder.open(bundle, precision)
+        encode = PromptEncoder.open(bundle, precision, programs)
         return cls({text: _unpadded(encode(text, say)) for text in wanted})
 
     def texts(self, prompts: Sequence[str | None]) -> list[Text | None]:

@@ -1,7 +1,9 @@
 """Programs that were compiled before they are called."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +21,39 @@ class Programs:
         if not self.known:
             return function(*arguments, **options)
         program = self.known.get(program_name(function, jax.tree.leaves(arguments), options))
-        return function(*arguments, **options) if program is None else program(*arguments)
+        if program is not None:
+            # Arrays on other devices than the program was compiled for are refused.
+            with suppress(TypeError, ValueError):
+                return program(*arguments)
+        return function(*arguments, **options)
 
 
 PROGRAMS = Programs()
 """No program is known before it is called."""
+
+
+def in_background(read: Callable[[], Programs]) -> Programs:
+    """Return programs that a thread reads; who calls one waits until all are there."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="programs")
+    reading = pool.submit(read)
+    pool.shutdown(wait=False)
+    return Programs(_Later(reading))
+
+
+class _Later(Mapping[str, Callable[..., Any]]):
+    """What programs that are still being read will know."""
+
+    def __init__(self, reading: Future[Programs]) -> None:
+        self.reading = reading
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.reading.result().known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.reading.result().known)
+
+    def __len__(self) -> int:
+        return len(self.reading.result().known)
 
 
 def program_name(function: Any, leaves: Sequence[Any], options: Mapping[str, Any]) -> str:
