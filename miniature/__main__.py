@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluation", "real, VAE, generated and shuffled sounds by every score"),
     "steps": ("steps", "few steps of the sampler beside many"),
     "seams": ("seams", "long clips where their windows meet"),
+    "unwanted": ("unwanted", "guidance away from a sound"),
     "guidance": ("guidance", "guidance at some noise levels only, and rescaled"),
     "precision": ("precision", "features in bfloat16, and a mapper trained on them"),
     "real": ("real", "real clips, which it was not made for"),
