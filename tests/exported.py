@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
-from jax import numpy as jnp
 from safetensors.numpy import save_file
 
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
@@ -25,7 +25,7 @@ def random_network(build, config, seed: int = 0):
             weights[name] = np.float32(name.endswith("scale")) + 0.3 * noise
         else:
             weights[name] = noise / np.float32(np.prod(leaf.shape[:-1]) ** 0.5)
-    return with_weights(network, {n: jnp.asarray(a) for n, a in weights.items()}), weights
+    return with_weights(network, {n: jax.device_put(a) for n, a in weights.items()}), weights
 
 
 def open_exported(

@@ -71,7 +71,7 @@ def drawn(config: MapperConfig, seed: int) -> Mapper:
     for name, leaf in named_weights(network).items():
         values = 0.3 * rng.standard_normal(leaf.shape, np.float32)
         positive = name.endswith(("scale", "loa_std"))
-        weights[name] = jnp.asarray(np.exp(values) if positive else values)
+        weights[name] = jax.device_put(np.exp(values) if positive else values)
     return with_weights(network, weights)
 
 

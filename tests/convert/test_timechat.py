@@ -1,9 +1,9 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax import numpy as jnp
 from safetensors.numpy import load_file
 
 from convert.table import ConversionError
@@ -44,7 +44,7 @@ def test_tiny_goes_out_and_comes_back():
     model = TimeChat(config, rngs=nnx.Rngs(0))
     ours = {name: np.asarray(array) for name, array in named_weights(model).items()}
     back = dict(table(config).to_ours(dict(table(config).to_theirs(ours))))
-    with_weights(model, {name: jnp.asarray(array) for name, array in back.items()})
+    with_weights(model, {name: jax.device_put(array) for name, array in back.items()})
     for name, array in back.items():
         np.testing.assert_array_equal(array, ours[name], err_msg=name)
 

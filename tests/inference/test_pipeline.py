@@ -99,7 +99,7 @@ def test_denoising_golden_from_latents_to_waveform(reference, parity):
     io = load_file(golden / "pipeline_io.safetensors")
 
     def opened(build, config, table, file):
-        weights = {k: jnp.asarray(v) for k, v in table.to_ours(load_file(golden / file))}
+        weights = {k: jax.device_put(v) for k, v in table.to_ours(load_file(golden / file))}
         return with_weights(abstract(lambda rngs: build(config, rngs=rngs)), weights)
 
     u, v, w = sizes["unet"], sizes["vae"], sizes["vocoder"]

@@ -21,13 +21,17 @@ def test_as_the_convolution_of_repeated_rows_and_columns(height, width, bias):
     def plainly(layer, x):
         return layer(repeat(x, "b h w c -> b (h m) (w n) c", m=2, n=2))
 
-    def gradients(function):
-        return nnx.grad(lambda n, x: (function(n, x) * dy).sum(), argnums=(0, 1))(layer, x)
+    @nnx.jit
+    def values_and_gradients(layer, x):
+        def both(function):
+            error = nnx.grad(lambda n, x: (function(n, x) * dy).sum(), argnums=(0, 1))
+            return function(layer, x), error(layer, x)
 
-    np.testing.assert_allclose(conv_doubled(layer, x), plainly(layer, x), atol=1e-5)
-    for one, other in zip(
-        *map(jax.tree.leaves, map(gradients, (conv_doubled, plainly))), strict=True
-    ):
+        return both(conv_doubled), both(plainly)
+
+    (one, gradients), (other, expected) = values_and_gradients(layer, x)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 

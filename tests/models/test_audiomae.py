@@ -65,7 +65,7 @@ def fbank() -> jax.Array:
 def _load(config, theirs) -> AudioMAE:
     network = abstract(lambda rngs: AudioMAE(config, rngs=rngs))
     ours = released_table(config).to_ours(theirs)
-    return with_weights(network, {name: jnp.asarray(a) for name, a in ours})
+    return with_weights(network, {name: jax.device_put(a) for name, a in ours})
 
 
 @jax.jit
@@ -315,7 +315,7 @@ def test_pretraining_agrees_with_a_plain_masked_autoencoder(parity):
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
     pair = with_weights(
         abstract(lambda rngs: Pair(config, rngs=rngs)),
-        {name: jnp.asarray(a) for name, a in VITMAE.to_ours(state)},
+        {name: jax.device_put(a) for name, a in VITMAE.to_ours(state)},
     )
     fbank = np.random.default_rng(2).normal(size=(2, 40, 40)).astype(np.float32)
     noise = np.random.default_rng(3).random((2, 25)).astype(np.float32)

@@ -25,7 +25,7 @@ GOLDEN = dataclasses.replace(
 
 
 def converted(config: CAVPConfig, state) -> CAVP:
-    weights = {name: jnp.asarray(a) for name, a in TABLE.to_ours(state)}
+    weights = {name: jax.device_put(a) for name, a in TABLE.to_ours(state)}
     return with_weights(abstract(lambda rngs: CAVP(config, rngs=rngs)), weights)
 
 
@@ -44,7 +44,7 @@ def random_tiny(network):
             n = np.exp(0.2 * n)
         else:
             n *= 0.1
-        weights[name] = jnp.asarray(n, jnp.float32)
+        weights[name] = jax.device_put(n.astype(np.float32))
     return with_weights(net, weights)
 
 

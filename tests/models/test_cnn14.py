@@ -31,7 +31,7 @@ def tagger(reference) -> Cnn14Tagger:
     manifest = json.loads((reference / "metrics/manifest.json").read_text())
     formulas = {k: np.zeros(s) for k, (s, _) in manifest.items() if "extractor" in k}
     state = recipe["weights"](manifest, SEED) | formulas
-    weights = {name: jnp.asarray(a) for name, a in TABLE.to_ours(state)}
+    weights = {name: jax.device_put(a) for name, a in TABLE.to_ours(state)}
     return with_weights(abstract(lambda rngs: Cnn14Tagger(Cnn14Config.panns(), rngs=rngs)), weights)
 
 
@@ -74,7 +74,8 @@ def random_weights(build):
         n = rng.standard_normal(leaf.shape)
         if name.endswith("kernel"):
             n *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        weights[name] = jnp.asarray(np.exp(0.2 * n) if name.endswith("var") else n, jnp.float32)
+        n = np.exp(0.2 * n) if name.endswith("var") else n
+        weights[name] = jax.device_put(n.astype(np.float32))
     return with_weights(net, weights)
 
 

@@ -59,7 +59,7 @@ def ours(peer) -> EvaViT:
             state[name.replace("qkv.", "v_")] = tensor[40:].numpy()
         elif not name.startswith("post_layernorm"):
             state[name] = tensor.numpy()
-    weights = {k: jnp.asarray(v) for k, v in Table(vit_rows("", "")).to_ours(state)}
+    weights = {k: jax.device_put(v) for k, v in Table(vit_rows("", "")).to_ours(state)}
     return with_weights(abstract(lambda rngs: EvaViT(SMALL, rngs=rngs)), weights)
 
 

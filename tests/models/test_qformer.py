@@ -64,7 +64,7 @@ def ours_from(peer, config: QFormerConfig) -> tuple[QFormer, torch.Tensor]:
     rows = Table(qformer_rows("query_tokens", "", "", text=text))
     weights = dict(rows.to_ours(state | {"query_tokens": queries.numpy()}))
     empty = abstract(lambda rngs: QFormer(config, rngs=rngs))
-    return with_weights(empty, {k: jnp.asarray(v) for k, v in weights.items()}), queries
+    return with_weights(empty, {k: jax.device_put(v) for k, v in weights.items()}), queries
 
 
 def inputs(config: QFormerConfig) -> tuple[jax.Array, jax.Array, jax.Array]:

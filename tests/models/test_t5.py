@@ -50,7 +50,7 @@ def _theirs(config: T5Config) -> T5EncoderModel:
 def _ours(config: T5Config, theirs: T5EncoderModel) -> T5Encoder:
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
     network = abstract(lambda rngs: T5Encoder(config, rngs=rngs))
-    return with_weights(network, {n: jnp.asarray(a) for n, a in TABLE.to_ours(state)})
+    return with_weights(network, {n: jax.device_put(a) for n, a in TABLE.to_ours(state)})
 
 
 def _padded(batch: int, length: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:

@@ -70,7 +70,7 @@ def build(reference):
         vocabulary=(),
     )
     weights = dict(table(config).to_ours(load_file(golden / "weights.safetensors")))
-    weights = {name: jnp.asarray(array) for name, array in weights.items()}
+    weights = {name: jax.device_put(array) for name, array in weights.items()}
 
     def build(window: int, stride: int) -> TimeChat:
         sized = dataclasses.replace(config, window=window, stride=stride)

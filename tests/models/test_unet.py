@@ -51,11 +51,11 @@ TIMED = UNetConfig(
 
 def last(array):
     """Channels last."""
-    return jnp.moveaxis(jnp.asarray(np.asarray(array)), 1, -1)
+    return jax.device_put(np.moveaxis(np.asarray(array), 1, -1))
 
 
 def load(their_config, state):
-    weights = {name: jnp.asarray(a) for name, a in TABLE.to_ours(state)}
+    weights = {name: jax.device_put(a) for name, a in TABLE.to_ours(state)}
     net = abstract(lambda rngs: UNet(config(their_config), rngs=rngs))
     return with_weights(net, weights, where="the UNet")
 
@@ -105,7 +105,6 @@ def test_modules_as_diffusers(parity):
     x, wide = (rng.normal(size=s).astype(np.float32) for s in ((2, 12, 6, 10), (2, 20, 3, 5)))
     loa, text = (rng.normal(size=s).astype(np.float32) for s in ((2, 4, 7), (2, 5, 11)))
     t = np.array([14, 996])
-    given = net.conditions(jnp.asarray(t), (jnp.asarray(loa), jnp.asarray(text)), None, None)
     with torch.no_grad():
         wide_t, x_t, loa_t = (torch.from_numpy(a) for a in (wide, x, loa))
         step = unet.time_embedding(unet.time_proj(torch.from_numpy(t)))
@@ -127,16 +126,21 @@ def test_modules_as_diffusers(parity):
             ),
             "upsample": last(unet.up_blocks[0].upsamplers[0](wide_t, (6, 9))),
         }
-    ours = {
-        "time step": net.step_embedding(jnp.asarray(t)),
-        "resnet with shortcut": net.down[2].resnets[0](last(x), given.step),
-        "transformer, self": net.down[1].attentions[0](last(x), given),
-        "transformer, LOA": net.down[1].attentions[4](last(x), given),
-        "downsample": net.downsample[1](last(x)),
-        "middle": net.mid(1, net.mid(0, last(wide), given), given),
-        "upsample": upsampled(net.upsample[0], last(wide), 6, 9),
-    }
-    for name, array in ours.items():
+
+    @jax.jit
+    def ours(net, x, wide, t, loa, text):
+        given = net.conditions(t, (loa, text), None, None)
+        return {
+            "time step": net.step_embedding(t),
+            "resnet with shortcut": net.down[2].resnets[0](x, given.step),
+            "transformer, self": net.down[1].attentions[0](x, given),
+            "transformer, LOA": net.down[1].attentions[4](x, given),
+            "downsample": net.downsample[1](x),
+            "middle": net.mid(1, net.mid(0, wide, given), given),
+            "upsample": upsampled(net.upsample[0], wide, 6, 9),
+        }
+
+    for name, array in ours(net, last(x), last(wide), t, loa, text).items():
         parity(f"UNet {name}", DIFFUSERS, array, np.asarray(theirs[name]), 1e-4)
 
 
@@ -183,7 +187,9 @@ def timed():
         name: rng.normal(name.endswith("scale"), np.prod(w.shape[:-1]) ** -0.5, w.shape)
         for name, w in named_weights(net).items()
     }
-    return with_weights(net, {name: jnp.asarray(w, jnp.float32) for name, w in weights.items()})
+    return with_weights(
+        net, {name: jax.device_put(w.astype(np.float32)) for name, w in weights.items()}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ GOLDEN = VAEConfig(scaling_factor=0.41, channels=(16, 16, 32), resnets=2, groups
 
 
 def load(config, state):
-    weights = {name: jnp.asarray(a) for name, a in TABLE.to_ours(state)}
+    weights = {name: jax.device_put(a) for name, a in TABLE.to_ours(state)}
     return with_weights(abstract(lambda rngs: VAE(config, rngs=rngs)), weights, where="the VAE")
 
 
@@ -51,7 +51,7 @@ def our_vae(their_vae):
 
 def last(array):
     """Channels last."""
-    return jnp.moveaxis(jnp.asarray(np.asarray(array)), 1, -1)
+    return jax.device_put(np.moveaxis(np.asarray(array), 1, -1))
 
 
 @pytest.mark.parity
