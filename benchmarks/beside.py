@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ from mfm_jax.runtime.memory import keep_freed_memory
 from mfm_jax.storage.weights import cast, initialise
 from mfm_jax.train.speed import peak_memory
 from mfm_jax.typing import Float
+
+N = TypeVar("N", bound=torch.nn.Module)
 
 TORCH = ("eager", "compile")
 """How PyTorch runs its networks."""
@@ -59,7 +61,7 @@ class Setting:
         """Return a component of a bundle with drawn weights."""
         return self.draw(partial(COMPONENTS[name].build, self.sizes.configs[name]))
 
-    def theirs(self, network: torch.nn.Module) -> torch.nn.Module:
+    def theirs(self, network: N) -> N:
         """Return a network of theirs in the precision and on the device."""
         return network.to(self.device, self.dtype).eval()
 

@@ -32,16 +32,16 @@ def main() -> None:
     chosen = [] if args.whole and args.only is None else args.only
     stages = list(GENERATION) if chosen is None else [BY_NAME[name] for name in chosen]
     with torch.inference_mode():
-        if args.whole:
-            measure_whole(
-                setting, args.batch, steps=args.steps, rounds=args.rounds, clips=args.clips,
-                until=until,
-            )  # fmt: skip
         if stages:
             found = list(beside.measured(stages, setting, args.rounds, until))
             if len(found) == len(GENERATION):
                 name = f"a clip of {setting.sizes.settings.seconds:g} s, {STEPS} steps, from stages"
                 print(beside.total(name, found, setting))
+        if args.whole:
+            measure_whole(
+                setting, args.batch, steps=args.steps, rounds=args.rounds, clips=args.clips,
+                until=until,
+            )  # fmt: skip
     print(beside.memory())
 
 
