@@ -31,7 +31,7 @@ def theirs() -> transformers.GPT2Model:
 @pytest.fixture(scope="module")
 def ours(theirs) -> GPT2:
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    weights = {name: jnp.asarray(array) for name, array in table(SIZES).to_ours(state)}
+    weights = {name: jax.device_put(array) for name, array in table(SIZES).to_ours(state)}
     return with_weights(abstract(lambda rngs: GPT2(SIZES, rngs=rngs)), weights)
 
 
@@ -54,13 +54,18 @@ def test_hidden_states_equal_transformers(theirs, ours, parity):
 def test_reading_in_pieces_through_the_cache_changes_nothing(ours):
     embeds = jax.random.normal(jax.random.key(0), (2, 13, 24))
     mask = jnp.ones((2, 13), bool).at[0, 2].set(False)
-    whole = ours(embeds, mask)
-    hidden, prefix = ours.prefill(embeds[:, :5], mask[:, :5])
-    caches, pieces = ours.empty_cache(2, 8), [hidden]
-    for start, stop in ((5, 6), (6, 13)):
-        hidden, caches = ours.extend(embeds[:, start:stop], prefix, caches, mask[:, :5])
-        pieces.append(hidden)
-    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-6)
+
+    @jax.jit
+    def in_pieces(gpt2, embeds, mask):
+        hidden, prefix = gpt2.prefill(embeds[:, :5], mask[:, :5])
+        caches, pieces = gpt2.empty_cache(2, 8), [hidden]
+        for start, stop in ((5, 6), (6, 13)):
+            hidden, caches = gpt2.extend(embeds[:, start:stop], prefix, caches, mask[:, :5])
+            pieces.append(hidden)
+        return jnp.concatenate(pieces, 1)
+
+    whole = jax.jit(ours)(embeds, mask)
+    np.testing.assert_allclose(in_pieces(ours, embeds, mask), whole, atol=2e-6)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -72,7 +77,7 @@ def test_the_last_positions_alone_are_the_same_for_less(ours, policy):
         hidden = gpt2(embeds, mask, last=last)[:, -4:]
         return (hidden * jnp.linspace(0.0, 1.0, 24)[None, None]).sum(), hidden
 
-    gradients = jax.grad(value, argnums=(0, 1), has_aux=True)
+    gradients = jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True), static_argnums=2)
     with rematerialise(policy):
         whole, last = (jax.tree.leaves(gradients(ours, embeds, last)) for last in (None, 4))
     for one, other in zip(last, whole, strict=True):
@@ -85,8 +90,9 @@ def test_the_last_positions_alone_are_the_same_for_less(ours, policy):
 
 def test_no_gradient_comes_from_the_future(ours):
     embeds = jax.random.normal(jax.random.key(1), (1, 9, 24))
+    gradient = jax.jit(jax.grad(lambda x, p: ours(x)[0, p].sum()))
     for position in (0, 4, 8):
-        grad = jax.grad(lambda x, p=position: ours(x)[0, p].sum())(embeds)
+        grad = gradient(embeds, position)
         assert jnp.all(grad[0, position + 1 :] == 0)
         assert jnp.all(jnp.abs(grad[0, : position + 1]).max(-1) > 0)
 

@@ -25,7 +25,7 @@ from mfm_jax.train.recipe import TrainConfig  # noqa: E402
 from mfm_jax.train.recipes.mapper import MapperRecipe  # noqa: E402
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, Stage2Recipe  # noqa: E402
 
-NETWORK = replace(MapperConfig.base(), gpt2=GPT2Config(width=256, depth=2, heads=8), loa_width=256)
+NETWORK = replace(MapperConfig.base(), gpt2=GPT2Config(width=256, depth=1, heads=8), loa_width=256)
 STAGES = {
     "stage 1": TrainConfig(
         MapperRecipe(network=NETWORK), OptimizerConfig(learning_rate=1e-3), 10, 64
