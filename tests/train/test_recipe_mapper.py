@@ -172,9 +172,10 @@ def test_the_loss_is_what_its_formula_says(name):
     changes, formula = TERMS[name]
     recipe = replace(PLAIN, **changes)
     mapper, batch = mapper_of(recipe), batch_of(recipe)
-    made = np.asarray(mapper(recipe.streams(batch), batch["loa"]), np.float64)
+    made = jax.jit(lambda m, batch: m(recipe.streams(batch), batch["loa"]))(mapper, batch)
+    made = np.asarray(made, np.float64)
     true = (np.asarray(batch["loa"]) - np.asarray(mapper.loa_mean)) / np.asarray(mapper.loa_std)
-    loss, metrics = recipe.loss(mapper, batch, jax.random.key(0))
+    loss, metrics = jax.jit(recipe.loss)(mapper, batch, jax.random.key(0))
     assert float(loss) == pytest.approx(formula(made, true), rel=1e-5)
     expected = {recipe.error, *(n for n in ("cosine", "contrast") if f"{n}_weight" in changes)}
     assert metrics.keys() == expected
@@ -277,7 +278,9 @@ def test_reading_the_video_once_for_both_passes_changes_no_gradient():
         return (predict(mapper) ** 2).mean()
 
     once = partial(squared, lambda m: recipe.predict(m, streams, loa, key))
-    made, expected = (jax.value_and_grad(f)(mapper) for f in (once, partial(squared, twice)))
+    made, expected = (
+        jax.jit(jax.value_and_grad(f))(mapper) for f in (once, partial(squared, twice))
+    )
     for one, two in zip(*map(jax.tree.leaves, (made, expected)), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
