@@ -118,6 +118,7 @@ CASES = {
     "generate -o": (["clip.mp4", "-o", "{}"], (bytes_,)),
     "generate -o FILE": (["clip.mp4", "-o", "{}/a.wav"], FILES),
     "generate --bundle": (["clip.mp4", "-o", "out", "--bundle", "{}"], READ),
+    "generate --negative-sound": (["clip.mp4", "-o", "out", "--negative-sound", "{}"], READ),
     "extract": (["{}", "-o", "out"], READ),
     "extract --videos": (["vggsound.csv", "-o", "out", "--videos", "{}"], READ),
     "extract -o": (["clips.csv", "-o", "{}"], (*FILES, deep)),
