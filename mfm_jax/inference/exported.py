@@ -122,7 +122,11 @@ class Exports:
 
 @contextmanager
 def _without_cache() -> Iterator[None]:
-    """Compile anew: what JAX's cache returns cannot be serialized again on every platform."""
+    """Compile anew: what JAX's cache returns cannot be serialized again on every platform.
+
+    What this process has from there is forgotten, too.
+    """
+    jax.clear_caches()
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
