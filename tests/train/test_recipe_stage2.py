@@ -102,7 +102,7 @@ def elements():
 
 @pytest.fixture(scope="module")
 def batch(recipe, elements):
-    return jax.tree.map(lambda *x: jnp.stack(x), *[recipe.read(e) for e in elements])
+    return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *map(recipe.read, elements)))
 
 
 def started(recipe):
@@ -308,7 +308,7 @@ def test_with_lora_the_unet_changes_through_its_factors_alone(recipe, batch, mod
     assert all(np.array_equal(after[n], before[n]) for n in before if n.startswith("unet."))
     assert all(np.any(after[n] != before[n]) for n in before if n.startswith("lora."))
 
-    trained = with_weights(abstract_module, jax.tree.map(jnp.asarray, after))
+    trained = with_weights(abstract_module, jax.device_put(after))
     lora.finish(trained, tmp_path, "test")
     bundle, base = Bundle.open(tmp_path), Bundle.open(Path(recipe.bundle))
     assert bundle.entries["unet"].source.made_by == "x; test"
