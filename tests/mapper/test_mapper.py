@@ -1,6 +1,7 @@
 """The mapper: goldens of AudioLDM2's own GPT-2, and the properties every mapper must have."""
 
 import dataclasses
+import functools
 import json
 import runpy
 
@@ -146,6 +147,7 @@ def streams():
     }
 
 
+@functools.cache
 def lively(config):
     """A mapper whose every weight is away from its initial value."""
     mapper = build_mapper(config, rngs=nnx.Rngs(0))
