@@ -87,9 +87,9 @@ class Exports:
 
         Nothing is read of a file that is not sealed with this user's key for this very purpose.
         """
-        beside = self.bundle.path / FOLDER
-        if not beside.is_dir():
+        if not has_programs(self.bundle):
             return PROGRAMS
+        beside = self.bundle.path / FOLDER
         purpose, key = self.purpose(), executables.read_key()
         folder = beside / executables.purpose_name(purpose)
         try:
@@ -118,6 +118,11 @@ class Exports:
 
     def _devices(self) -> list[jax.Device]:
         return list(self.layout.mesh.devices.flat)
+
+
+def has_programs(bundle: Bundle) -> bool:
+    """Return whether there are programs beside a bundle, whatever they are for."""
+    return (bundle.path / FOLDER).is_dir()
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import jax
 
 from mfm_jax.bundle import Bundle, Settings
 from mfm_jax.bundle.windows import window_spec
-from mfm_jax.errors import UsageError, UserError
+from mfm_jax.errors import MediaError, UsageError, UserError
 from mfm_jax.inference.candidates import CLASSES
-from mfm_jax.inference.exported import Exports
+from mfm_jax.inference.exported import Exports, has_programs
 from mfm_jax.inference.finishing import LOUDEST, QUIETEST, RATES, Finishing
 from mfm_jax.inference.inputs import expand
 from mfm_jax.inference.networks import MEMORY, Loader
@@ -22,6 +22,8 @@ from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.containers import check_is_file
+from mfm_jax.media.probe import probe
+from mfm_jax.media.windows import WindowSpec
 from mfm_jax.runtime.precision import PRECISIONS
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.seeds import check_seed
@@ -104,7 +106,7 @@ def generate(
             al., arXiv 2305.08891).
         eta: for ddim, from 0 (deterministic) to 1 (ancestral).
         precision: "float32", "bfloat16" or "float16".
-        batch: windows computed at once.
+        batch: windows computed at once; by default `BATCH`, or all windows if they are fewer.
         joint: denoise the windows of a video together, so that they agree where they overlap;
             otherwise each is made alone and they are cross-faded.
         memory: "high", with all networks on the device, or "low": encoders, mapper and diffusion
@@ -150,14 +152,17 @@ def generate(
         Job(request, target)
         for request, target in zip(requests, targets(requests, output, format), strict=True)
     ]
-    layout, batch = layout_and_batch(batch, fsdp=fsdp, tensor=tensor)
+    spec = window_spec(opened)
+    # Programs beside a bundle are for full batches.
+    most = BATCH if has_programs(opened) else windows_at_most(BATCH, requests, spec)
+    layout, batch = layout_and_batch(batch, most=most, fsdp=fsdp, tensor=tensor)
     throughput = Throughput(len(jobs))
     if progress is not None:
         progress.watch(len(jobs), throughput)
     one_file = is_file_name(output)
     work = Work(
         jobs,
-        window_spec(opened),
+        spec,
         progress,
         None if one_file else Record(output, skip=not overwrite),
         {
@@ -239,10 +244,24 @@ def output_folder(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def windows_at_most(limit: int, requests: Sequence[Request], spec: WindowSpec) -> int:
+    """Return how many windows there are to compute, or `limit` if there are more, or may be."""
+    if len(requests) >= limit:
+        return limit
+    try:
+        lengths = [request.seconds(probe(request.source).seconds) for request in requests]
+    except (MediaError, OSError):  # which is told when it is this video's turn
+        return limit
+    return max(1, min(limit, sum(len(spec.starts(seconds)) for seconds in lengths)))
+
+
 def layout_and_batch(
-    batch: int | None = None, *, fsdp: int = 1, tensor: int = 1
+    batch: int | None = None, *, most: int = BATCH, fsdp: int = 1, tensor: int = 1
 ) -> tuple[Layout, int]:
     """Return a layout of all devices of this process, and the windows that they compute at once.
+
+    Args:
+        batch: so many windows; by default `most`, rounded up to a multiple of the devices.
 
     Raises:
         UsageError: the devices cannot be divided like this.
@@ -255,7 +274,7 @@ def layout_and_batch(
         )
     shards = len(devices) // tensor
     # Rounded up: a batch takes the time of one window, whether or not every device has one.
-    batch = batch or shards * math.ceil(BATCH / shards)
+    batch = batch or shards * math.ceil(most / shards)
     if batch % shards:
         raise UsageError(
             f"batch {batch} does not divide over {shards} devices: use a multiple of {shards}"

@@ -1,5 +1,6 @@
 """What is asked for: the sound of a video, how it is made, and the file that it becomes."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class Request:
     def is_excerpt(self) -> bool:
         """True if only a part of the video is wanted."""
         return self.start > 0 or self.end is not None
+
+    def seconds(self, length: float) -> float:
+        """Return the seconds that are wanted of a video of `length` seconds."""
+        return max(0.0, min(length, self.end or math.inf) - self.start)
 
     def file_name(self, form: str) -> str:
         """Return the name of the output file, below the folder of outputs."""

@@ -187,8 +187,7 @@ class Work:
                     self.throughput.skip()
                     self._advance()
                     return
-            end = min(request.end or np.inf, probe(job.source).seconds)
-            seconds = max(0.0, end - request.start)
+            seconds = request.seconds(probe(job.source).seconds)
             job.samples = round(seconds * RATE)
             job.windows = len(self.spec.starts(seconds))
             self.throughput.open(seconds)

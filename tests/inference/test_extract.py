@@ -197,7 +197,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
     original = extraction.encode
     folder = tmp_path / "stopped"
-    monkeypatch.setattr(extraction, "_fields", lambda *args: FIELDS)
+    monkeypatch.setattr(extraction, "element_fields", lambda *args: FIELDS)
     monkeypatch.setattr(extraction, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(bundle, clips, folder, batch=2)
@@ -220,7 +220,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 def test_processes_share_the_work_and_leave_the_same_bytes(
     order, extracted, bundle, clips, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(extraction, "_fields", lambda *args: FIELDS)
+    monkeypatch.setattr(extraction, "element_fields", lambda *args: FIELDS)
     folder = tmp_path / "shared"
     first, second = (extract(bundle, clips, folder, batch=2, share=(index, 2)) for index in order)
     assert len(first) < len(second) or order == (0, 1)
@@ -255,7 +255,7 @@ FIELDS = {
 
 def test_a_finished_folder_loads_no_network(extracted, bundle, clips, monkeypatch):
     monkeypatch.setattr(Bundle, "load", lambda *args: pytest.fail("loaded"))
-    monkeypatch.setattr(extraction, "_fields", lambda *args: FIELDS)
+    monkeypatch.setattr(extraction, "element_fields", lambda *args: FIELDS)
     assert extract(bundle, clips, extracted[0]) == extracted[1]
 
 
