@@ -193,7 +193,7 @@ def changed(path: Path, place: str, value) -> Path:
         ("settings.schedule.prediction", "epsilon", "schedule or the frames .* were changed"),
         ("settings.schedule.beta_end", 0.02, "schedule or the frames .* were changed"),
         ("settings.frames", 128, "schedule or the frames .* were changed"),
-        ("settings.schedule.train_steps", 20, r"settings\.steps is 20, of 20 in training"),
+        ("settings.schedule.train_steps", 8, r"settings\.steps is 8, of 8 in training"),
         ("settings.sampler", "euler", r"settings\.sampler is 'euler', not ddim or dpm\+\+"),
         ("settings", None, "no format, settings and components"),
         ("components", [], "no format, settings and components"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 class Recorder:
     """Stands in for `train`."""
 
-    def __call__(self, config, workdir, command, *, profile):
+    def __call__(self, config, workdir, command, *, profile, began):
         self.config, self.workdir, self.command, self.profile = config, workdir, command, profile
+        assert began < time.time()
         return 0
 
 
