@@ -44,6 +44,7 @@ LONGEST = (
     "train/test_mesh.py",
     "train/test_own_clips.py",
     "train/test_recipe_stage2.py",
+    "convert/test_goldens.py",
     "models/test_remat.py",
     "miniature/test_runs.py",
     "inference/test_extract_many.py",
