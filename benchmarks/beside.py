@@ -35,7 +35,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Setting:
-    """What both sides are measured with."""
+    """The sizes, precision and batch that both sides are measured with."""
 
     sizes: Sizes
     precision: str  # of weights and arithmetic

@@ -1,4 +1,4 @@
-"""Whether every score of `mfm evaluate` puts known sounds in the right order.
+"""Test whether every score of `mfm evaluate` puts known sounds in the right order.
 
 From the best to the worst: the real sound itself, the real sound through the VAE, a sound made from
 true LOA, one made from the video alone, and that of another clip.

@@ -76,7 +76,7 @@ def extract_all(workspace: Workspace, clips: Clips) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the features of some clips are from the reference's, relative to these."""
+    """The distance of features from the reference's, relative to these, over some clips."""
 
     rms: float  # over all clips
     largest: float  # RMS of a clip

@@ -13,10 +13,9 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.foley.scores import Heard
-from mfm_jax.inference.encoders import encode_audiomae
+from mfm_jax.inference.encoders import hear_loa
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, sound_from_loa
-from mfm_jax.media.audio import RATE, kaldi_fbank, prepare_for_audiomae
-from mfm_jax.models.audiomae import pool_loa
+from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.storage.files import write_text
 from mfm_jax.typing import Float
 from miniature.document import LABELS, Table, number
@@ -36,14 +35,13 @@ def others(clips: Sequence[KnownClip]) -> list[int]:
     return [next(j for j in its if named[j] != named[i]) for i, its in enumerate(after)]
 
 
-def true_loa(model: VideoToAudio, bundle: Bundle, waves: Waves) -> Float[np.ndarray, "N L E"]:
+def heard_loa(model: VideoToAudio, bundle: Bundle, waves: Waves) -> Float[np.ndarray, "N L E"]:
     """Return what AudioMAE hears in sounds of one window."""
     audiomae, frames = bundle.load("audiomae", jnp.float32), bundle.config("audiomae").frames
     grid, samples = model.networks.mapper.config.loa, round(model.spec.seconds * RATE)
-    fbank = np.stack([kaldi_fbank(prepare_for_audiomae(w, samples), frames) for w in waves])
+    fbank = np.stack([audiomae_input(wave, samples, frames) for wave in waves])
     parts = [jnp.asarray(fbank[at : at + BATCH]) for at in range(0, len(fbank), BATCH)]
-    heard = np.concatenate([np.asarray(encode_audiomae(audiomae, part)) for part in parts])
-    return np.asarray(pool_loa(heard, grid.grid, grid.pool))
+    return np.concatenate([np.asarray(hear_loa(audiomae, part, grid=grid)) for part in parts])
 
 
 def compare(bundle: Path, clips: Sequence[KnownClip], seed: int = 0) -> list[dict[str, Any]]:
@@ -54,7 +52,7 @@ def compare(bundle: Path, clips: Sequence[KnownClip], seed: int = 0) -> list[dic
     opened, model = Bundle.open(bundle), VideoToAudio.open(bundle)
     listener, n = opened.load("listener", jnp.float32), model.networks.sound_networks
     pairs = others(clips)
-    wanted = true_loa(model, opened, [clip.wave for clip in clips])
+    wanted = heard_loa(model, opened, [clip.wave for clip in clips])
     unwanted = wanted[pairs]
     by_time = unwanted.reshape(len(clips), *model.networks.mapper.config.loa.shape, -1)
     mean = np.broadcast_to(by_time.mean(axis=1, keepdims=True), by_time.shape)

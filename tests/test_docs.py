@@ -25,6 +25,7 @@ PAGES = [
             "conversion",
             "mapper_in_pytorch",
             "evaluate",
+            "running",
         )
     ),
     ROOT / "README.md",

@@ -98,7 +98,8 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         type=int,
-        help="windows computed at once; default: 4, rounded up to a multiple of the devices",
+        help="windows computed at once; default: 4, or all if they are fewer, rounded up to a "
+        "multiple of the devices",
     )
     add_precision(parser, "of weights and arithmetic; default: float32", default="float32")
     group = parser.add_argument_group("several devices, over which the windows are divided")
@@ -108,6 +109,15 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tensor", type=int, default=1, metavar="N", help="divide every layer over N of them"
     )
+
+
+def generation(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of `add_sampling` and `add_computing`, as `generate` takes them."""
+    names = (
+        "steps", "sampler", "eta", "guidance", "guidance_interval", "guidance_rescale",
+        "batch", "precision", "fsdp", "tensor",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names}
 
 
 def add_programs(parser: argparse.ArgumentParser) -> None:

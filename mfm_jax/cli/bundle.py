@@ -102,19 +102,7 @@ def compile_programs(args: argparse.Namespace) -> int:
         jax.local_devices()
     except RuntimeError:
         raise UsageError(f"no devices of platform {args.platform}: leave --platform out") from None
-    folder = compile_programs(
-        args.bundle,
-        steps=args.steps,
-        sampler=args.sampler,
-        guidance=args.guidance,
-        guidance_interval=args.guidance_interval,
-        guidance_rescale=args.guidance_rescale,
-        eta=args.eta,
-        precision=args.precision,
-        batch=args.batch,
-        fsdp=args.fsdp,
-        tensor=args.tensor,
-    )
+    folder = compile_programs(args.bundle, **options.generation(args))
     print(f"{folder}: for this machine, these settings and this version of mfm-jax")
     return 0
 

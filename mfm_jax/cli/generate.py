@@ -107,14 +107,6 @@ def run(args: argparse.Namespace) -> int:
                 negative_prompt=args.negative_prompt,
                 negative_sound=args.negative_sound,
                 seed=args.seed,
-                steps=args.steps,
-                sampler=args.sampler,
-                guidance=args.guidance,
-                guidance_interval=args.guidance_interval,
-                guidance_rescale=args.guidance_rescale,
-                eta=args.eta,
-                precision=args.precision,
-                batch=args.batch,
                 joint=args.joint,
                 memory=args.memory,
                 format=args.format,
@@ -124,9 +116,8 @@ def run(args: argparse.Namespace) -> int:
                 lufs=args.lufs,
                 mix=args.mix,
                 overwrite=args.overwrite,
-                fsdp=args.fsdp,
-                tensor=args.tensor,
                 progress=progress,
+                **options.generation(args),
             )
         except GenerationError as error:
             for failure in error.failures:

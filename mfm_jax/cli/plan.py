@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
                     found: Estimate = estimate(program, layout, chip)
                     row |= found.to_json()
                     if found.memory.free < SPARE:
-                        tight.append(f"{name}: {program.name} leaves {found.memory.free:.0%} free")
+                        free = f"{program.name} leaves {found.memory.free:.0%} free"
+                        tight.append(f"{_slices(row)}: {free}")
                 except DoesNotFit as error:
                     row |= {"program": program.name, "does_not_fit": str(error)}
                 rows.append(row)
@@ -169,9 +170,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     several = any(row["slices"] > 1 for row in rows)
     shown = [i for i, column in enumerate(COLUMNS) if several or column != FAR]
     lines = [f"| {' | '.join(COLUMNS[i] for i in shown)} |", f"|{' --- |' * len(shown)}"]
-    for cells in map(_cells, rows):
-        lines.append(f"| {' | '.join(cells[i] for i in shown)} |")
-    lines += [f"{row['slice']}: {row['does_not_fit']}" for row in rows if "does_not_fit" in row]
+    lines += [f"| {' | '.join(cells[i] for i in shown)} |" for cells in map(_cells, rows)]
+    lines += [f"{_slices(row)}: {row['does_not_fit']}" for row in rows if "does_not_fit" in row]
     return "\n".join(lines)
 
 
@@ -183,8 +183,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if "does_not_fit" in row:
         head = [_slices(row), row["program"], "", str(row["clips"]), "does not fit"]
         return head + [""] * (len(COLUMNS) - len(head))
+    from mfm_jax.cost.hlo import BETWEEN_SLICES
+
     seconds, sent = row["seconds"], row["sent_bytes"]
-    far = sum(size for kind, size in sent.items() if kind.startswith("DCN"))
+    far = sum(size for kind, size in sent.items() if kind.startswith(BETWEEN_SLICES))
     return [
         _slices(row),
         row["program"],

@@ -3,9 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mfm_jax.cli import arguments as options
 
@@ -45,14 +43,15 @@ def run(args: argparse.Namespace) -> int:
 
 def training(folder: Path) -> str:
     """Say how far a training run is: its step, last report and goodput."""
+    from mfm_jax.storage.json_lines import read_json_lines
     from mfm_jax.train.goodput import NAME, read_lines, summarised, told, total
+    from mfm_jax.train.log import REPORTS
 
     lines = read_lines(folder / NAME)
     if not lines:
         return "nothing is booked yet"
-    steps = (_json(folder / "config.json") or {}).get("steps", "?")
-    words = [f"step {lines[-1].step} of {steps}"]
-    reports = [line for line in _json_lines(folder / "metrics.jsonl") if "loss" in line]
+    words = [f"step {lines[-1].step} of {_steps(folder)}"]
+    reports = [line for line in read_json_lines(folder / REPORTS) if "loss" in line]
     if reports:
         words.append(f"loss {reports[-1]['loss']:.4g}")
         if "clips_per_second" in reports[-1]:
@@ -63,31 +62,27 @@ def training(folder: Path) -> str:
 
 def generation(folder: Path) -> str:
     """Say what is made in a folder of outputs, and what failed."""
-    from mfm_jax.inference.record import FAILED, NAME
+    from mfm_jax.inference.record import FAILED, NAME, read_record
 
-    made = {line["output"]: line["seconds"] for line in _json_lines(folder / NAME)}
-    words = [f"{len(made)} clips made, {sum(made.values()) / 60:.1f} min of sound"]
+    made = read_record(folder / NAME).values()
+    seconds = sum(entry.get("seconds", 0.0) for entry in made)
+    words = [f"{len(made)} clips made, {seconds / 60:.1f} min of sound"]
     if (folder / FAILED).is_file():
         words.append(f"some failed: see {folder / FAILED}")
     return ", ".join([*words, _ago((folder / NAME).stat().st_mtime)])
+
+
+def _steps(folder: Path) -> int | str:
+    """Return how many steps the config of a run asks for, or a question mark."""
+    from mfm_jax.train.workdir import CONFIG
+
+    try:
+        return json.loads((folder / CONFIG).read_bytes())["steps"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return "?"
 
 
 def _ago(when: float) -> str:
     from mfm_jax.runtime.throughput import duration
 
     return f"last report {duration(max(0.0, time.time() - when))} ago"
-
-
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a file of JSON lines; one that was cut is left out."""
-    for text in file.read_bytes().splitlines() if file.is_file() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            yield line
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_bytes()) if file.is_file() else None

@@ -17,7 +17,7 @@ from mfm_jax.typing import Array, Bool, Float
 
 
 class Ends(NamedTuple):
-    """Which windows of a batch begin and end a video, and so have no neighbour on that side."""
+    """The windows of a batch that begin and end a video, and so have no neighbour on that side."""
 
     first: Bool[Array | np.ndarray, " B"]
     last: Bool[Array | np.ndarray, " B"]

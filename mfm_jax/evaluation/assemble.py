@@ -1,4 +1,4 @@
-"""From the scores of clips to a report: figures with intervals, comparisons, ranks and notes."""
+"""Assemble a report from scores of clips: figures with intervals, comparisons, ranks, notes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every figure of a report is, in which direction it is better, and how many clips it needs.
+"""The figures of a report: definition, the direction that is better, and the clips they need.
 
 `docs/evaluate.md` tells the definitions at length, with the published scripts that they come from.
 """

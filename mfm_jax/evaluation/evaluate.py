@@ -21,7 +21,7 @@ from mfm_jax.evaluation.report import REFERENCE, Report
 from mfm_jax.inference.stream import read_ahead
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.progress import Progress
-from mfm_jax.storage.files import check_folder, new_folder, remove_folder
+from mfm_jax.storage.files import check_folder, new_folder
 from mfm_jax.storage.paths import array_path, local_path
 from mfm_jax.typing import Float
 
@@ -41,7 +41,7 @@ class EvaluationError(UserError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is computed."""
+    """Settings of an evaluation."""
 
     bundle: Bundle | None = None  # whose networks are used; no network scores if None
     published: bool = False  # add what published scripts compute where ours differ
@@ -123,8 +123,8 @@ def evaluate_pairs(
     annotated = _annotated(pairing.names, settings.onsets)
     if progress is not None:
         progress.total = len(pairing.names)
-    with new_folder(out) as part:
-        page = Page(part, pairing)
+    with new_folder(out, replace=True) as part:
+        page = Page(part)
         clips, failed = _measure_all(pairing, annotated, settings, page, part, progress)
         if not clips:
             raise MediaError(f"no clip can be evaluated ({failed[0][1]})")
@@ -146,8 +146,6 @@ def evaluate_pairs(
         }
         report.write(part)
         page.write(report)
-        if out.exists():
-            remove_folder(out)
     if failed:
         raise EvaluationError([f"{clip}: {why}" for clip, why in failed], report)
     return report

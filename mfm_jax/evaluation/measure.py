@@ -1,10 +1,10 @@
 """Score one clip without networks: the generated sounds of all systems beside the real one."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Picture:
     flow: Float[np.ndarray, " T"]  # pixels of the video, between neighbouring frames
     fps: float
     strip: list[UInt8[np.ndarray, "H W 3"]]  # frames at equal distances, small
-    path: Path
+    source: Sound  # the file, or its part
 
     @classmethod
     def read(cls, sound: Sound) -> "Picture | None":
@@ -103,7 +103,7 @@ class Picture:
                 yield grey(frame)
 
         scale = max(1.0, max(info.width, info.height) / SIDE)
-        return cls(scale * mean_flow(greys()), info.fps, strip, sound.path)
+        return cls(scale * mean_flow(greys()), info.fps, strip, sound)
 
 
 @dataclass
@@ -202,19 +202,16 @@ def compare_published(
         ("condfoley_accuracy", "condfoley_ap", "mmaudio_accuracy", "mmaudio_ap", "mmaudio_f1"), nan
     )
     first, heard = reference.first(2.0), wave.first(2.0)
-    try:
+    # Where a script stops, the clip is left out of its score, and the number of clips tells that.
+    with suppress(ValueError):
         score = onsets.condfoley_published(heard.at_22k, heard.onsets, first.onsets)
         found |= {"condfoley_accuracy": score.accuracy, "condfoley_ap": score.ap}
-    except ValueError:
-        pass  # it stops; the clip is left out, as the number of clips tells
     heard = wave.first(8.0)
-    try:
+    with suppress(ValueError):
         score = onsets.mmaudio_published(heard.at_22k, heard.onsets, targets / onsets.RATE)
         found |= {
             "mmaudio_accuracy": score.accuracy, "mmaudio_ap": score.ap, "mmaudio_f1": score.f1
         }  # fmt: skip
-    except ValueError:
-        pass
     x, y = reference.at_16k, wave.at_16k
     cut = similarity.PUBLISHED_CUT
     found["lsd_published"] = similarity.log_spectral_distance(x, y, cut=cut)

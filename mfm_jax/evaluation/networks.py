@@ -1,4 +1,4 @@
-"""What the networks of a bundle hear: embeddings, logits and LOA of every clip on every side.
+"""Let the networks of a bundle hear every clip on every side: embeddings, logits and LOA.
 
 Clips are decoded ahead, cut into windows of one shape and computed in batches that are sharded over
 the devices, as in generation. The reference and the systems go through the same program.
@@ -18,12 +18,11 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle
 from mfm_jax.evaluation.clips import Sound
 from mfm_jax.evaluation.measure import Wave
-from mfm_jax.inference.encoders import encode_audiomae
+from mfm_jax.inference.encoders import encode_audiomae, encode_cnn14
 from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
-from mfm_jax.media.audio import RATE, kaldi_fbank, prepare_for_audiomae
+from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14
 from mfm_jax.models.audiomae import FRAME_SECONDS, LOA, AudioMAE, pool_loa
-from mfm_jax.models.cnn14 import Cnn14Tagger
 from mfm_jax.runtime.sharding import Layout
 from mfm_jax.typing import Array, Float
 
@@ -73,7 +72,8 @@ def open_ears(bundle: Bundle, layout: Layout, dtype: str, *, exact: bool = False
     load = partial(bundle.load, dtype=jnp.dtype(dtype), sharding=lambda *_: layout.replicated)
     ears = []
     if "cnn14" in bundle.entries:
-        ears.append(Ear("cnn14", load("cnn14"), partial(_cnn14_pieces, exact=exact), _tag))
+        cnn14 = load("cnn14")
+        ears.append(Ear("cnn14", cnn14, partial(_cnn14_pieces, exact=exact), encode_cnn14))
     if "audiomae" in bundle.entries:
         config = bundle.config("audiomae")
         if "mapper" in bundle.entries:
@@ -153,15 +153,7 @@ def _audiomae_pieces(key: Key, wave: Wave, seconds: float, *, frames: int) -> It
         part = samples[at : at + size]
         if at and len(part) < HALF * size:
             return
-        fbank = kaldi_fbank(prepare_for_audiomae(part, size), frames)
-        yield Piece(key, fbank, max(len(part) / size, 1e-3))
-
-
-@jax.jit
-def _tag(
-    cnn14: Cnn14Tagger, mel: Float[Array, "B T M"]
-) -> tuple[Float[Array, "B D"], Float[Array, "B V"]]:
-    return cnn14(mel)
+        yield Piece(key, audiomae_input(part, size, frames), max(len(part) / size, 1e-3))
 
 
 @partial(jax.jit, static_argnames="loa")

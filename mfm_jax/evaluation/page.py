@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mfm_jax.evaluation.clips import Pairing, Sound
+from mfm_jax.evaluation.clips import Sound
 from mfm_jax.evaluation.measure import Picture, Wave
 from mfm_jax.evaluation.report import Report
 from mfm_jax.media.audio import mel_magnitudes, write_sound
@@ -34,8 +34,8 @@ HEIGHT = 72  # pixels of the frames in a strip
 class Page:
     """Writes the files of a page, clip by clip and from several threads, and then the page."""
 
-    def __init__(self, folder: Path, pairing: Pairing) -> None:
-        self.folder, self.pairing = folder, pairing
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         (folder / MEDIA).mkdir()
 
     def add(
@@ -77,17 +77,12 @@ class Page:
 
     def _video(self, picture: Picture, stem: str) -> str | None:
         """Copy the video that the picture is of, if a browser can play it from its beginning."""
-        path = picture.path
-        suffix = path.suffix.lower()
-        if suffix not in PLAYED or path.stat().st_size > LARGEST or not self._is_whole(path):
+        path = picture.source.path
+        suffix, whole = path.suffix.lower(), picture.source == Sound(path)
+        if suffix not in PLAYED or path.stat().st_size > LARGEST or not whole:
             return None
         shutil.copyfile(path, self.folder / f"{stem}{suffix}")
         return f"{stem}{suffix}"
-
-    def _is_whole(self, path: Path) -> bool:
-        sides = (self.pairing.reference, *self.pairing.systems.values())
-        parts = (its[name] for its in sides for name in self.pairing.names)
-        return Sound(path) in parts
 
 
 def spectrogram(wave: Float[np.ndarray, " A"]) -> Image.Image:

@@ -1,11 +1,10 @@
-"""How an evaluation was made: what was compared, with which versions and networks."""
+"""Write down how an evaluation was made: the clips, the versions and the networks."""
 
 import hashlib
 import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,12 @@ from mfm_jax.evaluation.clips import Pairing, Sound
 from mfm_jax.evaluation.measure import DELTA, SIDE, Measured
 from mfm_jax.media.audio import RATE
 from mfm_jax.metrics import onsets
+from mfm_jax.runtime.versions import version_of
 from mfm_jax.storage.store import digest_file
 
 LIBRARIES = ("numpy", "scipy", "soxr", "av", "soundfile", "jax", "flax")
+HEARING = ("cnn14", "audiomae", "synchformer")
+"""Components of a bundle that scores are computed with."""
 APART = 0.1
 """Seconds by which lengths may differ before the report says so."""
 
@@ -50,7 +52,7 @@ def protocol(
         "versions": {
             "mfm-jax": mfm_jax.__version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in LIBRARIES},
+            **{name: version_of(name) for name in LIBRARIES},
         },
         **settings,
     }
@@ -104,12 +106,5 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _bundle(bundle: Bundle) -> dict[str, Any]:
-    known = {name: bundle.entries[name].checksum for name in ("cnn14", "audiomae", "synchformer") if name in bundle.entries}  # fmt: skip  # noqa: E501
+    known = {name: bundle.entries[name].checksum for name in HEARING if name in bundle.entries}
     return {"path": str(bundle.path), "sha256": bundle.identity, "components": known}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"

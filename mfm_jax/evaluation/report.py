@@ -15,11 +15,15 @@ from mfm_jax.evaluation.measure import Measured
 from mfm_jax.storage.files import write_text
 
 REFERENCE = "reference"
+SUMMARY = (
+    "system", "score", "key", "unit", "better", "value", "low", "high", "n", "left_out", "caution",
+)  # fmt: skip
+"""Columns of `summary.csv`."""
 
 
 @dataclass
 class Report:
-    """Everything that was found, and how."""
+    """The results of an evaluation, and how they were found."""
 
     protocol: dict[str, Any]
     metrics: list[Metric]
@@ -65,7 +69,7 @@ class Report:
         write_text(folder / "clips.csv", _printable(_csv(self._clips())))
 
     def _summary(self) -> Iterator[Sequence[Any]]:
-        yield "system", "score", "key", "unit", "better", "value", "low", "high", "n", "left_out", "caution"  # fmt: skip  # noqa: E501
+        yield SUMMARY
         for side, its in self.figures.items():
             for metric in self.metrics:
                 if (f := its.get(metric.key)) is not None:

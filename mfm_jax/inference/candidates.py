@@ -15,10 +15,10 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import UsageError
-from mfm_jax.inference.encoders import encode_audiomae
+from mfm_jax.inference.encoders import encode_audiomae, encode_cnn14
 from mfm_jax.inference.pipeline import Made, VideoToAudio
 from mfm_jax.mapper import Mapper
-from mfm_jax.media.audio import RATE, kaldi_fbank, prepare_for_audiomae
+from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14
 from mfm_jax.models.audiomae import AudioMAE, pool_loa
 from mfm_jax.models.cnn14 import Cnn14Tagger
@@ -32,7 +32,7 @@ CERTAIN = 0.5
 
 
 class Choice(NamedTuple):
-    """Which candidate is kept, and why."""
+    """The candidate that is kept, and why."""
 
     number: int = 0  # from 0
     errors: Sequence[float] = ()  # of the LOA of each candidate
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What is told of it, in parentheses; nothing of a single candidate."""
+        """The choice in words, in parentheses; empty for a single candidate."""
         if len(self.errors) < 2:
             return ""
         heard = self.vetoed or [""] * len(self.errors)
@@ -52,7 +52,7 @@ class Choice(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What is other than one might expect."""
+        """Lines about what is other than one might expect."""
         if not self.vetoed or not all(self.vetoed):
             return []
         names = " or ".join(sorted(set(self.vetoed)))
@@ -111,14 +111,14 @@ class Judge:
             waves: sounds of one window.
             loa: what was predicted of it.
         """
-        prepared = (prepare_for_audiomae(wave, self.samples) for wave in waves)
-        fbank = np.stack([kaldi_fbank(wave, self.frames) for wave in prepared])
+        fbank = np.stack([audiomae_input(wave, self.samples, self.frames) for wave in waves])
         return np.asarray(_errors(self.audiomae, self.mapper, jnp.asarray(fbank), loa[None]))
 
     def heard(self, waves: Float[np.ndarray, "N A"]) -> Float[np.ndarray, "N K"]:
         """Return the probability that each class of the veto is in each sound of one window."""
         mel = np.stack([cnn14_log_mel(prepare_for_cnn14(wave)) for wave in waves])
-        logits = np.asarray(_tag(self.tagger, jnp.asarray(mel, jnp.float32)))
+        _, tags = encode_cnn14(self.tagger, jnp.asarray(mel, jnp.float32))
+        logits = np.asarray(tags, np.float32)
         return 1 / (1 + np.exp(-logits[:, [CLASSES[name] for name in self.veto]]))
 
     def choose(self, windows: Sequence[Made]) -> Choice:
@@ -139,11 +139,6 @@ class Judge:
         vetoed = [name if is_out else "" for name, is_out in zip(likeliest, out, strict=True)]
         ranked = np.where(out & ~out.all(), np.inf, errors)
         return Choice(int(np.argmin(ranked)), errors.tolist(), vetoed)
-
-
-@jax.jit
-def _tag(tagger: Cnn14Tagger, mel: Float[Array, "N T M"]) -> Float[Array, "N V"]:
-    return tagger(mel)[1].astype(jnp.float32)
 
 
 @jax.jit

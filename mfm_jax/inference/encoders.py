@@ -15,10 +15,11 @@ from jax import numpy as jnp
 
 from mfm_jax.mapper import Stream, Streams
 from mfm_jax.media.windows import Window
-from mfm_jax.models.audiomae import AudioMAE
+from mfm_jax.models.audiomae import LOA, AudioMAE, pool_loa
 from mfm_jax.models.cavp import CAVPVideo
+from mfm_jax.models.cnn14 import Cnn14Tagger
 from mfm_jax.models.timechat import TimeChat, normalise
-from mfm_jax.runtime.compiled import PROGRAMS, Programs
+from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs
 from mfm_jax.runtime.sharding import constrain
 from mfm_jax.text.timestamps import timestamp_sentences
 from mfm_jax.text.wordpiece import Vocabulary
@@ -55,7 +56,7 @@ def encode_video(
     frames: Frames,
     *,
     tensor: str,
-    programs: Programs = PROGRAMS,
+    programs: Programs = NO_PROGRAMS,
 ) -> Streams:
     """Return the tokens of both encoders; `tensor` is the TimeChat output that the mapper reads."""
     return {
@@ -93,6 +94,23 @@ def encode_audiomae(
 ) -> Float[Array, "B patches D"]:
     """Encode a sound: AudioMAE's tokens, the class token first, not pooled to LOA."""
     return audiomae(fbank)
+
+
+@partial(jax.jit, static_argnames="grid")
+def hear_loa(
+    audiomae: AudioMAE, fbank: Float[Array, "B T M"], *, grid: LOA
+) -> Float[Array, "B L E"]:
+    """Return the LOA of sounds in its own units, in float32."""
+    tokens = encode_audiomae(audiomae, fbank).astype(jnp.float32)
+    return jnp.asarray(pool_loa(tokens, grid.grid, grid.pool))
+
+
+@jax.jit
+def encode_cnn14(
+    cnn14: Cnn14Tagger, mel: Float[Array, "B T M"]
+) -> tuple[Float[Array, "B D"], Float[Array, "B V"]]:
+    """Return the embedding of sounds and the logits of AudioSet's classes."""
+    return cnn14(mel)
 
 
 def _sharded(tokens: Float[Array, "B T D"], seconds: Float[Array, "B T"]) -> Stream:

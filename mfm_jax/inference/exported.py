@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle
@@ -25,10 +26,10 @@ from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.inference.programs import Program, generation, text_encoder
 from mfm_jax.inference.prompts import LENGTH
 from mfm_jax.runtime import executables
-from mfm_jax.runtime.compiled import PROGRAMS, Programs, program_name
+from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs, program_name
 from mfm_jax.runtime.executables import ExecutableError, environment
 from mfm_jax.runtime.sharding import Layout
-from mfm_jax.storage.files import new_folder, remove_folder
+from mfm_jax.storage.files import new_folder
 
 FOLDER = "programs"
 SUFFIX = ".program"
@@ -67,9 +68,7 @@ class Exports:
         """
         purpose, key = self.purpose(), executables.make_key()
         target = self.bundle.path / FOLDER / executables.purpose_name(purpose)
-        if target.exists():
-            remove_folder(target)
-        with new_folder(target) as folder, _without_cache():
+        with new_folder(target, replace=True) as folder, _without_cache():
             for program in self._programs():
                 compiled = program.traced(self.layout).lower().compile()
                 leaves = jax.tree.leaves(program.arguments)
@@ -88,7 +87,7 @@ class Exports:
         Nothing is read of a file that is not sealed with this user's key for this very purpose.
         """
         if not has_programs(self.bundle):
-            return PROGRAMS
+            return NO_PROGRAMS
         beside = self.bundle.path / FOLDER
         purpose, key = self.purpose(), executables.read_key()
         folder = beside / executables.purpose_name(purpose)
@@ -105,7 +104,7 @@ class Exports:
                 return Programs(dict(zip((file.stem for file in files), found, strict=True)))
         except (ExecutableError, OSError) as error:
             say(f"the programs in {beside} are not used, so these are compiled: {error}")
-            return PROGRAMS
+            return NO_PROGRAMS
 
     def _programs(self) -> Iterator[Program]:
         """Yield the programs of generation without prompts, and those that prompts add."""
@@ -134,10 +133,12 @@ def _without_cache() -> Iterator[None]:
     jax.clear_caches()
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX reads the setting when it compiles for the first time
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _check_same(program: Program, compiled: Callable[..., Any], loaded: Callable[..., Any]) -> None:

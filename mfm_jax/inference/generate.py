@@ -182,9 +182,20 @@ def generate(
     )
 
     load = Loader(
-        opened, requests, sampling, layout, batch, precision, memory, candidates, vetoed,
-        work.say, work.note, joint, unwanted,
-    )  # fmt: skip
+        opened,
+        requests,
+        sampling,
+        layout,
+        batch,
+        precision,
+        memory=memory,
+        candidates=candidates,
+        veto=vetoed,
+        say=work.say,
+        note=work.note,
+        joint=joint,
+        negative_sound=unwanted,
+    )
 
     with output_folder(output.parent if one_file else output):
         work.check_targets()

@@ -13,8 +13,7 @@ from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.inference.programs import Program, abstract_network, generation, text_encoder
 from mfm_jax.inference.prompts import LENGTH
 from mfm_jax.inference.stream import IN_FLIGHT
-from mfm_jax.runtime.compiled import PROGRAMS as NONE
-from mfm_jax.runtime.compiled import Programs, program_name
+from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs, program_name
 from mfm_jax.runtime.sharding import Layout
 
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -45,7 +44,7 @@ class StageMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all."""
         return self.weights + self.arrays + self.temporaries
 
     def __str__(self) -> str:
@@ -82,7 +81,7 @@ def plan(
     sampling: Sampling,
     prompts: bool = False,
     beside: Sequence[str] = (),
-    ready: Programs = NONE,
+    ready: Programs = NO_PROGRAMS,
 ) -> Plan:
     """Compile the programs of generation for `batch` windows, and plan the memory of each stage.
 

@@ -1,4 +1,4 @@
-"""How the networks of a run are loaded: all at once, or stage by stage."""
+"""Load the networks of a run: all at once, or stage by stage."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

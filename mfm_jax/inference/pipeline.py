@@ -35,7 +35,7 @@ from mfm_jax.models.timechat import TimeChat
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
-from mfm_jax.runtime.compiled import PROGRAMS, Programs
+from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs
 from mfm_jax.runtime.seeds import SEEDS, random_key
 from mfm_jax.runtime.sharding import Layout, MeshConfig, constrain, make_mesh
 from mfm_jax.storage.paths import TINY_BUNDLE, array_path
@@ -218,7 +218,7 @@ class VideoToAudio:
     spec: WindowSpec  # length of a window and the frames that the encoders see of it
     sentence: int  # tokens of a timestamp sentence, padding included
     layout: Layout  # shardings of the weights and the windows
-    programs: Programs = PROGRAMS  # those that are compiled already
+    programs: Programs = NO_PROGRAMS  # those that are compiled already
 
     @classmethod
     def open(
@@ -229,7 +229,7 @@ class VideoToAudio:
         *,
         verify: bool = True,
         only: Collection[str] | None = None,
-        programs: Programs = PROGRAMS,
+        programs: Programs = NO_PROGRAMS,
     ) -> "VideoToAudio":
         """Load every network that generation needs.
 

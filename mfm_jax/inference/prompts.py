@@ -15,7 +15,7 @@ from mfm_jax.errors import UsageError, first_line
 from mfm_jax.inference.pipeline import Text
 from mfm_jax.inference.requests import Request
 from mfm_jax.models.t5 import T5Encoder
-from mfm_jax.runtime.compiled import PROGRAMS, Programs
+from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs
 from mfm_jax.typing import Array, Bool, Float, Int
 
 LENGTH = 128
@@ -36,11 +36,11 @@ class PromptEncoder:
 
     t5: T5Encoder
     tokenizer: Any
-    programs: Programs = PROGRAMS  # those that are compiled already
+    programs: Programs = NO_PROGRAMS  # those that are compiled already
 
     @classmethod
     def open(
-        cls, bundle: Bundle, precision: DTypeLike = "float32", programs: Programs = PROGRAMS
+        cls, bundle: Bundle, precision: DTypeLike = "float32", programs: Programs = NO_PROGRAMS
     ) -> "PromptEncoder":
         """Load T5 with its weights in `precision`.
 
@@ -101,7 +101,7 @@ class Prompts:
         bundle: Bundle,
         precision: DTypeLike = "float32",
         say: Callable[[str], object] = warnings.warn,
-        programs: Programs = PROGRAMS,
+        programs: Programs = NO_PROGRAMS,
     ) -> "Prompts":
         """Encode every prompt with one T5, which is not loaded if there are none.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import mfm_jax
 from mfm_jax.errors import WriteError, system_reason
+from mfm_jax.storage.json_lines import read_json_lines
 from mfm_jax.storage.store import digest_file
 
 NAME, FAILED = "generated.jsonl", "failed.csv"
@@ -33,7 +34,7 @@ class Record:
         self.folder = folder
         self._lock = threading.Lock()
         self._failures = 0
-        self._entries = {} if not skip else _entries(folder / NAME)
+        self._entries = {} if not skip else read_record(folder / NAME)
 
     def has(self, target: Path, made_of: Mapping[str, Any]) -> bool:
         """Return whether an output is there as it was made, of the same inputs and settings."""
@@ -108,24 +109,19 @@ def _text(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
-def _entries(file: Path) -> dict[str, dict[str, Any]]:
-    """Read the last entry of every output. A line that was not written whole is no entry."""
+def read_record(file: Path) -> dict[str, dict[str, Any]]:
+    """Read the last entry of every output. A line that was not written whole is no entry.
+
+    Raises:
+        WriteError: it cannot be read.
+    """
     try:
-        lines = file.read_bytes().splitlines()
-    except FileNotFoundError:
-        return {}
+        entries = list(read_json_lines(file))
     except OSError as error:
         raise WriteError(
             f"{file} cannot be read ({system_reason(error)}): choose another folder"
         ) from None
-    found = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            found[entry["output"]] = entry
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-    return found
+    return {entry["output"]: entry for entry in entries if isinstance(entry.get("output"), str)}
 
 
 def _append(file: Path, line: str) -> None:

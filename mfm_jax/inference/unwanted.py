@@ -7,18 +7,15 @@ it need not fit the video in time.
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import soxr
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import UsageError
-from mfm_jax.inference.encoders import encode_audiomae
-from mfm_jax.media.audio import RATE, kaldi_fbank, prepare_for_audiomae
-from mfm_jax.media.sounds import is_sound_file, read_sound, sound_rate
-from mfm_jax.models.audiomae import LOA, AudioMAE, pool_loa
-from mfm_jax.typing import Array, Float
+from mfm_jax.inference.encoders import hear_loa
+from mfm_jax.media.audio import RATE, audiomae_input
+from mfm_jax.media.sounds import read_sound
+from mfm_jax.typing import Float
 
 LONGEST = 60.0
 """Seconds of a file that are heard."""
@@ -39,8 +36,7 @@ def unwanted_loa(bundle: Bundle, path: Path, **how: Any) -> Float[np.ndarray, "L
             f"bundle {bundle.path} has no AudioMAE, which hears a negative sound: convert it, or "
             "leave the sound out"
         )
-    rate = sound_rate(path) if is_sound_file(path) else RATE
-    wave = soxr.resample(read_sound(path, rate, seconds=LONGEST), rate, RATE)
+    wave = read_sound(path, RATE, seconds=LONGEST)
     if not np.abs(wave - wave.mean()).max(initial=0.0) > 0:
         raise UsageError(f"negative sound {path} is silent: leave it out")
     samples, grid = round(bundle.settings.seconds * RATE), bundle.config("mapper").loa
@@ -49,18 +45,8 @@ def unwanted_loa(bundle: Bundle, path: Path, **how: Any) -> Float[np.ndarray, "L
     last = max(0, len(wave) - samples)
     parts = [wave[start : start + samples] for start in [*range(0, last, samples), last]]
     heard = [
-        np.asarray(_hear(audiomae, jnp.asarray(fbank)[None], grid))
-        for fbank in (kaldi_fbank(prepare_for_audiomae(part, samples), frames) for part in parts)
+        np.asarray(hear_loa(audiomae, jnp.asarray(fbank)[None], grid=grid)[0])
+        for fbank in (audiomae_input(part, samples, frames) for part in parts)
     ]
     over_time = np.mean(heard, axis=0).reshape(*grid.shape, -1).mean(axis=0)
     return np.tile(over_time, (grid.shape[0], 1))
-
-
-@jax.jit
-def _tokens(audiomae: AudioMAE, fbank: Float[Array, "1 T M"]) -> Float[Array, "1 L D"]:
-    return encode_audiomae(audiomae, fbank).astype(jnp.float32)
-
-
-def _hear(audiomae: AudioMAE, fbank: Float[Array, "1 T M"], grid: LOA) -> Float[Array, "L E"]:
-    """Return LOA in its own units."""
-    return jnp.asarray(pool_loa(_tokens(audiomae, fbank), grid.grid, grid.pool))[0]

@@ -217,6 +217,13 @@ def prepare_for_audiomae(
     return np.pad(wave, (0, samples - len(wave)))
 
 
+def audiomae_input(
+    wave: Float[np.ndarray, " A"], samples: int, frames: int
+) -> Float[np.ndarray, "{frames} 128"]:
+    """Return what AudioMAE reads of a sound of up to `samples`, the length of its window."""
+    return kaldi_fbank(prepare_for_audiomae(wave, samples), frames)
+
+
 def write_sound(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> None:
     """Write a file of 16-bit samples, WAV or FLAC by its suffix; beyond [-1, 1] they are clipped.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import soxr
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media.containers import check_is_file, main_audio, opened, reading
@@ -48,7 +49,8 @@ def read_sound(
     """Return the mean of the channels of a file's sound.
 
     Args:
-        rate: that of the file (`sound_rate`), or for videos any other.
+        rate: samples per second of what is returned; at that of the file (`sound_rate`) samples
+            are as they are there.
         seconds: the length wanted; less where the file ends before, all of it if None.
 
     Raises:
@@ -74,16 +76,18 @@ def _read_file(
     import soundfile
 
     check_is_file(path)
-    stop = None if seconds is None else round((start + seconds) * rate)
     try:
         with soundfile.SoundFile(str(path)) as file:
-            frames = file.frames if stop is None else min(stop, file.frames)
-            begin = min(round(start * rate), frames)
+            own, frames = file.samplerate, file.frames
+            if seconds is not None:
+                frames = min(round((start + seconds) * own), frames)
+            begin = min(round(start * own), frames)
             file.seek(begin)
             samples = file.read(frames - begin, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise _unreadable(path, error) from None
-    return samples.mean(axis=1)
+    wave = samples.mean(axis=1)
+    return wave if own == rate else soxr.resample(wave, own, rate, quality="HQ")
 
 
 def _unreadable(path: Path, error: Exception) -> MediaError:

@@ -55,7 +55,7 @@ class SynchformerConfig:
 
     @classmethod
     def tiny(cls) -> "SynchformerConfig":
-        """For frames of 32 x 32 and windows of 1.6 s; about 1 M weights."""
+        """A variant for frames of 32 x 32 and windows of 1.6 s; about 1 M weights."""
         width, depth, heads, mlp_width = 96, 2, 4, 384
         return cls(
             VideoTowerConfig(

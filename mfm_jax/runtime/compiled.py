@@ -28,7 +28,7 @@ class Programs:
         return function(*arguments, **options)
 
 
-PROGRAMS = Programs()
+NO_PROGRAMS = Programs()
 """No program is known before it is called."""
 
 
@@ -41,7 +41,7 @@ def in_background(read: Callable[[], Programs]) -> Programs:
 
 
 class _Later(Mapping[str, Callable[..., Any]]):
-    """What programs that are still being read will know."""
+    """The compiled programs of some that are still being read."""
 
     def __init__(self, reading: Future[Programs]) -> None:
         self.reading = reading

@@ -7,7 +7,6 @@ The seal covers what the program was compiled for, too: in another place it does
 
 import hashlib
 import hmac
-import importlib.metadata
 import json
 import os
 import pickle
@@ -22,6 +21,7 @@ from jax.experimental import serialize_executable
 
 from mfm_jax.errors import UserError, system_reason
 from mfm_jax.runtime.programs import instructions
+from mfm_jax.runtime.versions import version_of
 
 KEY = "MFM_PROGRAMS_KEY"
 """The environment variable that names another file for the key."""
@@ -66,7 +66,7 @@ def environment(devices: list[jax.Device]) -> dict[str, str]:
     }
     client = devices[0].client
     return {
-        "versions of the libraries": " ".join(map(_version, LIBRARIES)),
+        "versions of the libraries": " ".join(f"{name} {version_of(name)}" for name in LIBRARIES),
         "code of mfm_jax": code_digest(),
         "platform": f"{client.platform} {client.platform_version}",
         "devices": f"{len(devices)} of {sorted({device.device_kind for device in devices})}",
@@ -174,10 +174,3 @@ def _seal(body: bytes, name: str, purpose: Purpose, key: bytes) -> bytes:
 
 def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-def _version(library: str) -> str:
-    try:
-        return f"{library} {importlib.metadata.version(library)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{library} of unknown version"

@@ -249,10 +249,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block succeeds.
 
-    When the block raises, the folder is removed and `path` does not exist.
+    When the block raises, the folder is removed and `path` is as it was.
+
+    Args:
+        replace: let it take the place of a folder that is there. Otherwise there must be none, or
+            an empty one.
 
     Raises:
         WriteError: there is no room for it.
@@ -269,6 +273,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             with report_full_disk(path):
                 (inner := outer / "new").mkdir()
                 yield inner
+            if replace and path.exists():
+                os.replace(path, outer / "old")
             os.replace(inner, path)
         finally:
             remove()

@@ -1,4 +1,4 @@
-"""Where the time of a run went: every second is booked once, over all restarts.
+"""Book where the time of a run goes: every second once, over all restarts.
 
 `goodput.jsonl` in the run's folder has a line for each report and each save: the seconds of this
 process so far, by phase. The goodput is the share of the wall time in which steps ran whose result
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mfm_jax.runtime.throughput import duration
+from mfm_jax.storage.json_lines import read_json_lines
 
 NAME = "goodput.jsonl"
 STEP, COMPILE, REDONE, DOWN = "step", "compile", "redone", "down"
@@ -39,7 +40,7 @@ WORK = ("input", STEP, "evaluation", "save")
 
 
 class Line(NamedTuple):
-    """What one process had booked once `step` steps were done."""
+    """The time that one process had booked once `step` steps were done."""
 
     began: float  # when the process started, as unix time; it tells processes apart
     time: float  # when it wrote this, as unix time
@@ -126,13 +127,12 @@ class Goodput:
 def read_lines(file: Path) -> list[Line]:
     """Return the lines of a file, without one that was cut; none if there is no file."""
     found = []
-    with suppress(FileNotFoundError):
-        for text in file.read_bytes().splitlines():
-            with suppress(ValueError, TypeError, KeyError):
-                line = Line(**json.loads(text))
-                numbers = [*line[:3], *line.seconds.values()]
-                if all(isinstance(number, int | float) for number in numbers):
-                    found.append(line)
+    for told in read_json_lines(file):
+        with suppress(TypeError, AttributeError):  # other fields
+            line = Line(**told)
+            numbers = [*line[:3], *line.seconds.values()]
+            if all(isinstance(number, int | float) for number in numbers):
+                found.append(line)
     return found
 
 

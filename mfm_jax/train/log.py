@@ -23,11 +23,13 @@ from mfm_jax.media.audio import write_sound
 from mfm_jax.media.spectrogram import picture
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.storage.files import atomic_write, write_text
+from mfm_jax.storage.json_lines import read_json_lines
 from mfm_jax.train.board import Board
 from mfm_jax.train.goodput import Goodput, told
 from mfm_jax.train.speed import StepTimer, peak_memory
 from mfm_jax.typing import Array, Float
 
+REPORTS = "metrics.jsonl"
 HELDOUT = "heldout_"
 """Prefix of the names of held-out metrics."""
 
@@ -80,7 +82,7 @@ class Metrics:
     @property
     def file(self) -> Path:
         """The file that the lines are written to."""
-        return self.workdir / "metrics.jsonl"
+        return self.workdir / REPORTS
 
     def add(self, step: int, metrics: Mapping[str, Array]) -> None:
         """Add the metrics of a step that may still be running.
@@ -216,12 +218,8 @@ def _kept(file: Path, start: int) -> list[dict[str, Any]]:
     A kill leaves lines of steps that are done again, and maybe a half line.
     """
     lines = []
-    for text in file.read_bytes().splitlines() if file.exists() and start else ():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        numbers = isinstance(line, dict) and all(isinstance(x, int | float) for x in line.values())
+    for line in read_json_lines(file) if start else ():
+        numbers = all(isinstance(x, int | float) for x in line.values())
         if numbers and line.get("step", math.inf) <= start:
             lines.append(line)
     write_text(file, "".join(json.dumps(line) + "\n" for line in lines))

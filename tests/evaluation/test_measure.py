@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mfm_jax.evaluation.clips import Sound
 from mfm_jax.evaluation.measure import Picture, Wave, measure
 
 RATE = 16_000
@@ -92,7 +93,7 @@ def test_annotated_onsets_take_the_place_of_detected_ones():
 def test_av_align_is_that_of_each_side():
     flow = np.zeros(62)
     flow[[12, 30, 47]] = 5.0  # peaks at 0.52, 1.24 and 1.92 s
-    picture = Picture(flow, 25.0, [], Path("clip.mp4"))
+    picture = Picture(flow, 25.0, [], Sound(Path("clip.mp4")))
     late = strikes(np.array((0.5, 1.2, 1.9)) + 0.3)
     found = measure("clip", REAL, {"made": late}, picture, published=True).scores
     assert found["reference"]["av_align"] > 0.7

@@ -40,7 +40,7 @@ def ear(exact):
     def pieces(key, wave, seconds):
         return networks._cnn14_pieces(key, wave, seconds, exact=exact)
 
-    return Ear("cnn14", network, pieces, networks._tag)
+    return Ear("cnn14", network, pieces, networks.encode_cnn14)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -52,7 +52,7 @@ def test_cnn14_hears_every_clip_as_it_would_alone(sides, exact):
         for row, sound in enumerate(sides[side].values()):
             mel = cnn14_log_mel(prepare_for_cnn14(Wave.read(sound).own)).astype(np.float32)
             used = mel if exact else mel[: len(mel) // 32 * 32]
-            embedding, logits = networks._tag(cnn14.network, jnp.asarray(used[None]))
+            embedding, logits = networks.encode_cnn14(cnn14.network, jnp.asarray(used[None]))
             np.testing.assert_allclose(its.embeddings["cnn14"][row], embedding[0], atol=1e-5)
             np.testing.assert_allclose(its.logits[row], logits[0], atol=1e-5)
 

@@ -161,7 +161,7 @@ def large(tmp_path_factory):
     sounds = dict.fromkeys(names, Sound(Path("x.wav")))
     pairing = Pairing(names, sounds, {"ours": sounds}, {})
     real, made = Wave(strike(0.3), RATE), Wave(strike(0.35), RATE)
-    page = Page(folder, pairing)
+    page = Page(folder)
     one = measure("one", real, {"ours": made}, None)
     one.media = page.add(0, {"reference": real, "ours": made}, None)
     rng, clips = np.random.default_rng(0), []

@@ -17,7 +17,7 @@ from mfm_jax.cli import main
 from mfm_jax.inference.exported import FOLDER, FOR, Exports
 from mfm_jax.inference.memory import plan
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio
-from mfm_jax.runtime.compiled import PROGRAMS, Programs
+from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs
 from mfm_jax.runtime.executables import KEY, environment, key_file, purpose_name
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from tests.bundles import untrained_bundle
@@ -81,7 +81,7 @@ def test_generation_calls_them_and_makes_the_same_sound(exports, capsys):
         plan(
             exports.bundle, ONE, batch=1, dtype=np.dtype("float32"), sampling=SAMPLING, ready=ready
         )
-        for ready in (programs, PROGRAMS)
+        for ready in (programs, NO_PROGRAMS)
     )
     assert [s.temporaries for s in there.stages] == pytest.approx(
         [s.temporaries for s in anew.stages], rel=0.2
@@ -197,7 +197,7 @@ def test_what_does_not_fit_or_is_not_sealed_is_compiled_instead(
 ):
     changed = change(exports, monkeypatch, tmp_path)
     told: list[str] = []
-    assert changed.read(told.append) is PROGRAMS
+    assert changed.read(told.append) is NO_PROGRAMS
     (line,) = told
     assert "\n" not in line
     assert re.search(reason, line), line
@@ -207,7 +207,7 @@ def test_what_does_not_fit_or_is_not_sealed_is_compiled_instead(
 def test_a_bundle_without_programs_says_nothing(compiled, tmp_path):
     shutil.copytree(compiled, tmp_path / "bundle", ignore=shutil.ignore_patterns(FOLDER))
     bundle = Bundle.open(tmp_path / "bundle")
-    assert Exports(bundle, ONE, 1, "float32", SAMPLING).read(pytest.fail) is PROGRAMS
+    assert Exports(bundle, ONE, 1, "float32", SAMPLING).read(pytest.fail) is NO_PROGRAMS
 
 
 def test_settings_of_jax_that_change_programs_count(monkeypatch):
