@@ -20,6 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import gc
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ import numpy as np
 import pytest
 from jax._src.lru_cache import LRUCache
 from jax.experimental.compilation_cache import compilation_cache
+
+from tests.store_server import new_bucket, running_server
 
 # Orbax warns of every array that it writes. The commands hide that as well.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -198,3 +201,24 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(
             f"{network:{wide[0]}}  {against:{wide[1]}}  {difference:9.1e}  {tolerance:9.1e}"
         )
+
+
+@pytest.fixture(scope="session")
+def store_server():
+    """The address of a server like that of Google Cloud Storage."""
+    with running_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(store_server, copies):
+    """A new bucket."""
+    return new_bucket(store_server, f"b-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def copies(tmp_path_factory, monkeypatch):
+    """A folder of its own for copies of what lies in a store."""
+    folder = tmp_path_factory.mktemp("copies")
+    monkeypatch.setenv("MFM_FILES", str(folder))
+    return folder

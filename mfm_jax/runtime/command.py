@@ -25,8 +25,8 @@ def run_command(name: str, call: Callable[[], int]) -> int:
         print(f"{name}: {one_line(reason)}", file=sys.stderr)
         return code
 
-    # Orbax reports every file that it opens, and its errors before it raises them.
-    for library in ("absl", "asyncio"):
+    # Orbax reports every file that it opens, and libraries their errors before they raise them.
+    for library in ("absl", "asyncio", "gcsfs", "fsspec", "botocore"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     asyncio.set_event_loop_policy(_Loops())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from mfm_jax.errors import UsageError, UserError, WriteError, full_disk, system_reason
 from mfm_jax.runtime import signals
+from mfm_jax.storage.addresses import AddressError, StorePath
+from mfm_jax.storage.copies import scratch_folder
+from mfm_jax.storage.leases import Leases
 
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 PART = re.compile(rf"\.(.*-)?{MACHINE}[0-9a-f]{{8}}(\..*)?")
@@ -52,11 +55,18 @@ def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that is renamed to `target` when the block succeeds.
 
     When the block raises, the temporary file is removed and an older `target` stays. The first
-    write into a folder removes the temporary files that killed processes left there.
+    write into a folder removes the temporary files that killed processes left there. For a target
+    in a store the temporary file is on this machine, and becomes the object as a whole.
 
     Raises:
         WriteError: nothing can be written there, or there is no room for it.
     """
+    if isinstance(target, StorePath):
+        with _new_part(scratch_folder() / target.name) as part:
+            with report_full_disk(part):
+                yield part
+            target.put(part)
+        return
     target = Path(target)
     with _new_part(target) as part:
         with report_full_disk(target):
@@ -73,8 +83,11 @@ def check_file(file: Path) -> None:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             raise OSError(0, "it is a folder, a device or a pipe")
-        with _open(file):
-            pass
+        if not isinstance(file, StorePath):
+            with _open(file):
+                pass
+    except AddressError:
+        raise
     except OSError as error:
         raise UsageError(f"{file} cannot be read ({system_reason(error)}): name a file") from None
 
@@ -85,6 +98,9 @@ def check_folder(folder: Path) -> None:
     Raises:
         WriteError: it cannot.
     """
+    if isinstance(folder, StorePath):
+        _check_store_folder(folder)
+        return
     try:
         place = folder.absolute()
         while True:
@@ -105,12 +121,30 @@ def check_folder(folder: Path) -> None:
         ) from None
 
 
+def _check_store_folder(folder: StorePath) -> None:
+    """Write an object into a folder of a store, and remove it."""
+    try:
+        if folder.is_file():
+            raise OSError(0, "a file has its name")
+        probe = _temporary(folder)
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+    except AddressError:
+        raise
+    except OSError as error:
+        raise WriteError(
+            f"cannot write into {folder} ({system_reason(error)}): choose another folder"
+        ) from None
+
+
 def check_target(target: Path) -> None:
     """Check that `atomic_write` can write `target`, before much is computed for it.
 
     Raises:
         WriteError: it cannot.
     """
+    if isinstance(target, StorePath):
+        return  # `check_folder` has tried its folder
     with _new_part(Path(target)):
         pass
 
@@ -201,6 +235,8 @@ def _remove_abandoned(part: Path) -> None:
 
 def flush(path: Path) -> None:
     """Wait until the bytes of a file, or the names in a folder, are on the disk (fsync)."""
+    if isinstance(path, StorePath):
+        return  # an object that is there is written
     with _open(path) as handle:
         try:
             os.fsync(handle)
@@ -211,6 +247,8 @@ def flush(path: Path) -> None:
 
 def flush_tree(folder: Path) -> None:
     """Wait until everything in `folder`, and its own name, is on the disk."""
+    if isinstance(folder, StorePath):
+        return
     for path in (*folder.rglob("*"), folder, folder.parent):
         if not path.is_symlink():
             with suppress(FileNotFoundError):  # a temporary file of another process
@@ -241,6 +279,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         WriteError: it cannot be written.
     """
+    if isinstance(path, StorePath):
+        path.write_text(text)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
@@ -249,45 +290,90 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, last: str = "") -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block succeeds.
 
-    When the block raises, the folder is removed and `path` is as it was.
+    When the block raises, the folder is removed and `path` is as it was. For a folder in a store
+    the temporary folder is on this machine, and its files become objects one after the other.
 
     Args:
         replace: let it take the place of a folder that is there. Otherwise there must be none, or
             an empty one.
+        last: the file in it that is written last to a store; whoever finds it finds all.
 
     Raises:
         WriteError: there is no room for it.
     """
+    if isinstance(path, StorePath):
+        with _temporary_folder(scratch_folder()) as outer:
+            with report_full_disk(outer):
+                (inner := outer / path.name).mkdir()
+                yield inner
+            publish(inner, path, last=last)
+        return
     if path.is_symlink():  # which a folder cannot replace
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    outer = _temporary(path.parent)  # locked, so that what is in it can be locked by others
+    with _temporary_folder(path.parent) as outer:
+        with report_full_disk(path):
+            (inner := outer / "new").mkdir()
+            yield inner
+        if replace and path.exists():
+            os.replace(path, outer / "old")
+        os.replace(inner, path)
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder that is removed after the block."""
+    outer = _temporary(parent)  # locked, so that what is in it can be locked by others
     remove = partial(shutil.rmtree, outer, ignore_errors=True)
     with signals.undone(remove):
         handle = _new_locked(outer, folder=True)
         try:
-            with report_full_disk(path):
-                (inner := outer / "new").mkdir()
-                yield inner
-            if replace and path.exists():
-                os.replace(path, outer / "old")
-            os.replace(inner, path)
+            yield outer
         finally:
             remove()
             os.close(handle)
 
 
+def publish(folder: Path, target: StorePath, *, last: str = "") -> None:
+    """Write the files of a folder of this machine into a folder of a store.
+
+    What is there under other names is removed at the end.
+
+    Args:
+        last: the file that is written after the others; whoever finds it finds all of them.
+    """
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    before = target.files()
+    for name in sorted(names, key=lambda name: (name == last, name)):
+        (target / name).put(folder / name)
+    for old in before:
+        if str(old.relative_to(target)) not in names:
+            old.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder that background threads may still be writing to, after a write failed."""
+    if isinstance(folder, StorePath):
+        for file in folder.files():
+            file.unlink(missing_ok=True)
+        return
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.05)
         if not folder.exists():
             return
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and everything in it, if it is there."""
+    if isinstance(path, StorePath):
+        remove_folder(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -306,8 +392,13 @@ def locked(path: Path) -> Iterator[None]:
 def claimed_folder(folder: Path) -> Iterator[bool]:
     """Make `folder` if it is not there, and lock it; yield False if another process has locked it.
 
-    On a file system without locks every process gets it.
+    On a file system without locks every process gets it. In a store the lock is a lease, which ends
+    a minute after its process.
     """
+    if isinstance(folder, StorePath):
+        with Leases(folder.parent) as leases:
+            yield leases.take(f".{folder.name}") is not None
+        return
     handle, alone = _claim(folder)
     try:
         yield alone
@@ -375,6 +466,12 @@ def is_locked(folder: Path) -> bool:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one process at a time make `folder`, which need not exist; others wait."""
+    if isinstance(folder, StorePath):
+        with Leases(folder.parent) as leases:
+            while leases.take(f".{folder.name}.lock") is None:
+                time.sleep(1.0)
+            yield
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.parent / f".{folder.name}.lock"
     lock.touch()

@@ -3,8 +3,10 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from mfm_jax.errors import UserError
+from mfm_jax.storage.addresses import StorePath, is_address, is_mistyped_address
 
 TINY_BUNDLE = Path(__file__).parents[1] / "bundle" / "tiny"
 """The shipped miniature: every network at small size, trained on the Foley world."""
@@ -17,8 +19,33 @@ class PathError(UserError):
     """A path that names nothing here; the message says what to do."""
 
 
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """Return the path that a user names: of this machine, or in an object store (a `StorePath`).
+
+    `gs://` and `s3://` are stores, and `file://` is this machine. `12:30:05.mp4` is a file.
+
+    Raises:
+        PathError: it is another address, or empty.
+    """
+    text = os.fspath(name)
+    if isinstance(name, StorePath):
+        return name
+    if isinstance(name, Path) and is_mistyped_address(text):
+        return StorePath(text)  # `Path` keeps one slash of an address
+    if is_address(text):
+        if not text.partition("://")[2].strip("/"):
+            raise PathError(f"{text} names no bucket: give {text.partition(':')[0]}://BUCKET/...")
+        return StorePath(text)
+    if text.startswith("file://"):
+        place = urlsplit(text)
+        if place.netloc not in ("", "localhost"):
+            raise PathError(f"{text} is on another machine: mount its folder, and give the path")
+        return local_path(unquote(place.path))
+    return local_path(name)
+
+
 def local_path(name: str | os.PathLike[str]) -> Path:
-    """Return the path that a user names; whatever takes a path takes it from here.
+    """Return the path of this machine that a user names.
 
     A path is never an address: `12:30:05.mp4` is a file.
 
@@ -28,6 +55,8 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if not text or "\0" in text:
         raise PathError(f"{text!r} is no path: name a file or a folder")
+    if is_mistyped_address(text) and not isinstance(name, Path):
+        raise PathError(f"{text} lacks a slash of an address: give {StorePath(text)}")
     begins = ADDRESS.match(text)
     if begins and (text[begins.end() :].startswith("/") or _lost_a_slash(name, begins[0])):
         raise PathError(

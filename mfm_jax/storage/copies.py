@@ -1,0 +1,256 @@
+"""Copies on this machine of what lies in an object store, for libraries that need files.
+
+They lie in a folder of the user whose size is bounded, each under a digest of its address and its
+version: a copy never changes, and a new version is another copy. What is in use is never removed.
+"""
+
+import base64
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mfm_jax.errors import UserError, WriteError, system_reason
+from mfm_jax.storage.addresses import AddressError, StorePath, version
+
+FOLDER = "MFM_FILES"
+"""The environment variable that names another folder for the copies."""
+LIMIT = "MFM_FILES_GB"
+"""The environment variable that says how large the folder may get, in units of 1e9 bytes."""
+DEFAULT_LIMIT = 100.0
+LISTED = ".complete"
+"""The file of a copy that appears when everything is there."""
+
+_kept: dict[str, tuple[Path, int]] = {}
+
+
+@contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """Yield a file or folder of this machine with the contents of `path`, which may be one.
+
+    A copy goes when the block ends, unless another block or process uses it. A `UserError` of the
+    block names the address in place of the copy.
+
+    Raises:
+        OSError: there is nothing at `path`, or it cannot be read.
+        WriteError: there is no room for a copy.
+    """
+    if not isinstance(path, StorePath):
+        yield path
+        return
+    copy, handle = _fetched(path)
+    try:
+        with naming(path, copy):
+            yield copy
+    finally:
+        _remove_unused(copy.parent, handle)
+
+
+def kept_copy(path: Path) -> Path:
+    """Return a file or folder with the contents of `path` that stays as long as this process.
+
+    It is there for later processes too, until room is needed.
+
+    Raises:
+        OSError: there is nothing at `path`, or it cannot be read.
+        WriteError: there is no room for a copy.
+    """
+    if not isinstance(path, StorePath):
+        return path
+    copy, handle = _fetched(path)
+    if (entry := str(copy)) in _kept:
+        os.close(handle)
+    else:
+        _kept[entry] = copy, handle
+    return copy
+
+
+@contextmanager
+def naming(path: Path, copy: Path) -> Iterator[None]:
+    """Let the errors of the block name `path` where they name its copy."""
+    try:
+        yield
+    except UserError as error:
+        error.args = tuple(
+            text.replace(str(copy), str(path)) if isinstance(text, str) else text
+            for text in error.args
+        )
+        raise
+
+
+def copies_folder() -> Path:
+    """Return the folder of the copies."""
+    named, cache = os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(named) if named else Path(cache) / "mfm-jax" / "files").expanduser()
+
+
+def scratch_folder() -> Path:
+    """Return a folder on this machine for files on their way to a store.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    folder = copies_folder() / "outgoing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write into {folder} ({system_reason(error)}): name another folder with "
+            f"{FOLDER}"
+        ) from None
+    return folder
+
+
+def _fetched(path: StorePath) -> tuple[Path, int]:
+    """Return a complete copy, and the handle that keeps it from being removed."""
+    files = {path: path.info()} if path.is_file() else path.files()
+    if not files:
+        raise FileNotFoundError(2, os.strerror(2), str(path))
+    names = {str(file.relative_to(path)): info for file, info in files.items()}
+    told = f"{path}\n" + "\n".join(f"{name} {version(info)}" for name, info in names.items())
+    entry = copies_folder() / hashlib.sha256(told.encode()).hexdigest()[:32]
+    handle = _held(entry)
+    try:
+        os.utime(entry)
+        copy = entry / path.name
+        if not _complete(entry, copy, names):
+            _fetch(entry, copy, files, names)
+    except BaseException:
+        os.close(handle)
+        raise
+    return copy, handle
+
+
+def _complete(entry: Path, copy: Path, names: Mapping[str, Mapping[str, Any]]) -> bool:
+    if not (entry / LISTED).exists():
+        return False
+    return all(_size(copy / name) == info["size"] for name, info in names.items())
+
+
+def _size(file: Path) -> int | None:
+    with suppress(OSError):
+        return file.stat().st_size
+    return None
+
+
+def _fetch(
+    entry: Path,
+    copy: Path,
+    files: Mapping[StorePath, Mapping[str, Any]],
+    names: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Copy the files that are not there yet; what an earlier process has copied is used."""
+    todo = {
+        file: (copy / name, info)
+        for (file, info), name in zip(files.items(), names, strict=True)
+        if _size(copy / name) != info["size"]
+    }
+    _make_room(entry, sum(info["size"] for _, info in todo.values()))
+    try:
+        for file, (target, info) in todo.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=entry, delete=False) as part:
+                pass
+            try:
+                file.get(Path(part.name))
+                _check(file, Path(part.name), info)
+                os.replace(part.name, target)
+            finally:
+                Path(part.name).unlink(missing_ok=True)
+        (entry / LISTED).touch()
+    except AddressError:
+        raise
+    except OSError as error:
+        if error.filename is not None and str(error.filename).startswith(str(entry)):
+            raise WriteError(
+                f"cannot write {entry} ({system_reason(error)}): make room there, or name another "
+                f"folder with {FOLDER}"
+            ) from None
+        raise
+
+
+def _check(file: StorePath, part: Path, info: Mapping[str, Any]) -> None:
+    """Check the size and, where the store tells it, the digest of a copy.
+
+    Raises:
+        AddressError: it is not what the store has listed.
+    """
+    same = part.stat().st_size == info["size"]
+    if same and (known := _md5(info)):
+        with part.open("rb") as read:
+            same = hashlib.file_digest(read, "md5").hexdigest() == known
+    if not same:
+        raise AddressError(f"{file} was changed while it was read, or damaged: try again")
+
+
+def _md5(info: Mapping[str, Any]) -> str | None:
+    """Return the MD5 that a store tells of an object."""
+    if known := info.get("md5Hash"):
+        return base64.b64decode(known).hex()
+    tag = str(info.get("ETag", "")).strip('"')  # of S3, unless it came in several parts
+    return tag if len(tag) == 32 and set(tag) <= set("0123456789abcdef") else None
+
+
+def _held(entry: Path) -> int:
+    """Make the folder of a copy, and lock it against being removed."""
+    while True:
+        try:
+            entry.mkdir(parents=True, exist_ok=True)
+            handle = os.open(entry, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another process has just removed it
+        except OSError as error:
+            raise WriteError(
+                f"cannot write {entry} ({system_reason(error)}): name another folder with {FOLDER}"
+            ) from None
+        with suppress(OSError):  # the file system may know no locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), entry.stat()):
+                return handle
+        os.close(handle)
+
+
+def _remove_unused(entry: Path, handle: int) -> None:
+    """End the use of a copy, and remove it unless another uses it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(entry, ignore_errors=True)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def _make_room(entry: Path, size: int) -> None:
+    """Remove the copies that were not used for longest, until `size` bytes fit.
+
+    Raises:
+        WriteError: they do not fit.
+    """
+    given = os.environ.get(LIMIT)
+    try:
+        limit = float(given or DEFAULT_LIMIT) * 1e9
+    except ValueError:
+        raise WriteError(f"{LIMIT} is {given!r}: give a number, such as 100") from None
+    others = [e for e in entry.parent.iterdir() if e != entry and e.name != "outgoing"]
+    sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file()) for e in others}
+    used = sum(sizes.values()) + size
+    for other in sorted(others, key=lambda e: e.stat().st_mtime):
+        if used <= limit:
+            return
+        with suppress(OSError):
+            handle = os.open(other, os.O_RDONLY)
+            _remove_unused(other, handle)
+        if not other.exists():
+            used -= sizes[other]
+    if used > limit:
+        raise WriteError(
+            f"{used / 1e9:.1f} GB do not fit into {entry.parent}, which may have {limit / 1e9:g} "
+            f"GB: give it more with {LIMIT}"
+        )

@@ -1,0 +1,80 @@
+"""Copies of what lies in a store: whole, verified, bounded, and of one version."""
+
+import os
+
+import pytest
+
+from mfm_jax.errors import MediaError, WriteError
+from mfm_jax.storage import copies as module
+from mfm_jax.storage.copies import kept_copy, local_copy
+
+
+def in_cache(folder):
+    return sorted(p.name for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def test_what_is_here_is_not_copied(tmp_path):
+    with local_copy(tmp_path) as here:
+        assert here is tmp_path
+    assert kept_copy(tmp_path) is tmp_path
+
+
+def test_a_copy_has_the_name_and_goes_after_its_use(bucket, copies):
+    video = bucket / "clips" / "a.mp4"
+    video.write_bytes(b"frames")
+    with local_copy(video) as here, local_copy(video) as same:
+        assert (here, here.name, here.read_bytes()) == (same, "a.mp4", b"frames")
+    assert in_cache(copies) == []
+    with pytest.raises(FileNotFoundError), local_copy(bucket / "nothing"):
+        pass
+
+
+def test_an_error_names_the_address(bucket, copies):
+    (bucket / "a.mp4").write_bytes(b"no video")
+    named = pytest.raises(MediaError, match=r"^gs://.*/a\.mp4 has no frames$")
+    with named, local_copy(bucket / "a.mp4") as here:
+        raise MediaError(f"{here} has no frames")
+
+
+def test_a_folder_is_copied_once_for_each_version(bucket, copies, monkeypatch):
+    folder = bucket / "features"
+    (folder / "a.json").write_text("{}")
+    (folder / "deep" / "b.bin").write_bytes(b"b")
+    fetched = []
+    get = type(folder).get
+    monkeypatch.setattr(type(folder), "get", lambda *a: (fetched.append(a[0].name), get(*a)))
+    first = kept_copy(folder)
+    assert (first / "deep" / "b.bin").read_bytes() == b"b"
+    assert kept_copy(folder) == first
+    assert sorted(fetched) == ["a.json", "b.bin"]
+    (folder / "a.json").write_text("[]")
+    second = kept_copy(folder)
+    assert (second / "a.json").read_text() == "[]"
+    assert (first / "a.json").read_text() == "{}"
+    (second / "a.json").write_text("")  # damaged meanwhile
+    assert (kept_copy(folder) / "a.json").read_text() == "[]"
+
+
+def test_the_copies_are_bounded_and_those_in_use_stay(bucket, copies, monkeypatch):
+    for name in "abc":
+        (bucket / name).write_bytes(bytes(400))
+    monkeypatch.setenv(module.LIMIT, "1e-6")
+    with local_copy(bucket / "a"):
+        _, handle = module._fetched(bucket / "b")
+        os.close(handle)  # as of a process that has ended
+        assert in_cache(copies) == ["a", "b"]
+        with local_copy(bucket / "c"):
+            assert in_cache(copies) == ["a", "c"]
+            with pytest.raises(WriteError, match=f"do not fit .* with {module.LIMIT}"):
+                kept_copy(bucket / "b")
+    monkeypatch.setenv(module.LIMIT, "many")
+    with pytest.raises(WriteError, match="give a number"), local_copy(bucket / "a"):
+        pass
+
+
+def test_a_copy_that_differs_is_not_used(bucket, copies, monkeypatch):
+    (bucket / "a").write_bytes(b"right")
+    monkeypatch.setattr(type(bucket), "get", lambda self, file: file.write_bytes(b"wrong"))
+    with pytest.raises(OSError, match="was changed while it was read, or damaged"):
+        kept_copy(bucket / "a")
+    assert in_cache(copies) == []
