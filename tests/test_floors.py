@@ -35,6 +35,7 @@ FLOORS = {
     "configs": 6,
     "mfm_jax.plan": 5.8,
     "mfm_jax.foley": 5.8,
+    "mfm_jax.serve": 5.7,
     "mfm_jax.train": 5.6,
     "mfm_jax.evaluation": 5.5,
     "mfm_jax.inference": 5.4,

@@ -21,6 +21,7 @@ from mfm_jax.runtime.programs import keep_programs
 
 COMMANDS = {
     "generate": "make sound for videos",
+    "serve": "a page and a REST API that make sound for videos",
     "extract": "compute the features that training reads",
     "train": "train one network",
     "status": "say how far runs are",

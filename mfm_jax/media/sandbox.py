@@ -15,6 +15,7 @@ import selectors
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -43,6 +44,7 @@ ARRAYS = ("uint8", "int64", "float32", "float64")
 P = ParamSpec("P")
 R = TypeVar("R")
 _children = threading.local()
+_all: "weakref.WeakSet[_Child]" = weakref.WeakSet()
 
 
 def sandboxed(function: Callable[P, R]) -> Callable[P, R]:
@@ -73,6 +75,12 @@ def _is_asked_for() -> bool:
     return bool(os.environ.get(SWITCH)) and not os.environ.get(IN_CHILD)
 
 
+def end_children() -> None:
+    """End the children of all threads, whatever they are doing; what was asked of them fails."""
+    for child in list(_all):
+        child.process.kill()
+
+
 def _child() -> "_Child":
     child = getattr(_children, "child", None)
     if child is None or child.process.poll() is not None:
@@ -91,6 +99,7 @@ class _Child:
             stderr=subprocess.DEVNULL,
             env=os.environ | {IN_CHILD: "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        _all.add(self)
         self._begun = 0  # iterators, each of which has its number
         self._selector = selectors.DefaultSelector()
         self._selector.register(_of(self.process.stdout), selectors.EVENT_READ)
