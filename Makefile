@@ -11,7 +11,7 @@ JOBS ?= 3
 LOCK ?= constraints.txt
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK))
 
-.PHONY: demo picture test parity lint format bench bundle wheel lock clean
+.PHONY: demo picture test matrix parity lint format docs bench bundle dist lock clean
 
 demo: $(VENV)/run.done
 	$(BIN)/mfm demo
@@ -22,6 +22,12 @@ picture: demo
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
+
+# The suite on each Python, with the newest libraries that pyproject.toml and that Python allow.
+PYTHONS ?= 3.11 3.12 3.13
+matrix: $(PYTHONS:%=matrix-%)
+matrix-%:
+	$(MAKE) test PYTHON=python$* VENV=.venv-$* LOCK=
 
 parity: $(VENV)/dev.done
 	$(BIN)/python -m pytest -q -m parity -n $(JOBS) --dist loadfile
@@ -35,14 +41,18 @@ format: $(VENV)/dev.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, in site/; a warning is an error.
+docs: $(VENV)/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks.generate
 	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.training
 
-# The wheel, installed by itself in a new environment, whose commands run in an empty folder (minutes).
-wheel: $(VENV)/dev.done
-	PYTHON=$(BIN)/python scripts/check_wheel.sh
+# The sdist and the wheel, built in dist/ and checked: the wheel by itself in a new environment (minutes).
+dist: $(VENV)/dev.done
+	PYTHON=$(BIN)/python scripts/check_dist.sh
 
 # The embedded miniature from nothing: Foley clips, every frozen network, the mapper (hours on 2 cores).
 bundle: $(VENV)/run.done
@@ -53,7 +63,7 @@ lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev,docs]'
 	( sed '/^[^#]/,$$d' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --exclude mfm-jax \
 		| grep -v '^torch==' ) > $(VENV)-lock/constraints.txt
 	mv $(VENV)-lock/constraints.txt constraints.txt
@@ -69,5 +79,9 @@ $(VENV)/dev.done: $(VENV)/run.done
 	$(BIN)/python $(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
+$(VENV)/docs.done: $(VENV)/run.done
+	$(BIN)/python $(PIP_INSTALL) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo dist site

@@ -1,12 +1,13 @@
 #!/bin/sh
-# Build the wheel, install it in a new environment, and run its commands in an empty folder.
+# Build the sdist and the wheel, install the wheel in a new environment, and run its commands in an
+# empty folder.
 #
-#     scripts/check_wheel.sh [FOLDER]
+#     scripts/check_dist.sh [FOLDER]
 #
-# FOLDER gets dist/ (the wheel), venv/ and empty/ (the output of the commands). By default it is a
-# temporary folder that is removed at the end. An existing venv/ is used again. PYTHON is the python
-# of a development environment, whose transformers makes a small GPT-2 to convert. This takes minutes,
-# most of them for pip.
+# dist/ gets both files, the wheel built from the sdist as an index's users may do. FOLDER gets
+# venv/ and empty/ (the output of the commands). By default it is a temporary folder that is removed
+# at the end. An existing venv/ is used again. PYTHON is the python of a development environment,
+# whose transformers makes a small GPT-2 to convert. This takes minutes, most of them for pip.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,12 +21,14 @@ else
 fi
 
 echo "== build"
-rm -rf "$folder/dist" "$folder/empty"
-"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps "$root" -w "$folder/dist"
+rm -rf "$root/dist" "$folder/empty"
+"$python" -m build --outdir "$root/dist" "$root" > "$folder/build.log" 2>&1 || { cat "$folder/build.log"; exit 1; }
+ls -l "$root/dist"
+"$python" "$root/scripts/compare_dist.py" "$root/dist"
+
 test -x "$folder/venv/bin/python" || "$python" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes mfm-jax 2> /dev/null
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$folder"/dist/*.whl
-
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$root"/dist/*.whl
 # Nothing of the checkout can be imported from here.
 mkdir "$folder/empty"
 cd "$folder/empty"
@@ -69,4 +72,4 @@ if "$folder/venv/bin/python" -c 'import convert' 2> /dev/null; then
     exit 1
 fi
 ls sound.wav sound.mp4 trained.mp4 back/model.safetensors
-echo "the wheel works"
+echo "the sdist and the wheel work"
