@@ -7,7 +7,7 @@ an export and the files of other libraries.
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from flax import nnx
@@ -79,6 +79,17 @@ def check_numbers(data: Any, where: str, name: str = "") -> None:
             )
 
 
+def abstract_network(name: str, config: Any) -> nnx.Module:
+    """Return the network of a component with shapes instead of weights."""
+    return nnx.clone(_built(name, config))
+
+
+@lru_cache(maxsize=64)
+def _built(name: str, config: Any) -> nnx.Module:
+    """Build a network once: that takes a third of the time of opening a bundle."""
+    return abstract(partial(COMPONENTS[name].build, config))
+
+
 def abstract_component(name: str, config: Any, arrays: int) -> nnx.Module:
     """Return the network of a component with shapes instead of weights, if its config makes sense.
 
@@ -92,7 +103,7 @@ def abstract_component(name: str, config: Any, arrays: int) -> nnx.Module:
     check_numbers(told, f"{name}.config")
     check_counts(told, arrays, f"{name}.config")
     try:
-        return abstract(partial(COMPONENTS[name].build, config))
+        return abstract_network(name, config)
     except Exception as error:
         # What does not go together fails anywhere in a network, in many ways.
         reason = f"{first_line(error):.500}"
