@@ -1,11 +1,7 @@
 """A bundle opens directly onto a mesh; each process reads its shards, and all check the files."""
 
-import json
 import shutil
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +9,11 @@ import pytest
 from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract, named_weights
+from tests.bundle.open_on_mesh import read
 from tests.bundles import filled
+from tests.forked import Forked
 from tests.ports import free_port
 
-ROOT = Path(__file__).parents[2]
 CONFIG = GPT2Config(width=512, depth=3, heads=8, positions=64)
 
 
@@ -27,20 +24,18 @@ def written(tmp_path_factory):
     return write_bundle(tmp_path_factory.mktemp("mesh") / "bundle", part)
 
 
-def opened(bundle, *arguments: list[str]) -> list[dict]:
-    """Start processes with these arguments together, and return their outputs."""
-    command = [sys.executable, "-m", "tests.bundle.open_on_mesh", str(bundle.path)]
+def opened(bundle, *, devices: int = 1, processes: int = 1) -> list[dict]:
+    """Open the bundle in so many processes together, and return what each of them has read."""
+    port, options = free_port(), {"jax_num_cpu_devices": devices}
     started = [
-        subprocess.Popen([*command, *a], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for a in arguments
+        Forked(read, bundle.path, port, processes, index, options=options)
+        for index in range(processes)
     ]
-    printed = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started)
-    return [json.loads(text.splitlines()[-1]) for text in printed]
+    return [process.result() for process in started]
 
 
 def test_eight_devices_hold_an_eighth_each(written):
-    (found,) = opened(written, ["8"])
+    (found,) = opened(written, devices=8)
     weights = named_weights(written.load("gpt2"))
     assert found["split"] == sum(w.ndim > 1 for w in weights.values())
     for name, weight in weights.items():
@@ -51,15 +46,9 @@ def test_eight_devices_hold_an_eighth_each(written):
         np.testing.assert_allclose(found["sums"][name], sums, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-def two_processes() -> list[list[str]]:
-    """Return the arguments of two processes of one program."""
-    port = str(free_port())
-    return [["1", port, "2", index] for index in "01"]
-
-
 def test_each_of_two_processes_reads_its_half(written):
     """And checks half of the files, which are the same for both."""
-    alone, *both = [*opened(written, ["1"]), *opened(written, *two_processes())]
+    alone, *both = [*opened(written), *opened(written, processes=2)]
     size = sum(weight.nbytes for weight in named_weights(written.load("gpt2")).values())
     assert size <= alone["read"] < 1.1 * size
     assert 2 * size <= alone["verified"] < 2.2 * size
@@ -83,6 +72,6 @@ def test_damage_that_one_process_finds_stops_all(written, tmp_path):
     whole = bytearray((store.folder / name).read_bytes())
     whole[len(whole) // 2] ^= 1
     (store.folder / name).write_bytes(bytes(whole))
-    first, second = (found["refused"] for found in opened(bundle, *two_processes()))
+    first, second = (found["refused"] for found in opened(bundle, processes=2))
     assert f"it is damaged ({name} was changed): make it again" in first
     assert "it is damaged (process 0 has found damage): make it again" in second

@@ -1,16 +1,9 @@
-"""A process of `test_mesh.py`: several runs of `train.py`, one after the other.
-
-    python -m tests.train.runs_on_mesh RUNS [--coordinator HOST:PORT --processes N --process I]
-
-`RUNS` is a JSON object: the words of a command line by the name of the run. Prints JSON: the exit
-code of each run, and what it wrote to stdout and stderr.
-"""
+"""The work of processes of `test_mesh.py`: several runs of `train.py`, one after the other."""
 
 import argparse
 import contextlib
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mfm_jax.cli import arguments
 from mfm_jax.runtime import distributed
@@ -27,10 +20,16 @@ def run(words: Sequence[str]) -> dict[str, object]:
     return {"code": code, "stdout": out.getvalue(), "stderr": errors.getvalue()}
 
 
-if __name__ == "__main__":
+def run_all(
+    runs: Mapping[str, Sequence[str]], processes: Sequence[str] = ()
+) -> dict[str, dict[str, object]]:
+    """Return what each run gives by its name.
+
+    Args:
+        runs: the words of a command line by the name of the run.
+        processes: words that tell this process of the others, if there are any.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("runs", type=json.loads)
     arguments.add_processes(parser)
-    args = parser.parse_args()
-    distributed.start(arguments.processes(args))
-    print(json.dumps({name: run(words) for name, words in args.runs.items()}))
+    distributed.start(arguments.processes(parser.parse_args(processes)))
+    return {name: run(words) for name, words in runs.items()}

@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +22,12 @@ from mfm_jax.runtime.sharding import AXES, RULES, MeshConfig, make_mesh, spec
 from mfm_jax.storage.weights import abstract, named_axes, named_weights
 from tests.bundles import CONFIGS, SETTINGS, TINY, untrained_bundle, untrained_component
 from tests.feature_folder import write_features
+from tests.forked import Forked
 from tests.ports import free_port
+from tests.train.compiled_on_mesh import temporary_memory
+from tests.train.runs_on_mesh import run, run_all
 from tests.train.small_mapper import SHAPES, get_config
 from train import main
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,47 +47,33 @@ def words(made: Path, workdir: Path, changes: Sequence[str]) -> list[str]:
     return [*command, *(f"--config.{change}" for change in (*overrides, *changes))]
 
 
-def environment(made: Path, devices: int, *, read_only: bool = False) -> dict[str, str]:
-    """Return the environment of processes that have `devices` devices each.
+def forked(made: Path, devices: int, function: Callable, *work, read_only: bool = False) -> Forked:
+    """Start a process with `devices` devices.
 
     They share compiled programs; a process that is to be killed leaves none, or half of one.
     """
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    return {
-        **os.environ,
-        "XLA_FLAGS": flags,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(made / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000000" if read_only else "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    options = {
+        "jax_num_cpu_devices": devices,
+        "jax_compilation_cache_dir": str(made / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 1e6 if read_only else 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
+    return Forked(function, *work, options=options)
 
 
 def begun(
     made: Path, devices: int, runs: Mapping[Path, Sequence[str]], processes: int = 1
-) -> list[subprocess.Popen]:
+) -> list[Forked]:
     """Start processes that do runs one after the other; a run is its folder and its changes."""
     lines = {workdir.name: words(made, workdir, changes) for workdir, changes in runs.items()}
-    command = [sys.executable, "-m", "tests.train.runs_on_mesh", json.dumps(lines)]
     others = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes)]
-    return [
-        subprocess.Popen(
-            [*command, *([*others, "--process", str(index)] if processes > 1 else [])],
-            cwd=ROOT,
-            env=environment(made, devices),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(processes)
-    ]
+    each = [[*others, "--process", str(i)] if processes > 1 else [] for i in range(processes)]
+    return [forked(made, devices, run_all, lines, process) for process in each]
 
 
-def ended(started: Sequence[subprocess.Popen]) -> list[dict]:
+def ended(started: Sequence[Forked]) -> list[dict]:
     """Wait until all have ended well and return what each reports, by the name of the run."""
-    said = [process.communicate(timeout=300) for process in started]
-    assert [p.returncode for p in started] == [0] * len(started), said
-    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+    return [process.result() for process in started]
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -211,9 +196,7 @@ def test_every_device_holds_its_share_of_the_activations(tmp_path):
         {name: untrained_component(name, config, 0) for name, config in configs.items()},
         settings=SETTINGS,
     )
-    command = [sys.executable, "-m", "tests.train.compiled_on_mesh", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = Forked(temporary_memory, str(tmp_path), options={"jax_num_cpu_devices": 8}).result()
     assert {stage: len(memory) for stage, memory in found.items()} == {"stage 1": 4, "stage 2": 2}
     for stage, memory in found.items():
         alone = memory.pop("1x1x1")
@@ -257,21 +240,28 @@ def test_a_signal_to_one_process_stops_both_at_one_step(made, two):
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, one, tmp_path):
     """Also while it saves. KILLS=20 kills more often."""
     rng, broken = np.random.default_rng(0), tmp_path / "broken"
-    command = [sys.executable, "train.py", *words(made, broken, BROKEN)]
-    settings = {"cwd": ROOT, "env": environment(made, 1, read_only=True), "text": True}
+    line = words(made, broken, BROKEN)
     for _ in range(int(os.environ.get("KILLS", "2"))):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, **settings) as process:
-            assert process.stdout is not None
-            for line in process.stdout:  # it trains
-                if "loss" in line:
-                    break
-            time.sleep(rng.uniform(0, 1.0))
-            process.kill()
-    subprocess.run(command, check=True, capture_output=True, **settings)
+        least, patience = steps_told(broken), time.monotonic() + 240
+        process = forked(made, 1, run, line, read_only=True)
+        while (told := steps_told(broken)) <= least:  # it forgets those after its checkpoint
+            least = told
+            assert process.poll() is None
+            assert time.monotonic() < patience
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1.0))
+        process.kill()
+    assert forked(made, 1, run, line, read_only=True).result()["code"] == 0
     assert losses(broken) == losses(one / "unbroken")
     weights = named_weights(Bundle.open(broken).load("mapper"))
     for name, expected in named_weights(Bundle.open(one / "unbroken").load("mapper")).items():
         np.testing.assert_array_equal(weights[name], expected, err_msg=name)
+
+
+def steps_told(workdir: Path) -> int:
+    """Return the number of steps whose loss is written."""
+    metrics = workdir / "metrics.jsonl"
+    return metrics.read_text().count('"loss"') if metrics.exists() else 0
 
 
 @pytest.mark.parametrize("change", MISFITS)

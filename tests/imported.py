@@ -1,0 +1,12 @@
+"""What the fork server of `tests.forked` imports before it forks."""
+
+import logging
+
+import mfm_jax.cli.extract
+import mfm_jax.inference.generate
+import train
+
+# Orbax warns of every array that it writes. The commands hide that as well.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+IMPORTED = (mfm_jax, train)
