@@ -1,9 +1,8 @@
 """`mfm extract` itself on 88 clips with every kind of bad one among them, killed and run again."""
 
+import contextlib
 import csv
-import os
-import subprocess
-import sys
+import io
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from mfm_jax.cli import main
 from mfm_jax.data.clips import list_clips
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.foley.world import World, generate_clip, write_world
@@ -19,9 +19,9 @@ from mfm_jax.media.audio import RATE
 from mfm_jax.media.write import write_frames
 from mfm_jax.storage.files import MACHINE
 from tests.bundles import untrained_bundle
+from tests.forked import Forked
 from tests.silent import write_silent
 
-ROOT = Path(__file__).parents[2]
 CLIPS, SHARD = 88, 8
 GOOD = 4  # different ones among all the good
 WORLD = World(seconds=1.6)  # less than a window: most of the time goes into decoding
@@ -87,29 +87,32 @@ def listed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return folder / "clips.csv", bad
 
 
-def begun(listed: Path, folder: Path, *, killed: bool = False) -> subprocess.Popen:
+def run(words: list[str]) -> tuple[int, str]:
+    """Return the exit code of the command and what it writes to stderr."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(words)
+    return code, said.getvalue()
+
+
+def begun(listed: Path, folder: Path, *, killed: bool = False) -> Forked:
     """Start a run.
 
     Runs share compiled programs; one that is to be killed leaves none, or half of one.
     """
-    options = ["--batch", "4", "--shard", str(SHARD), "--drop", "silent", "static"]
-    options += ["--bundle", str(listed.parent / "bundle")]
-    program = "import sys; from mfm_jax.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "extract", str(listed), "-o", str(folder), *options]
-    # Optimised: with so many clips the code runs more than once.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(listed.parent / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000000" if killed else "0",
+    words = ["extract", str(listed), "-o", str(folder), "--batch", "4", "--shard", str(SHARD)]
+    words += ["--drop", "silent", "static", "--bundle", str(listed.parent / "bundle")]
+    options = {
+        "jax_compilation_cache_dir": str(listed.parent / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 1e6 if killed else 0.0,
     }
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
+    # Optimised: with so many clips the code runs more than once.
+    return Forked(run, words, options=options, xla_flags="")
 
 
 def finished(listed: Path, folder: Path) -> list[str]:
     """What a run says at its end, which has left some clips out."""
-    process = begun(listed, folder)
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 1, said
+    code, said = begun(listed, folder).result()
+    assert code == 1, said
     lines = said.splitlines()
     return [line for line in lines if line.startswith(("mfm extract: ", f"{folder}: "))]
 
@@ -163,7 +166,6 @@ def test_killed_halfway_nothing_is_done_twice_or_lost(unbroken, listed, tmp_path
         assert time.monotonic() < patience
         time.sleep(0.005)
     process.kill()
-    process.communicate()
     notes = sorted(folder.glob("shards/[0-9]*.json"))
     assert 0 < len(notes) < shards, "it was killed halfway"
     done = [*notes, *(next(folder.glob(f"records/*-{note.stem}-of-*")) for note in notes)]
