@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make again what the output folder's record says is made of the same video with the "
         "same settings",
     )
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="divide the work with others that run the same command with the same output folder, "
+        "on any machines; always so where the folder is in an object store",
+    )
     options.add_bundle(parser)
     options.add_verify(parser)
     options.add_sandbox(parser)
@@ -116,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
                 lufs=args.lufs,
                 mix=args.mix,
                 overwrite=args.overwrite,
+                shared=args.shared,
                 progress=progress,
                 **options.generation(args),
             )

@@ -4,8 +4,12 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mfm_jax.cli import arguments as options
+
+if TYPE_CHECKING:
+    from mfm_jax.inference.segments import JobFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a line for each folder; return 1 if one is neither."""
     from mfm_jax.inference.record import NAME as OUTPUTS
+    from mfm_jax.inference.segments import unfinished
     from mfm_jax.train.goodput import NAME as BOOKED
 
     unknown = 0
     for folder in args.folder:
         if (folder / BOOKED).is_file():
             print(f"{folder}: {training(folder)}")
+        elif jobs := unfinished(folder):
+            print(f"{folder}: {shared_generation(jobs[-1])}")
         elif (folder / OUTPUTS).is_file():
             print(f"{folder}: {generation(folder)}")
         else:
@@ -64,12 +71,24 @@ def generation(folder: Path) -> str:
     """Say what is made in a folder of outputs, and what failed."""
     from mfm_jax.inference.record import FAILED, NAME, read_record
 
-    made = read_record(folder / NAME).values()
+    made = read_record(folder).values()
     seconds = sum(entry.get("seconds", 0.0) for entry in made)
     words = [f"{len(made)} clips made, {seconds / 60:.1f} min of sound"]
     if (folder / FAILED).is_file():
         words.append(f"some failed: see {folder / FAILED}")
     return ", ".join([*words, _ago((folder / NAME).stat().st_mtime)])
+
+
+def shared_generation(job: "JobFiles") -> str:
+    """Say how far several workers are with a job, and who is at work."""
+    from mfm_jax.inference.shares import workers
+
+    lines, asked, at_work = job.lines(), job.description().get("asked", {}), workers(job.folder)
+    failed = sum("failed" in line for line in lines)
+    words = [f"{len(lines) - failed} of {asked.get('clips', '?')} clips made"]
+    words += [f"{failed} failed"] * bool(failed)
+    names = f" ({', '.join(at_work)})" if at_work else ""
+    return ", ".join([*words, f"{len(at_work)} at work{names}"])
 
 
 def _steps(folder: Path) -> int | str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from mfm_jax.inference.networks import MEMORY, Loader
 from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.inference.record import Record
 from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
+from mfm_jax.inference.shares import do_together
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.containers import check_is_file
@@ -29,8 +30,10 @@ from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.seeds import check_seed
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.runtime.throughput import Throughput
-from mfm_jax.storage.files import check_folder
-from mfm_jax.storage.paths import TINY_BUNDLE, array_path, local_path
+from mfm_jax.storage.addresses import StorePath
+from mfm_jax.storage.copies import local_copy
+from mfm_jax.storage.files import check_file, check_folder
+from mfm_jax.storage.paths import TINY_BUNDLE, array_path, user_path
 from mfm_jax.storage.store import digest_file
 
 BATCH = 4
@@ -77,6 +80,7 @@ def generate(
     lufs: float | int | None = None,
     mix: float | int | None = None,
     overwrite: bool = False,
+    shared: bool = False,
     fsdp: int = 1,
     tensor: int = 1,
     progress: Progress | None = None,
@@ -86,7 +90,9 @@ def generate(
     What is None is as the bundle says. The sound of a video depends on its frames, its prompts, its
     seed and the sampler, and not on the other videos. A folder of outputs has a record of what was
     made (`mfm_jax.inference.record`): what is there as it would be made again is left as it is, so
-    that a run that was stopped goes on where it stopped.
+    that a run that was stopped goes on where it stopped. Paths may be addresses in an object store.
+    Where the folder of outputs is in one, workers that are asked for the same at the same time
+    divide the work (`mfm_jax.inference.shares`), and each returns when all of it is done.
 
     Args:
         videos: files, folders, globs or manifests (`mfm_jax.inference.manifest`).
@@ -121,13 +127,14 @@ def generate(
         lufs: integrated loudness of the sound, -60 to 0; its level is left as it is if None.
         mix: dB by which the video's own sound is changed and added to the new one; at most 0.
         overwrite: make everything anew, also what is recorded.
+        shared: divide the work with others also where the folder of outputs is on a disk.
         fsdp: shard the weights over so many of this process's devices.
         tensor: divide every layer over so many of them; the windows are divided over the others.
         progress: counts videos and prints a line for each file.
 
     Raises:
         UserError: an argument is wrong; nothing is written then.
-        GenerationError: some videos failed; the others are done.
+        GenerationError: some videos failed, here or at another worker; the others are done.
     """
     _check_least(1, candidates=candidates)
     _check_computing(batch, precision, fsdp, tensor)
@@ -143,64 +150,65 @@ def generate(
     sampling = _sampling(
         opened.settings, sampler, steps, guidance, eta, guidance_interval, guidance_rescale
     )
-    unwanted = _unwanted(negative_sound, sampling)
     names = [videos] if isinstance(videos, str | Path) else videos
     default = Request(Path(), prompt=prompt, negative_prompt=negative_prompt, seed=seed)
-    requests = expand([str(local_path(name)) for name in names], default)
-    output = local_path(out)
+    requests = expand(names, default)
+    output = user_path(out)
+    one_file = is_file_name(output)
+    if shared and one_file:
+        raise UsageError(f"{output} is one file, which workers cannot share: name a folder")
+    shared = not one_file and (shared or isinstance(output, StorePath))
     jobs = [
         Job(request, target)
         for request, target in zip(requests, targets(requests, output, format), strict=True)
     ]
     spec = window_spec(opened)
-    # Programs beside a bundle are for full batches.
-    most = BATCH if has_programs(opened) else windows_at_most(BATCH, requests, spec)
-    layout, batch = layout_and_batch(batch, most=most, fsdp=fsdp, tensor=tensor)
+    unwanted = _unwanted(negative_sound, sampling)
+    settings = {
+        **sampling._asdict(),
+        "interval": None if sampling.interval is None else list(sampling.interval),
+        "precision": precision,
+        "bundle": opened.identity,
+        "candidates": candidates,
+        "veto": vetoed,
+        "joint": joint,
+        "negative_sound": None if unwanted is None else digest_file(unwanted),
+        **asdict(finishing),
+    }
     throughput = Throughput(len(jobs))
     if progress is not None:
         progress.watch(len(jobs), throughput)
-    one_file = is_file_name(output)
+    record = None if one_file or shared else Record(output, skip=not overwrite)
     work = Work(
-        jobs,
-        spec,
-        progress,
-        None if one_file else Record(output, skip=not overwrite),
-        {
-            **sampling._asdict(),
-            "interval": None if sampling.interval is None else list(sampling.interval),
-            "precision": precision,
-            "bundle": opened.identity,
-            "candidates": candidates,
-            "veto": vetoed,
-            "joint": joint,
-            "negative_sound": None if unwanted is None else digest_file(unwanted),
-            **asdict(finishing),
-        },
-        finishing,
-        throughput=throughput,
-        joint=joint,
+        jobs, spec, progress, record, settings, finishing, throughput=throughput, joint=joint
     )
-
-    load = Loader(
-        opened,
-        requests,
-        sampling,
-        layout,
-        batch,
-        precision,
-        memory=memory,
-        candidates=candidates,
-        veto=vetoed,
-        say=work.say,
-        note=work.note,
-        joint=joint,
-        negative_sound=unwanted,
-    )
-
-    with output_folder(output.parent if one_file else output):
-        work.check_targets()
-        work.run(load, batch)
-    if failures := [job.failed for job in jobs if job.failed]:
+    with ExitStack() as held:
+        # Programs beside a bundle are for full batches.
+        most = BATCH if has_programs(opened) else windows_at_most(BATCH, requests, spec, held)
+        layout, batch = layout_and_batch(batch, most=most, fsdp=fsdp, tensor=tensor)
+        load = Loader(
+            opened,
+            requests,
+            sampling,
+            layout,
+            batch,
+            precision,
+            memory=memory,
+            candidates=candidates,
+            veto=vetoed,
+            say=work.say,
+            note=work.note,
+            joint=joint,
+            negative_sound=unwanted,
+        )
+        held.enter_context(output_folder(output.parent if one_file else output))
+        if shared:
+            failures = do_together(work, output, load, batch, overwrite=overwrite)
+        else:
+            work.check_targets()
+            work.run(load, batch)
+            failures = [job.failed for job in jobs if job.failed]
+    if failures:
         raise GenerationError(failures)
     return [job.target for job in jobs]
 
@@ -255,12 +263,20 @@ def output_folder(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def windows_at_most(limit: int, requests: Sequence[Request], spec: WindowSpec) -> int:
-    """Return how many windows there are to compute, or `limit` if there are more, or may be."""
+def windows_at_most(
+    limit: int, requests: Sequence[Request], spec: WindowSpec, held: ExitStack
+) -> int:
+    """Return how many windows there are to compute, or `limit` if there are more, or may be.
+
+    Args:
+        held: keeps copies of videos in a store, which will be read again.
+    """
     if len(requests) >= limit:
         return limit
     try:
-        lengths = [request.seconds(probe(request.source).seconds) for request in requests]
+        files = [held.enter_context(local_copy(request.source)) for request in requests]
+        infos = zip(requests, map(probe, files), strict=True)
+        lengths = [request.seconds(info.seconds) for request, info in infos]
     except (MediaError, OSError):  # which is told when it is this video's turn
         return limit
     return max(1, min(limit, sum(len(spec.starts(seconds)) for seconds in lengths)))
@@ -313,8 +329,11 @@ def _unwanted(file: str | Path | None, sampling: Sampling) -> Path | None:
         return None
     if sampling.guidance == 1:
         raise UsageError("guidance 1 keeps away from nothing: leave the negative sound out")
-    path = local_path(file)
-    check_is_file(path)
+    path = user_path(file)
+    if isinstance(path, StorePath):
+        check_file(path)
+    else:
+        check_is_file(path)
     return path
 
 

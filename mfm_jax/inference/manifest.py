@@ -1,13 +1,15 @@
 """Manifests: a CSV or JSON Lines file with one request in each line.
 
-A CSV begins with the names of its columns. Both know `file`, relative to the manifest's folder,
-and, each of them optional, `start` and `end` in seconds, `prompt`, `negative_prompt`, `seed`, and
-`output`, the file below the folder of outputs. What is empty or absent is as the command says.
+A CSV begins with the names of its columns. Both know `file`, relative to the manifest's folder
+or an address such as gs://bucket/a.mp4, and, each of them optional, `start` and `end` in seconds,
+`prompt`, `negative_prompt`, `seed`, and `output`, the file below the folder of outputs. What is
+empty or absent is as the command says.
 """
 
 import csv
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -18,6 +20,8 @@ from mfm_jax.data.clips import DataError, check_header
 from mfm_jax.errors import UserError, first_line, system_reason
 from mfm_jax.inference.requests import Request
 from mfm_jax.runtime.seeds import check_seed
+from mfm_jax.storage.addresses import AddressError, is_mistyped_address
+from mfm_jax.storage.paths import user_path
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson")
 FIELDS = ("file", "start", "end", "prompt", "negative_prompt", "seed", "output")
@@ -41,11 +45,13 @@ def read_manifest(path: Path, default: Request) -> list[Request]:
     requests = []
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            for line, row in rows(file):
+            for line, row in rows(path, file):
                 try:
                     requests.append(_request(path.parent, row, default))
                 except UserError as error:
                     raise DataError(f"{path}, line {line}: {error}") from None
+    except AddressError:
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read ({system_reason(error)}): name a file") from None
     except (csv.Error, ValueError, RecursionError) as error:
@@ -57,26 +63,26 @@ def read_manifest(path: Path, default: Request) -> list[Request]:
     return requests
 
 
-def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     rows = csv.DictReader(file, strict=True)
-    check_header(Path(file.name), rows.fieldnames or [])
+    check_header(path, rows.fieldnames or [])
     for row in rows:
         if None in row:
-            raise DataError(f"{file.name}, line {rows.line_num} has more cells than columns")
+            raise DataError(f"{path}, line {rows.line_num} has more cells than columns")
         yield rows.line_num, row
 
 
-def _json_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, text in enumerate(file, 1):
         if text.strip():
             try:
                 row = json.loads(text)
             except ValueError as error:
                 raise DataError(
-                    f"{file.name}, line {number} is no JSON ({first_line(error)}): correct it"
+                    f"{path}, line {number} is no JSON ({first_line(error)}): correct it"
                 ) from None
             if not isinstance(row, dict):
-                raise DataError(f"{file.name}, line {number} is no JSON object: correct it")
+                raise DataError(f"{path}, line {number} is no JSON object: correct it")
             yield number, row
 
 
@@ -110,7 +116,7 @@ def _request(folder: Path, row: Mapping[str, Any], default: Request) -> Request:
         raise DataError("no file is named")
     request = replace(
         default,
-        source=folder / given["file"],
+        source=_source(folder, given["file"]),
         start=_seconds("start", given.get("start", default.start)),
         end=_seconds("end", given["end"]) if "end" in given else default.end,
         prompt=given.get("prompt", default.prompt),
@@ -121,6 +127,13 @@ def _request(folder: Path, row: Mapping[str, Any], default: Request) -> Request:
     if request.end is not None and request.end <= request.start:
         raise DataError(f"it ends at {request.end:g} s and starts at {request.start:g} s")
     return request
+
+
+def _source(folder: Path, name: str) -> Path:
+    """Return the path of a video: an address, or one of this machine that may be relative."""
+    if "://" in name or is_mistyped_address(name):
+        return user_path(name)
+    return Path(name) if os.path.isabs(name) else folder / name
 
 
 def _seconds(name: str, value: Any) -> float:

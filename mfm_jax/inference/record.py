@@ -1,29 +1,37 @@
 """The record of a folder of outputs: what was made of what, and what could not be made.
 
 `generated.jsonl` gets a line for each output once the file is there, so that a run that is started
-again goes on where it stopped. `failed.csv` lists what failed in the last run.
+again goes on where it stopped. `failed.csv` lists what failed in the last run. Several workers have
+files of their own until all is done (`mfm_jax.inference.shares`).
 """
 
 import csv
+import io
 import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import mfm_jax
 from mfm_jax.errors import WriteError, system_reason
+from mfm_jax.inference.segments import unfinished
+from mfm_jax.storage.files import atomic_write, write_text
 from mfm_jax.storage.json_lines import read_json_lines
 from mfm_jax.storage.store import digest_file
 
 NAME, FAILED = "generated.jsonl", "failed.csv"
+COLUMNS = ("file", "output", "reason")
+"""The first line of `failed.csv`."""
 
 
 class Record:
-    """Knows what was made in a folder. Several threads may use it."""
+    """Knows what one run makes in a folder of this machine. Several threads may use it."""
+
+    is_shared = False
 
     def __init__(self, folder: Path, *, skip: bool = True) -> None:
         """Read the record of a folder, which need not exist.
@@ -34,17 +42,11 @@ class Record:
         self.folder = folder
         self._lock = threading.Lock()
         self._failures = 0
-        self._entries = {} if not skip else read_record(folder / NAME)
+        self._entries = {} if not skip else read_record(folder)
 
     def has(self, target: Path, made_of: Mapping[str, Any]) -> bool:
         """Return whether an output is there as it was made, of the same inputs and settings."""
-        entry = self._entries.get(self._name(target))
-        if entry is None or entry.get("made_of") != made_of:
-            return False
-        try:
-            return digest_file(target) == entry.get("sha256")
-        except OSError:
-            return False
+        return is_there(self._entries.get(name_of(self.folder, target)), target, made_of)
 
     def add(
         self,
@@ -53,6 +55,8 @@ class Record:
         made_of: Mapping[str, Any],
         seconds: float,
         candidate: int = 0,
+        *,
+        digest: str,
     ) -> None:
         """Record an output that is whole.
 
@@ -60,26 +64,19 @@ class Record:
             made_of: the digest of the input, and every setting.
             seconds: the length of the sound.
             candidate: which of several was chosen, from 0; its seed is so much later.
+            digest: SHA-256 of the output.
 
         Raises:
             WriteError: the record cannot be written.
         """
-        entry = {
-            "output": self._name(target),
-            "sha256": digest_file(target),
-            "source": str(source),
-            "seconds": round(seconds, 6),
-            "candidate": candidate,
-            "made_of": dict(made_of),
-            "version": mfm_jax.__version__,
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        name = name_of(self.folder, target)
+        entry = entry_of(name, source, made_of, seconds, candidate, digest)
         with self._lock:
             _append(self.folder / NAME, json.dumps(entry) + "\n")
 
     def fail(self, target: Path, source: Path, reason: str) -> None:
         """List an output that could not be made; the first one of a run begins a new list."""
-        row = [_text(source), _text(self._name(target)), reason]
+        rows = [(_text(source), _text(name_of(self.folder, target)), reason)]
         with (
             self._lock,
             suppress(OSError),  # the reason is told in any case
@@ -90,10 +87,7 @@ class Record:
                 errors="surrogateescape",
             ) as file,
         ):
-            rows = csv.writer(file, lineterminator="\n")
-            if not self._failures:
-                rows.writerow(("file", "output", "reason"))
-            rows.writerow(row)
+            file.write(as_csv(rows if self._failures else [COLUMNS, *rows]))
             self._failures += 1
 
     def close(self) -> None:
@@ -101,22 +95,98 @@ class Record:
         if not self._failures:
             (self.folder / FAILED).unlink(missing_ok=True)
 
-    def _name(self, target: Path) -> str:
-        return target.relative_to(self.folder).as_posix()
+
+def name_of(folder: Path, target: Path) -> str:
+    """Return the name of an output in the record of its folder."""
+    return target.relative_to(folder).as_posix()
+
+
+def entry_of(
+    name: str,
+    source: Path,
+    made_of: Mapping[str, Any],
+    seconds: float,
+    candidate: int,
+    digest: str,
+) -> dict[str, Any]:
+    """Return the line of an output; the arguments are those of `Record.add`."""
+    return {
+        "output": name,
+        "sha256": digest,
+        "source": str(source),
+        "seconds": round(seconds, 6),
+        "candidate": candidate,
+        "made_of": dict(made_of),
+        "version": mfm_jax.__version__,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def is_there(entry: Mapping[str, Any] | None, target: Path, made_of: Mapping[str, Any]) -> bool:
+    """Return whether an output is there as an entry says, made of these inputs and settings."""
+    if entry is None or entry.get("made_of") != made_of:
+        return False
+    try:
+        return digest_file(target) == entry.get("sha256")
+    except OSError:
+        return False
+
+
+def write_record(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Write the record anew.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    write_text(folder / NAME, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def write_failures(folder: Path, failed: Sequence[Mapping[str, str]]) -> None:
+    """Write the list of failures anew: their `source`, `output` and the reason, `failed`.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    file = folder / FAILED
+    if not failed:
+        file.unlink(missing_ok=True)
+        return
+    rows = [(_text(line["source"]), _text(line["output"]), line["failed"]) for line in failed]
+    with atomic_write(file) as part:
+        part.write_bytes(as_csv([COLUMNS, *rows]).encode("utf-8", "surrogateescape"))
+
+
+def read_failures(folder: Path) -> list[dict[str, str]]:
+    """Read the list of failures; a row has the names of `COLUMNS`."""
+    try:
+        text = (folder / FAILED).read_bytes().decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return []
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def as_csv(rows: Iterable[Iterable[str]]) -> str:
+    """Return rows as the text of a CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _text(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
-def read_record(file: Path) -> dict[str, dict[str, Any]]:
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
     """Read the last entry of every output. A line that was not written whole is no entry.
 
     Raises:
         WriteError: it cannot be read.
     """
+    file = folder / NAME
     try:
         entries = list(read_json_lines(file))
+        for job in unfinished(folder):
+            entries += [line for line in job.lines() if "failed" not in line]
     except OSError as error:
         raise WriteError(
             f"{file} cannot be read ({system_reason(error)}): choose another folder"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mfm_jax.errors import UsageError
 from mfm_jax.media.formats import CONTAINERS, SOUNDS
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.files import check_folder
 
 FORMATS = tuple(suffix.removeprefix(".") for suffix in (*CONTAINERS, *SOUNDS))
@@ -67,7 +68,7 @@ def targets(requests: Sequence[Request], output: Path, form: str | None) -> list
             raise UsageError(f"format {form} and output {output} contradict each other")
         check_folder(output.parent)
         return [output]
-    if os.path.isfile(output):
+    if output.is_file() if isinstance(output, StorePath) else os.path.isfile(output):
         known = ", ".join(f"FILE{suffix}" for suffix in (*CONTAINERS, *SOUNDS))
         raise UsageError(f"output {output} is a file: name a folder, or {known}")
     chosen: dict[Path, Request] = {}
@@ -83,7 +84,9 @@ def targets(requests: Sequence[Request], output: Path, form: str | None) -> list
 
 def is_file_name(output: Path) -> bool:
     """Return whether an output is one file, and not a folder of files."""
-    return output.suffix.lower() in (*CONTAINERS, *SOUNDS) and not os.path.isdir(output)
+    if output.suffix.lower() not in (*CONTAINERS, *SOUNDS):
+        return False
+    return not (output.is_dir() if isinstance(output, StorePath) else os.path.isdir(output))
 
 
 def is_sound(target: Path) -> bool:

@@ -15,6 +15,7 @@ from mfm_jax.errors import UsageError
 from mfm_jax.inference.encoders import hear_loa
 from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.media.sounds import read_sound
+from mfm_jax.storage.copies import local_copy
 from mfm_jax.typing import Float
 
 LONGEST = 60.0
@@ -36,7 +37,8 @@ def unwanted_loa(bundle: Bundle, path: Path, **how: Any) -> Float[np.ndarray, "L
             f"bundle {bundle.path} has no AudioMAE, which hears a negative sound: convert it, or "
             "leave the sound out"
         )
-    wave = read_sound(path, RATE, seconds=LONGEST)
+    with local_copy(path) as file:
+        wave = read_sound(file, RATE, seconds=LONGEST)
     if not np.abs(wave - wave.mean()).max(initial=0.0) > 0:
         raise UsageError(f"negative sound {path} is silent: leave it out")
     samples, grid = round(bundle.settings.seconds * RATE), bundle.config("mapper").loa

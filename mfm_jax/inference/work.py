@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,10 +21,12 @@ from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.candidates import Choice
 from mfm_jax.inference.finishing import Finishing
 from mfm_jax.inference.pipeline import Made, stitch
-from mfm_jax.inference.record import NAME, Record
+from mfm_jax.inference.record import NAME
 from mfm_jax.inference.requests import Request, is_sound
 from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
 from mfm_jax.media.audio import RATE, write_sound
+from mfm_jax.media.containers import check_is_file
+from mfm_jax.media.formats import format_of
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.windows import Window, WindowSpec
@@ -32,7 +34,9 @@ from mfm_jax.media.write import check_video_target, write_excerpt, write_video
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.throughput import Throughput
-from mfm_jax.storage.files import check_target, signature
+from mfm_jax.storage.addresses import StorePath
+from mfm_jax.storage.copies import local_copy, naming
+from mfm_jax.storage.files import atomic_write, check_target, signature
 from mfm_jax.storage.store import digest_file
 
 WRITERS = 2
@@ -45,10 +49,12 @@ class Job:
 
     request: Request
     target: Path
+    file: Path = Path()  # the video on this machine, while it is read and its output written
+    held: ExitStack = field(default_factory=ExitStack)  # keeps `file` there
     samples: int = 0
     windows: int = 0
     made: list[Made] = field(default_factory=list)  # of each window
-    signature: tuple[int, ...] | None = None  # of the source, when its reading began
+    signature: tuple[int, ...] | None = None  # of the file, when its reading began
     made_of: dict[str, Any] = field(default_factory=dict)  # what the record says of it
     choice: str = ""  # which of several candidates it is, in words
     written: bool = False  # now, or by an earlier run
@@ -112,32 +118,62 @@ class Networks:
         return device.results_by_source(groups, lambda item: item[0])
 
 
+@runtime_checkable
+class Recorder(Protocol):
+    """Knows what is made in a folder of outputs. Several threads use it."""
+
+    folder: Path
+    is_shared: bool  # by several workers: it is told of every job what became of it
+
+    def has(self, target: Path, made_of: Mapping[str, Any]) -> bool:
+        """Return whether an output is there as it was made, of the same inputs and settings."""
+        ...
+
+    def add(
+        self,
+        target: Path,
+        source: Path,
+        made_of: Mapping[str, Any],
+        seconds: float,
+        candidate: int = 0,
+        *,
+        digest: str,
+    ) -> None:
+        """Record an output that is whole."""
+        ...
+
+    def fail(self, target: Path, source: Path, reason: str) -> None:
+        """List an output that could not be made."""
+        ...
+
+    def close(self) -> None:
+        """End the list of failures."""
+        ...
+
+
 @dataclass(frozen=True)
 class Work:
-    """Makes and writes the sound of every job. A job that cannot be done is marked and told."""
+    """Makes and writes the sound of every job. A job that cannot be done is marked and told.
+
+    A video in a store is copied to this machine when its turn comes; the copy goes once the output
+    is written. So there are at most as many copies as videos are read ahead, computed and written.
+    """
 
     jobs: Sequence[Job]
     spec: WindowSpec
     progress: Progress | None = None
-    record: Record | None = None  # of the folder of outputs
+    record: Recorder | None = None  # of the folder of outputs
     settings: Mapping[str, Any] = field(default_factory=dict)  # of all jobs, for the record
     finishing: Finishing = field(default_factory=Finishing)
     throughput: Throughput = field(default_factory=Throughput)
     joint: bool = False  # windows agree where they overlap
 
-    def check_targets(self) -> None:
+    def check_targets(self, jobs: Iterable[Job] | None = None) -> None:
         """Check that every file can be written, before anything is computed for it."""
-        for job in self.jobs:
+        for job in self.jobs if jobs is None else jobs:
             with self._failure_of(job):
-                if os.path.realpath(job.target) == os.path.realpath(job.source):
-                    raise UsageError(
-                        f"output {job.target} is the input itself: choose another output"
-                    )
                 job.target.parent.mkdir(parents=True, exist_ok=True)
-                if is_sound(job.target):
-                    check_target(job.target)
-                else:
-                    check_video_target(job.source, job.target)
+                _check_target(job.source, job.target)
 
     def run(self, load: Callable[[], Maker], batch: int) -> None:
         """Do all jobs, `batch` windows at a time, whichever videos they are of.
@@ -145,15 +181,7 @@ class Work:
         Args:
             load: loads the networks; called once there is a window for them.
         """
-        todo = [job for job in self.jobs if not job.failed]
-        with closing(read_ahead(todo, self._read, ahead=2 * batch)) as items:
-            groups = batches(items, batch, key=lambda item: item[0].request.reads_text)
-            first = next(groups, None)
-            if first is not None:
-                self._make(load(), chain([first], groups), batch)
-        for job in self.jobs:
-            if not (job.failed or job.written):
-                self._fail(job, _changed(job))
+        self.do([job for job in self.jobs if not job.failed], load, batch)
         if self.record is not None:
             self.record.close()
             if skipped := sum(job.skipped for job in self.jobs):
@@ -161,6 +189,22 @@ class Work:
                     f"{skipped} of {len(self.jobs)} clips are there already, as "
                     f"{self.record.folder / NAME} says"
                 )
+
+    def do(self, jobs: Iterable[Job], load: Callable[[], Maker], batch: int) -> None:
+        """Do some of the jobs; which ones need not be known before their turn."""
+        begun: list[Job] = []
+        try:
+            with closing(read_ahead(_kept_in(begun, jobs), self._read, ahead=2 * batch)) as items:
+                groups = batches(items, batch, key=lambda item: item[0].request.reads_text)
+                first = next(groups, None)
+                if first is not None:
+                    self._make(load(), chain([first], groups), batch)
+            for job in begun:
+                if not (job.failed or job.written):
+                    self._fail(job, _changed(job))
+        finally:
+            for job in begun:
+                job.held.close()
 
     def _make(self, networks: Maker, groups: Iterable[list[Item]], batch: int) -> None:
         """Compute windows, and write each video that has all of its own."""
@@ -179,19 +223,21 @@ class Work:
     def _read(self, job: Job) -> Iterator[Window]:
         """Yield every window of a video, unless its sound is there already; runs in a thread."""
         with self._failure_of(job):
-            request, job.signature = job.request, signature(job.source)
+            request, job.file = job.request, job.held.enter_context(local_copy(job.source))
+            job.signature = signature(job.file)
             if self.record is not None:
-                job.made_of = _made_of(request) | dict(self.settings)
+                job.made_of = _made_of(request, job.file) | dict(self.settings)
                 if self.record.has(job.target, job.made_of):
                     job.written = job.skipped = True
+                    job.held.close()
                     self.throughput.skip()
                     self._advance()
                     return
-            seconds = request.seconds(probe(job.source).seconds)
+            seconds = request.seconds(probe(job.file).seconds)
             job.samples = round(seconds * RATE)
             job.windows = len(self.spec.starts(seconds))
             self.throughput.open(seconds)
-            for window in windows(job.source, self.spec, request.start, end=request.end):
+            for window in windows(job.file, self.spec, request.start, end=request.end):
                 yield window
                 if job.failed:
                     return
@@ -212,18 +258,23 @@ class Work:
         wave = stitch(waves, self.spec, job.samples, joint=self.joint)
         job.made.clear()
         start, rate = job.request.start, self.finishing.rate
-        wave, notes = self.finishing(wave, job.source, start)
+        wave, notes = self.finishing(wave, job.file, start)
         job.choice, notes = choice.words, choice.notes + notes
-        if signature(job.source) != job.signature:
+        if signature(job.file) != job.signature:
             raise _changed(job)
-        if is_sound(job.target):
-            write_sound(job.target, wave, rate)
-        elif job.request.is_excerpt:
-            write_excerpt(job.source, job.target, wave, start, start + job.samples / RATE, rate)
-        else:
-            notes += write_video(job.source, job.target, wave, rate)
+        with _file_of(job.target) as file:
+            if is_sound(file):
+                write_sound(file, wave, rate)
+            elif job.request.is_excerpt:
+                write_excerpt(job.file, file, wave, start, start + job.samples / RATE, rate)
+            else:
+                notes += write_video(job.file, file, wave, rate)
+            digest = "" if self.record is None else digest_file(file)
         if self.record is not None:
-            self.record.add(job.target, job.source, job.made_of, job.samples / RATE, choice.number)
+            seconds = job.samples / RATE
+            self.record.add(
+                job.target, job.source, job.made_of, seconds, choice.number, digest=digest
+            )
         return notes
 
     def _written(self, job: Job, writing: Future[list[str]]) -> None:
@@ -232,6 +283,7 @@ class Work:
         with self._failure_of(job):
             notes = writing.result()
             job.written = True
+            job.held.close()
             self.say(f"{job.source} -> {job.target}{job.choice}")
             self._advance()
         for note in notes:
@@ -247,14 +299,18 @@ class Work:
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Mark a job as failed, and tell it at once."""
-        job.failed = FailureLog(job.target.parent).reason(str(job.source), error)
+        if job.failed:
+            return  # another window of it has failed before
+        reason = FailureLog(job.target.parent).reason(str(job.source), error)
+        job.failed = reason.replace(str(job.file), str(job.source)) if job.file.name else reason
+        job.held.close()
         self.throughput.drop((job.windows - len(job.made)) * job.step)
         self._advance()
         job.made.clear()
         if len(self.jobs) > 1:  # the error that ends the command tells of a single one
             self.say(f"failed: {job.failed}")
-            if self.record is not None:
-                self.record.fail(job.target, job.source, job.failed)
+        if self.record is not None and (len(self.jobs) > 1 or self.record.is_shared):
+            self.record.fail(job.target, job.source, job.failed)
 
     def _advance(self) -> None:
         if self.progress is not None:
@@ -277,10 +333,49 @@ def _changed(job: Job) -> MediaError:
     return MediaError(f"{job.source} was changed while it was read: try again")
 
 
-def _made_of(request: Request) -> dict[str, Any]:
+def _kept_in(begun: list[Job], jobs: Iterable[Job]) -> Iterator[Job]:
+    for job in jobs:
+        begun.append(job)
+        yield job
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Check that an output can be written; a video in a store is looked at when its turn comes.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if _real(target) == _real(source):
+        raise UsageError(f"output {target} is the input itself: choose another output")
+    if is_sound(target):
+        check_target(target)
+    elif not any(isinstance(path, StorePath) for path in (source, target)):
+        check_video_target(source, target)
+    else:
+        format_of(target)
+        check_target(target)
+        if not isinstance(source, StorePath):
+            check_is_file(source)
+
+
+def _real(path: Path) -> str:
+    return str(path) if isinstance(path, StorePath) else os.path.realpath(path)
+
+
+@contextmanager
+def _file_of(target: Path) -> Iterator[Path]:
+    """Yield a file of this machine to write, which becomes `target` where that is in a store."""
+    if not isinstance(target, StorePath):
+        yield target
+        return
+    with atomic_write(target) as part, naming(target, part):
+        yield part
+
+
+def _made_of(request: Request, file: Path) -> dict[str, Any]:
     """Return what an output depends on, apart from settings of the whole run."""
     return {
-        "sha256": digest_file(request.source),
+        "sha256": digest_file(file),
         "start": request.start,
         "end": request.end,
         "prompt": request.prompt,

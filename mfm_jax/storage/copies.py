@@ -238,17 +238,21 @@ def _make_room(entry: Path, size: int) -> None:
         limit = float(given or DEFAULT_LIMIT) * 1e9
     except ValueError:
         raise WriteError(f"{LIMIT} is {given!r}: give a number, such as 100") from None
-    others = [e for e in entry.parent.iterdir() if e != entry and e.name != "outgoing"]
-    sizes = {e: sum(f.stat().st_size for f in e.rglob("*") if f.is_file()) for e in others}
-    used = sum(sizes.values()) + size
-    for other in sorted(others, key=lambda e: e.stat().st_mtime):
+    others: list[tuple[float, Path, int]] = []  # when each was last used, and its bytes
+    for other in entry.parent.iterdir():
+        if other != entry and other.name != "outgoing":
+            with suppress(OSError):  # its user has just removed it
+                bytes_there = sum(f.stat().st_size for f in other.rglob("*") if f.is_file())
+                others.append((other.stat().st_mtime, other, bytes_there))
+    used = sum(bytes_there for *_, bytes_there in others) + size
+    for _, other, bytes_there in sorted(others):
         if used <= limit:
             return
         with suppress(OSError):
             handle = os.open(other, os.O_RDONLY)
             _remove_unused(other, handle)
         if not other.exists():
-            used -= sizes[other]
+            used -= bytes_there
     if used > limit:
         raise WriteError(
             f"{used / 1e9:.1f} GB do not fit into {entry.parent}, which may have {limit / 1e9:g} "

@@ -1,6 +1,7 @@
 """Copies of what lies in a store: whole, verified, bounded, and of one version."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -78,3 +79,17 @@ def test_a_copy_that_differs_is_not_used(bucket, copies, monkeypatch):
     with pytest.raises(OSError, match="was changed while it was read, or damaged"):
         kept_copy(bucket / "a")
     assert in_cache(copies) == []
+
+
+def test_copies_come_and_go_in_many_threads_and_every_one_is_whole(bucket, copies):
+    """Each looks for room among the copies that others are just removing."""
+    for number in range(8):
+        (bucket / f"{number}").write_bytes(bytes([number]) * 1000)
+
+    def read(turn: int) -> bool:
+        with local_copy(bucket / f"{turn % 8}") as copy:
+            return copy.read_bytes() == bytes([turn % 8]) * 1000
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(160)))
+    assert not [*copies.rglob("*")]
