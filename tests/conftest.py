@@ -117,6 +117,14 @@ def small_heap():
         gc.collect()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def same_program_cache():
+    """Give the next file the cache of this one, also where a command has chosen another folder."""
+    folder = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
 def resident_memory() -> int:
     """Return the bytes of memory that this process has; more than it is allowed if unknown."""
     try:
