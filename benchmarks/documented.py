@@ -12,12 +12,23 @@ def program() -> ModuleType:
     """Run the document's program as a module; errors in it refer to lines of the document.
 
     Raises:
-        ValueError: the document has no program or several.
+        ValueError: the document does not have the program and its use, and no other block.
     """
-    text = DOCUMENT.read_text()
-    before, source, _ = re.split(r"^```(?:python)?\n", text, flags=re.MULTILINE)
+    source, _ = _blocks()
     module = ModuleType("mapper_in_pytorch")
-    source = "\n" * before.count("\n") + "\n" + source
     sys.modules[module.__name__] = module  # torch.compile looks up functions by their module
     exec(compile(source, str(DOCUMENT), "exec"), module.__dict__)
     return module
+
+
+def use(module: ModuleType) -> None:
+    """Run the document's use of the program; the mapper is read from `mapper/`."""
+    _, source = _blocks()
+    exec(compile(source, str(DOCUMENT), "exec"), module.__dict__)
+
+
+def _blocks() -> list[str]:
+    """Return the blocks of Python, each below as many lines as in the document."""
+    text = DOCUMENT.read_text()
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return ["\n" * text.count("\n", 0, m.start(1)) + m[1] for m in found]

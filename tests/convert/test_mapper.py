@@ -248,6 +248,15 @@ def test_the_miniature_there_and_back(program, parity, tmp_path):
 
 
 @pytest.mark.parity
+def test_the_documented_use_gives_loa(program, tmp_path, monkeypatch):
+    assert convert(TINY_BUNDLE, "-o", tmp_path / "mapper", "--to", "torch") == 0
+    monkeypatch.chdir(tmp_path)
+    documented.use(program)
+    config = Bundle.open(TINY_BUNDLE).config("mapper")
+    assert program.loa.shape == (2, config.loa.tokens, config.loa_width)
+    assert torch.isfinite(program.loa).all()
+
+
 def test_bfloat16_stays_bfloat16(program, parity, tmp_path):
     config = CONFIGS["wrapped, head"]
     write_mapper(tmp_path / "bundle", config, drawn(config, seed=4), jnp.bfloat16)
