@@ -1,16 +1,20 @@
 """Strict settings for every test, and the parity table printed at the end of a run."""
 
 import os
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most of the suite's time would go into optimising code that runs once, and the newer emitters of
 # fusions take twice the older ones' time to compile. Workers share the cores already, so that to
-# compile in several threads only costs. JAX stops at a flag that it does not know.
+# compile in several threads only costs. JAX stops at a flag that it does not know, and jaxlib 0.12
+# has no older emitters.
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false "
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    f"{OLDER_EMITTERS if version('jaxlib').startswith('0.10.') else ''}"
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # Threads of PyTorch and of BLAS that wait for work keep a core busy, which another worker needs.
@@ -61,6 +65,7 @@ LONGEST = (
     "convert/test_audioldm2.py",
     "inference/test_pipeline.py",
     "inference/test_generate.py",
+    "serve/test_server.py",
     "models/test_timechat.py",
 )
 """Files that take longest; they run first, so that all workers end at about the same time."""

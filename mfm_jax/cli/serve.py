@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "uvicorn", "python_multipart", "starlette", "pydantic"):
             raise
-        raise UsageError(f"mfm serve needs {error.name}: pip install 'mfm-jax[serve]'") from None
+        raise UsageError(f"{error.name} is not installed: pip install 'mfm-jax[serve]'") from None
     from mfm_jax.bundle import Bundle
     from mfm_jax.serve.limits import Limits
     from mfm_jax.serve.service import Computing

@@ -70,6 +70,7 @@ def build_app(service: Service, names: tuple[str, ...] = ()) -> ASGIApp:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,  # its page comes from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     _add_page(app)

@@ -182,7 +182,7 @@ class Jobs:
             self._jobs.pop(job.id, None)
         shutil.rmtree(job.folder, ignore_errors=True)
 
-    def expire(self, now: float | None = None) -> None:
+    def expire(self, now: float | int | None = None) -> None:
         """Forget the jobs that ended long ago."""
         now = time.time() if now is None else now
         with self._lock:

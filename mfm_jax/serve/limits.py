@@ -27,19 +27,19 @@ class Limits:
     """The limits of a server."""
 
     upload: int = 256 << 20  # bytes of a video
-    seconds: float = 60.0  # of a video
+    seconds: float | int = 60.0  # of a video
     pixels: int = 4096 * 2304  # of a frame
-    decoding: float = 300.0  # seconds in which a video must be decoded
+    decoding: float | int = 300.0  # seconds in which a video must be decoded
     prompt: int = 500  # characters
     candidates: int = 4  # sounds of a video, of which one is kept
     queue: int = 64  # jobs that wait or run
     each: int = 16  # the same of one visitor
     per_minute: int = 30  # new jobs of one visitor
     uploads: int = 8  # at a time
-    uploading: float = 600.0  # seconds that an upload may take
-    silence: float = 30.0  # seconds of an upload in which nothing comes
+    uploading: float | int = 600.0  # seconds that an upload may take
+    silence: float | int = 30.0  # seconds of an upload in which nothing comes
     stored: int = 8 << 30  # bytes of all files
-    keep: float = 3600.0  # seconds for which a result stays
+    keep: float | int = 3600.0  # seconds for which a result stays
 
     def check_size(self, size: int) -> None:
         """Refuse a video of too many bytes.
@@ -52,7 +52,7 @@ class Limits:
                 413, f"the video is larger than {self.upload / 2**20:g} MiB: cut or compress it"
             )
 
-    def check_video(self, seconds: float, width: int, height: int) -> None:
+    def check_video(self, seconds: float | int, width: int, height: int) -> None:
         """Refuse a video that is too long, or whose frames are too large.
 
         Raises:
@@ -70,7 +70,7 @@ class Limits:
             )
 
 
-def span(seconds: float) -> str:
+def span(seconds: float | int) -> str:
     """Return a length of time as people say it."""
     if seconds < 120:
         return f"{seconds:.3g} s"

@@ -25,13 +25,13 @@ class Metrics:
         with self._lock:
             self._counts[name, told] += amount
 
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float | int) -> None:
         """Count a finished job and its seconds since it was sent."""
         with self._lock:
             self._took[next((bound for bound in BOUNDS if seconds <= bound), float("inf"))] += 1
             self._seconds += seconds
 
-    def text(self, gauges: Mapping[str, float]) -> str:
+    def text(self, gauges: Mapping[str, float | int]) -> str:
         """Return everything in Prometheus's text format, with values of this moment."""
         lines: list[str] = []
         with self._lock:

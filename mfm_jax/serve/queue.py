@@ -1,12 +1,14 @@
 """Which windows are computed together: those of several visitors, in turn.
 
-Jobs begin in the order in which they came. Windows of the jobs that have begun are taken in turn,
-one of each job, so that a long video does not hold up a short one. A batch is computed as soon as
+Visitors take turns: their first jobs begin in the order in which they came, then their second ones,
+so that who sends many videos does not hold up who sends one. Windows of the jobs that have begun
+are taken in turn, so that a long video does not hold up a short one. A batch is computed as soon as
 it is full; one that is not full waits while the device is busy.
 """
 
 import threading
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 
@@ -33,21 +35,29 @@ class Queue:
         """
         self._most, self._active_most = most, active
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[tuple[int, int, Job]] = []  # by their turn, and when they came
+        self._turn = 0  # of the job that began last
+        self._last: dict[str, int] = {}  # turns of the last jobs of visitors
+        self._came = 0
         self._active: deque[Job] = deque()  # those that were served last are at the end
         self._under_way = 0  # batches
         self._stopped = False
 
     def put(self, job: Job) -> None:
-        """Add a job at the end."""
+        """Add a job behind those whose turn is the same or before."""
         with self._changed:
-            self._waiting.append(job)
+            turn = max(self._turn, self._last.get(job.visitor, -1) + 1)
+            insort(self._waiting, (turn, self._came, job))
+            self._came += 1
+            self._last = {who: at for who, at in self._last.items() if at >= self._turn}
+            self._last[job.visitor] = turn
             self._changed.notify_all()
 
     def position(self, job: Job) -> int:
         """Return the place of a job among those that wait, from 1, or 0."""
         with self._changed:
-            return self._waiting.index(job) + 1 if job in self._waiting else 0
+            waiting = [each for _, _, each in self._waiting]
+            return waiting.index(job) + 1 if job in waiting else 0
 
     def next_job(self) -> Job | None:
         """Wait for the next job to decode; None once the queue is stopped."""
@@ -57,7 +67,7 @@ class Queue:
             )
             if self._stopped:
                 return None
-            job = self._waiting.popleft()
+            self._turn, _, job = self._waiting.pop(0)
             self._active.append(job)
             return job
 
@@ -106,9 +116,9 @@ class Queue:
     def drop(self, job: Job) -> None:
         """Forget a job that is over."""
         with self._changed:
-            for jobs in (self._waiting, self._active):
-                if job in jobs:
-                    jobs.remove(job)
+            self._waiting = [turn for turn in self._waiting if turn[2] is not job]
+            if job in self._active:
+                self._active.remove(job)
             job.ready.clear()
             self._changed.notify_all()
 
@@ -152,7 +162,7 @@ class Queue:
             for job in alike:
                 if job.ready and len(group) < most:
                     group.append((job, job.ready.popleft()))
-        for job in dict.fromkeys(job for job, _ in group):
+        for job in reversed(dict.fromkeys(job for job, _ in reversed(group))):
             self._active.remove(job)
             self._active.append(job)
             self._leave(job)

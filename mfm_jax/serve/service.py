@@ -212,7 +212,7 @@ class Service:
             files={name: f"{here}/{name}" for name in (VIDEO, SOUND, ANALYSIS)} if done else {},
         )
 
-    def gauges(self) -> dict[str, float]:
+    def gauges(self) -> dict[str, float | int]:
         """Return what is measured at this moment."""
         return {
             "jobs_waiting": self.jobs.count(State.queued),
