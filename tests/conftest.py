@@ -9,11 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # fusions take twice the older ones' time to compile. Workers share the cores already, so that to
 # compile in several threads only costs. JAX stops at a flag that it does not know, and jaxlib 0.12
 # has no older emitters.
-OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false "
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    f"{OLDER_EMITTERS if version('jaxlib').startswith('0.10.') else ''}"
+    ("--xla_cpu_use_fusion_emitters=false " if version("jaxlib").startswith("0.10.") else "")
+    + "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
