@@ -10,13 +10,14 @@ from jax import numpy as jnp
 from convert.incoming import Choices, to_bundle
 from convert.model import Model, Request
 from convert.outgoing import to_torch as write_torch
-from convert.source import read_json, resolve
+from convert.source import is_hub_id, read_json, resolve
 from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import one_line
 from mfm_jax.runtime.progress import Progress
+from mfm_jax.storage.copies import kept_copy
 from mfm_jax.storage.files import check_file, check_folder
-from mfm_jax.storage.paths import array_path, local_path
+from mfm_jax.storage.paths import array_path
 
 READING = (
     "precision", "excuse", "drop_unused", "ema", "only", "vocabulary", "config", "licence",
@@ -38,11 +39,11 @@ def from_torch(args: argparse.Namespace) -> None:
     if (args.output / "bundle.json").exists():
         Bundle.open(args.output)
     if args.config is not None:
+        args.config = kept_copy(args.config)
         read_json(args.config.parent, args.config.name)
     if args.vocabulary is not None:
         check_file(args.vocabulary)
-    for source in args.sources:
-        local_path(source)  # or the hub's name of a repository, which is no address either
+        args.vocabulary = kept_copy(args.vocabulary)
     sources = tuple(
         resolve(source, patterns=model.patterns, revision=args.revision) for source in args.sources
     )
@@ -114,7 +115,10 @@ class _Megabytes:
 
 def _command(args: argparse.Namespace) -> str:
     """Return the command as the bundle records it: with the names of files, without folders."""
-    names = [Path(source).name if Path(source).exists() else source for source in args.sources]
+    names = [
+        source if is_hub_id(source) and not Path(source).exists() else Path(source).name
+        for source in args.sources
+    ]
     options = [option for pattern in args.excuse for option in ("--excuse", pattern)]
     options += ["--precision", args.precision] if args.precision else []
     options += ["--drop-unused"] if args.drop_unused else []

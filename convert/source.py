@@ -12,6 +12,8 @@ from convert import safetensors_file, torch_file
 from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
 from convert.torch_file import is_average
 from mfm_jax.errors import first_line
+from mfm_jax.storage.copies import kept_copy
+from mfm_jax.storage.paths import user_path
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
 # The files that a library looks for, in its order; the first that is there is used. transformers
@@ -71,17 +73,20 @@ def resolve(
 ) -> Path:
     """Return the path `source`, or the folder to which the repository `source` was downloaded.
 
+    What lies in an object store is copied to this machine.
+
     Args:
+        source: a path, an address, or `organisation/name` of the hub.
         patterns: files of the repository to download; all by default.
         revision: a branch, a tag or a commit of the repository.
 
     Raises:
         SourceError: it is no file or folder, and cannot be downloaded.
     """
-    path = Path(source)
+    path = user_path(source)
     with about(path):
         if path.exists():
-            return path
+            return kept_copy(path)
     if not is_hub_id(source):
         raise SourceError(f"{source}: no such file or folder")
     try:
@@ -113,7 +118,6 @@ def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
         SourceError: there is no checkpoint or several, it cannot be read, or shards do not fit
             their index.
     """
-    path = Path(path)
     if not path.is_dir():
         return _open(path, excuse)
     chosen, averaged = _chosen(path)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mfm_jax.errors import UserError, one_line
+from mfm_jax.storage.addresses import AddressError
 
 CHUNK = 1 << 20  # bytes that are inflated at once
 RANK = 64  # axes at most of a numpy array
@@ -52,6 +53,8 @@ def about(file: Path) -> Iterator[None]:
         yield
     except Problem as problem:
         raise SourceError(f"{file} {problem}") from None
+    except AddressError:
+        raise
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise SourceError(f"{file} cannot be read ({reason})") from None

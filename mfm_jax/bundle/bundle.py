@@ -27,7 +27,10 @@ from mfm_jax.bundle.limits import abstract_component, check_numbers
 from mfm_jax.errors import SettingError, UserError, first_line, system_reason
 from mfm_jax.runtime.config import from_json, to_json
 from mfm_jax.runtime.sharding import Axes
+from mfm_jax.storage.addresses import AddressError
+from mfm_jax.storage.copies import kept_copy
 from mfm_jax.storage.index import INDEX, Listed, StoreError, read_json
+from mfm_jax.storage.paths import user_path
 from mfm_jax.storage.store import Store
 from mfm_jax.storage.verify import require, verified, verify_together
 from mfm_jax.storage.weights import (
@@ -75,7 +78,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened `bundle.json`; `load` reads weights."""
+    """An opened `bundle.json`; `load` reads weights.
+
+    A bundle may lie in an object store: a component is copied to this machine when it is needed.
+    """
 
     path: Path
     settings: Settings
@@ -93,9 +99,12 @@ class Bundle:
         Raises:
             BundleError: no bundle there, of another format, or one that does not parse.
         """
-        path, file = Path(path), Path(path) / "bundle.json"
+        path = user_path(path)
+        file = path / "bundle.json"
         try:
             there = file.is_file()
+        except AddressError:
+            raise
         except OSError as error:
             reason = system_reason(error)
             raise BundleError(f"{path} cannot be read ({reason}): check --bundle") from None
@@ -203,15 +212,29 @@ class Bundle:
                 or, with `verify`, its index or its entry has changed.
         """
         entry = self._entry(name)
-        folder = self.path / entry.folder
         rename = partial(format2.read_name, name) if entry.format == 2 else None
         with _reading(f"{name} in bundle {self.path}"):
+            folder = self.folder(name)
             if folder.is_symlink():
                 raise StoreError(f"{folder} is a link: copy what it leads to into its place")
             store = Store.open(folder, rename)
             if self.verify:
                 require(self._unsealed(name))
         return store
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a component on this machine: a copy, if it lies in a store.
+
+        Raises:
+            StoreError: it is missing in the store.
+            AddressError: the store cannot be read.
+            WriteError: there is no room for a copy.
+        """
+        place = self.path / self._entry(name).folder
+        try:
+            return kept_copy(place)
+        except FileNotFoundError:
+            raise StoreError(f"{place} is missing") from None
 
     def files(self, name: str, folder: str) -> Path | None:
         """Return the folder of files beside the arrays of a component, or None if it has none.
@@ -237,7 +260,7 @@ class Bundle:
 
     def _unsealed(self, name: str) -> list[str]:
         entry = self._entry(name)
-        if component_checksum(name, entry, self.path / entry.folder) == entry.checksum:
+        if component_checksum(name, entry, self.folder(name)) == entry.checksum:
             return []
         return [f"bundle.json or {entry.folder}/{INDEX} was changed"]
 

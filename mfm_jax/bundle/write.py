@@ -30,6 +30,7 @@ from mfm_jax.bundle.bundle import (
 from mfm_jax.bundle.components import COMPONENTS, Settings, Source
 from mfm_jax.runtime import signals
 from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.files import (
     flush,
     flush_tree,
@@ -37,11 +38,17 @@ from mfm_jax.storage.files import (
     locked,
     locked_new_folder,
     new_folder,
+    publish,
     remove_folder,
     remove_parts,
+    remove_tree,
     report_full_disk,
+    scratch,
+    signature,
     write_text,
 )
+from mfm_jax.storage.index import INDEX
+from mfm_jax.storage.paths import user_path
 from mfm_jax.storage.store import StoreError, write_store
 from mfm_jax.storage.weights import named_weights
 
@@ -77,7 +84,11 @@ def write_bundle(
         BundleError: a component's name is unknown, or `path` is not a bundle or a new folder.
         SettingError: the settings or a config make no sense.
     """
-    path = Path(path)
+    path = user_path(path)
+    if isinstance(path, StorePath):
+        with _staged(path) as here:
+            write_bundle(here, components, settings=settings, base=base, dtype=dtype)
+        return Bundle.open(path)
     if unknown := sorted(components.keys() - COMPONENTS.keys()):
         raise BundleError(f"unknown component {unknown[0]!r}; known are {', '.join(COMPONENTS)}")
     if path.exists() and not path.is_dir():
@@ -99,6 +110,36 @@ def write_bundle(
                 settings = present
             _commit(path, settings(present) if callable(settings) else settings, entries)
     return Bundle.open(path)
+
+
+@contextmanager
+def _staged(path: StorePath) -> Iterator[Path]:
+    """Yield a copy on this machine of a bundle in a store, and write what is new in it there.
+
+    A reader sees the bundle of before or the new one: components never change under their names,
+    and `bundle.json` is written when all are there.
+
+    Raises:
+        BundleError: another process has written to the bundle meanwhile.
+    """
+    before, file = signature(path / "bundle.json"), path / "bundle.json"
+    with scratch(path.name) as here:
+        if old := _existing(path):
+            (here / "bundle.json").write_bytes(file.read_bytes())
+            for name, entry in old.entries.items():
+                _copy_tree(old.folder(name), here / entry.folder)
+        yield here
+        if signature(file) != before:
+            raise BundleError(f"{path} was written to by another process: start again")
+        names = (found.relative_to(path).parts for found in path.files())
+        there = {parts[0] for parts in names if len(parts) > 1}
+        keep = {folder.name for folder in here.iterdir() if folder.is_dir()}
+        for folder in sorted(keep - there):
+            publish(here / folder, path / folder, last=INDEX)
+        write_text(file, (here / "bundle.json").read_text(encoding="utf-8"))
+        for folder in there - keep:
+            if COMPONENT_FOLDER.fullmatch(folder):
+                remove_tree(path / folder)
 
 
 def write_sizes(path: Path, configs: Mapping[str, Any], settings: Settings | None = None) -> None:
@@ -195,14 +236,16 @@ def _take_over(base: Bundle, path: Path, entries: Mapping[str, Entry]) -> dict[s
     The copies are on the disk afterwards.
     """
     others = {name: entry for name, entry in base.entries.items() if name not in entries}
-    for entry in others.values():
+    for name, entry in others.items():
         shutil.rmtree(path / entry.folder, ignore_errors=True)  # from a run that was killed
         with new_folder(path / entry.folder) as folder:
-            shutil.copytree(
-                base.path / entry.folder, folder, dirs_exist_ok=True, copy_function=_link_or_copy
-            )
+            _copy_tree(base.folder(name), folder)
             flush_tree(folder)
     return others
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=_link_or_copy)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from mfm_jax.errors import one_line
 from mfm_jax.runtime.distributed import Processes
 from mfm_jax.runtime.precision import PRECISIONS
-from mfm_jax.storage.paths import TINY_BUNDLE, PathError, array_path, local_path
+from mfm_jax.storage.paths import TINY_BUNDLE, PathError, array_path, local_path, user_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -184,12 +184,17 @@ def processes(args: argparse.Namespace) -> Processes:
     return Processes(args.distributed, args.coordinator, args.processes, args.process)
 
 
-def path(text: str, read: Callable[[str], Path] = local_path) -> Path:
-    """Read a path; a `type` of argparse."""
+def path(text: str, read: Callable[[str], Path] = user_path) -> Path:
+    """Read a path, of this machine or in a store; a `type` of argparse."""
     try:
         return read(text)
     except PathError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path_here(text: str) -> Path:
+    """Read a path of this machine; a `type` of argparse."""
+    return path(text, local_path)
 
 
 def array_folder(text: str) -> Path:

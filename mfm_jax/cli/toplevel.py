@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from mfm_jax.errors import UsageError, UserError, first_line
-from mfm_jax.storage.paths import local_path
+from mfm_jax.storage.copies import kept_copy
+from mfm_jax.storage.paths import user_path
 
 PACKAGE = Path(__file__).parents[1]
 CARRIED = PACKAGE / "toplevel"
@@ -49,9 +50,9 @@ def config_file(name_or_file: str) -> Path:
     Raises:
         UsageError: there is neither.
     """
-    file = local_path(name_or_file)
+    file = user_path(name_or_file)
     if file.is_file():
-        return file
+        return kept_copy(file)
     if name_or_file in config_names():
         return folder() / "configs" / f"{name_or_file}.py"
     raise UsageError(

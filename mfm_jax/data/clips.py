@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from mfm_jax.errors import UserError
+from mfm_jax.storage.paths import beside, user_path
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Suffixes of the files that a folder is searched for."""
@@ -50,7 +51,7 @@ def list_clips(source: Path, *, videos: Path | None = None, split: str | None = 
         DataError: there is nothing there, the CSV cannot be read or has no such split, or two clips
             have the same id.
     """
-    source = Path(source)
+    source = user_path(source)
     if source.is_dir():
         if videos is not None or split is not None:
             raise DataError(f"{source} is a folder: a folder of videos and a split go with a CSV")
@@ -88,7 +89,7 @@ def is_hidden(path: Path) -> bool:
 def _named(folder: Path, file: str, start: float = 0.0) -> Clip:
     # The id is UTF-8 where the bytes of the name are, also if Python takes names for ASCII.
     name = os.fsencode(Path(file).with_suffix("").as_posix()).decode("utf-8", "surrogateescape")
-    return Clip(f"{name}@{start:g}" if start else name, folder / file, start)
+    return Clip(f"{name}@{start:g}" if start else name, beside(folder, file), start)
 
 
 def _read_csv(source: Path, videos: Path, split: str | None) -> list[Clip]:
@@ -161,7 +162,7 @@ def _read_row(source: Path, videos: Path, line: int, row: dict) -> Clip:
     if not 0 <= seconds < float("inf"):
         raise DataError(f"{source}, line {line}: start {start!r} is no number of seconds")
     clip = _named(videos, os.fsdecode(file.encode("utf-8", "surrogateescape")), seconds)
-    if not (_is_text(file) or os.path.lexists(clip.path)):
+    if not (_is_text(file) or clip.path.is_symlink() or clip.path.exists()):
         raise DataError(
             f"{source} is not a CSV of UTF-8 text (line {line}: no file is called {file!r}): save "
             "it as one"

@@ -24,6 +24,7 @@ from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import Window, WindowSpec
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.workers import map_in_processes
+from mfm_jax.storage.copies import local_copy
 from mfm_jax.storage.files import signature
 from mfm_jax.typing import Float
 
@@ -50,6 +51,11 @@ def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray
     """
     if is_hidden(clip.path):
         raise MediaError(f"{clip.path} is a hidden file and no video: leave it out")
+    with local_copy(clip.path) as here:
+        return _first_window(replace(clip, path=here), spec)
+
+
+def _first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray, " A"]]:
     before = signature(clip.path)
     window = next(windows(clip.path, spec, start=clip.start, count=1))
     if window.seconds < SHORTEST:
@@ -75,7 +81,8 @@ def every_window(clips: Sequence[Clip], spec: WindowSpec) -> list[Clip]:
 
     def starts(clip: Clip) -> list[float]:
         try:
-            seconds = probe(clip.path).seconds - clip.start
+            with local_copy(clip.path) as here:
+                seconds = probe(here).seconds - clip.start
         except Exception:
             return [0.0]
         return [at for at in spec.starts(seconds) if not at or seconds - at >= spec.seconds / 2]

@@ -59,7 +59,7 @@ def check(folder: Path, bundle: Bundle) -> None:
     Raises:
         DataError: they are not, or they are not complete; the message says what differs.
     """
-    found = read_about(Path(folder) / DESCRIPTION)
+    found = read_about(folder / DESCRIPTION)
     lacking = [name for name in found["encoders"] if name not in bundle.entries]
     if lacking:
         raise DataError(
@@ -67,4 +67,4 @@ def check(folder: Path, bundle: Bundle) -> None:
             "have: give the bundle it was made with"
         )
     wanted = describe(bundle, found.get("timechat", ""), found["encoders"])
-    check_same(Path(folder), found, wanted)
+    check_same(folder, found, wanted)

@@ -8,8 +8,6 @@ examples until the end, and needs TensorFlow beyond 1 GB (core/shuffle.py, TFDS 
 import csv
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -24,19 +22,26 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.errors import system_reason
 from mfm_jax.runtime.failures import LOG
+from mfm_jax.storage.addresses import AddressError, StorePath
+from mfm_jax.storage.copies import kept_copy
 from mfm_jax.storage.files import (
     atomic_write,
     flush,
     flush_tree,
     remove_parts,
+    remove_tree,
+    rename,
     report_full_disk,
+    scratch,
     write_text,
 )
+from mfm_jax.storage.paths import user_path
 
 SHARD = 256
 """Clips in one file by default: an interruption loses at most so much work."""
 
 RECORDS, SHARDS, UNFINISHED, FAILED = "records", "shards", "unfinished.json", "failed.csv"
+LEASES = "leases"
 """The parts of a dataset folder. The file that describes it appears last: then it is complete."""
 
 
@@ -95,10 +100,11 @@ class DatasetWriter:
         about["fields"] = {n: [list(f.shape), f.dtype] for n, f in sorted(fields.items())}
         about |= {"shard": size} if size != SHARD else {}  # as the default is not told
         shards = tuple(ordered[i : i + size] for i in range(0, len(ordered), size))
-        folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            there = {p.name for p in folder.iterdir()}
+            there = _names(folder)
+        except AddressError:
+            raise
         except OSError as error:
             reason = system_reason(error)
             raise DataError(f"cannot write {folder} ({reason}): choose another folder") from None
@@ -119,7 +125,8 @@ class DatasetWriter:
 
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not written yet."""
-        return [i for i in range(len(self.shards)) if not self._note(i).exists()]
+        there = _names(self.folder / SHARDS)
+        return [i for i in range(len(self.shards)) if self._note(i).name not in there]
 
     def write(
         self, shard: int, examples: Iterable[dict[str, np.ndarray] | Failure]
@@ -162,18 +169,19 @@ class DatasetWriter:
                 self._describe([n["examples"] for n in notes], sum(n["bytes"] for n in notes))
             flush_tree(self.folder)  # before the description says that it is there
             with suppress(FileNotFoundError):  # another process was as fast
-                os.replace(self.folder / UNFINISHED, self.folder / self.name)
+                rename(self.folder / UNFINISHED, self.folder / self.name)
             flush(self.folder)
+        remove_tree(self.folder / LEASES)
         return failed
 
     def _remove(self) -> None:
         """Remove everything but the record of faults of the program."""
         for name in (UNFINISHED, FAILED):
             (self.folder / name).unlink(missing_ok=True)
-        for name in (RECORDS, SHARDS):
-            shutil.rmtree(self.folder / name)
+        for name in (RECORDS, SHARDS, LEASES):
+            remove_tree(self.folder / name)
         if not (self.folder / LOG).exists():
-            shutil.rmtree(self.folder)
+            remove_tree(self.folder)
 
     def _list_failed(self, failed: Iterable[Failure]) -> None:
         with (
@@ -200,7 +208,20 @@ class DatasetWriter:
 
     def _describe(self, lengths: Sequence[int], size: int) -> None:
         """Write the metadata that `tfds.builder_from_directory` reads."""
-        folder = (self.folder / RECORDS).resolve()
+        target = self.folder / RECORDS
+        if isinstance(target, StorePath):
+            with scratch(RECORDS) as folder:
+                shards = {self._shard(shard).name for shard in range(len(self.shards))}
+                for name in shards:
+                    (folder / name).touch()  # TFDS looks at the names alone
+                self._describe_in(folder, lengths, size)
+                for file in folder.iterdir():
+                    if file.name not in shards:
+                        (target / file.name).put(file)
+        else:
+            self._describe_in(target.resolve(), lengths, size)
+
+    def _describe_in(self, folder: Path, lengths: Sequence[int], size: int) -> None:
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name="clips", split="train", filetype_suffix="array_record"
         )
@@ -214,6 +235,14 @@ class DatasetWriter:
             check_data=False,  # it would need TensorFlow
             disable_shuffling=True,  # the clips are in the order of their ids
         )
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names in a folder, which may not be there."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
 
 
 def _bytes(name: str) -> bytes:
@@ -323,9 +352,10 @@ class RecordSource:
     """Random access to a finished dataset, for Grain: `len`, and a dict of arrays at `[i]`."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.about = read_about(self.folder / name)
-        builder = tfds.builder_from_directory((self.folder / RECORDS).resolve())
+        # Readers of records need files: those in a store are copied here, whole and verified.
+        builder = tfds.builder_from_directory(kept_copy(self.folder / RECORDS).resolve())
         self._records = builder.as_data_source("train")
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import Field, read_about
 from mfm_jax.storage.files import check_folder
-from mfm_jax.storage.paths import array_path, local_path
+from mfm_jax.storage.paths import array_path, user_path
 
 SPLITS = ("train", "heldout")
 """The folders of training and held-out clips, features and decoded clips."""
@@ -129,7 +129,7 @@ class ClipFiles(ClipSource):
             self.clips(Path())
 
     def clips(self, workdir: Path) -> Split:
-        path, videos = self._path(), local_path(self.videos) if self.videos else None
+        path, videos = self._path(), user_path(self.videos) if self.videos else None
         if self.features() is not None:
             raise DataError(
                 f"{path} holds features, and this network learns from pictures and sound: set "
@@ -168,7 +168,7 @@ class ClipFiles(ClipSource):
                 "recipe.source is empty: set it to a folder of videos, a CSV, or a folder of "
                 "features"
             )
-        path = local_path(self.path)
+        path = user_path(self.path)
         if not path.exists():
             raise DataError(f"recipe.source: {path} does not exist: check the path")
         return path

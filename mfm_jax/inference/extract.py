@@ -4,6 +4,8 @@ The encoders are those of `mfm_jax.inference.encoders`, which generation runs: a
 on the features that it will be given.
 """
 
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from mfm_jax.bundle.windows import sentence_length, window_spec
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.decoded import first_window, samples_of
 from mfm_jax.data.features import DESCRIPTION, ENCODERS, describe
-from mfm_jax.data.records import DatasetWriter, Failure, Field
+from mfm_jax.data.records import LEASES, DatasetWriter, Failure, Field
 from mfm_jax.inference.encoders import (
     encode_audiomae,
     encode_cavp,
@@ -39,6 +41,7 @@ from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.files import check_folder
+from mfm_jax.storage.leases import Lease, Leases
 from mfm_jax.storage.paths import array_path
 from mfm_jax.storage.weights import abstract
 from mfm_jax.typing import Array, Float, Shaped
@@ -51,6 +54,9 @@ STATIC = 2.0
 
 Coding alone makes up to 1.5 of a picture that stands still.
 """
+
+POLL = 2.0
+"""Seconds after which is looked again whether the work of others is done, or to be taken over."""
 
 DROPS = ("silent", "static")
 """Kinds of clips that can be left out: they teach that sound does not follow the picture."""
@@ -216,7 +222,7 @@ def extract(
             unknown.
         share: (i, n): do part `i` of `n` of the work. Other processes, on any machine that sees
             `folder`, do the others. The last one finishes the folder; the result does not depend
-            on `n`.
+            on `n`. Processes that are all given (0, 1) divide the work as they go.
         shard: clips in one file, which is written whole or not at all; 256 if not given.
 
     Raises:
@@ -241,26 +247,80 @@ def extract(
     fields = element_fields(preparation, names, timechat)
     writer = DatasetWriter.open(folder, DESCRIPTION, about, fields, clips, shard=shard)
     index, parts = share
-    missing = [shard for shard in writer.missing() if shard % parts == index]
+    mine = range(index, len(writer.shards), parts)
+    left = set(writer.missing()) & set(mine)
     throughput = throughput or Throughput()
-    others = sum(len(clips) for i, clips in enumerate(writer.shards) if i not in missing)
-    throughput.skip(others)
-    progress(others)
-    if missing:
-        networks = {
-            name: bundle.load(name, jnp.dtype(precision), sharding=lambda *_: layout.replicated)
-            for name in names
-        }
-        extraction = Extraction(
-            preparation, networks, sharding, timechat, FailureLog(folder), throughput
-        )
-        # One stream over all files, so that the device does not wait at the end of each.
-        clips_left = chain.from_iterable(writer.shards[shard] for shard in missing)
-        with closing(extraction.features(clips_left, batch)) as found:
-            for shard in missing:
-                its = islice(found, len(writer.shards[shard]))
-                writer.write(shard, _told(its, progress, say))
+
+    def skip(shards: Iterable[int]) -> None:
+        clips = sum(len(writer.shards[shard]) for shard in shards)
+        throughput.skip(clips)
+        progress(clips)
+
+    skip(set(range(len(writer.shards))) - left)
+    networks: dict[str, nnx.Module] = {}
+    with Leases(folder / LEASES) as leases:
+        shards = SharedShards(writer, mine, leases)
+        while shards.wait():
+            networks = networks or {
+                name: bundle.load(name, jnp.dtype(precision), sharding=lambda *_: layout.replicated)
+                for name in names
+            }
+            extraction = Extraction(
+                preparation, networks, sharding, timechat, FailureLog(folder), throughput
+            )
+            # One stream over all files, so that the device does not wait at the end of each.
+            with closing(extraction.features(shards.clips(), batch)) as found:
+                for first in found:
+                    shard, lease = shards.begun.popleft()
+                    its = chain([first], islice(found, len(writer.shards[shard]) - 1))
+                    writer.write(shard, _told(its, progress, say))
+                    leases.give_back(lease)
+                    left.discard(shard)
+        skip(left)  # which other workers have made
     return writer.finish() if not writer.missing() else writer.failed()
+
+
+@dataclass(eq=False)
+class SharedShards:
+    """The files of a dataset that this worker makes, taken one after the other as it goes.
+
+    Other workers that were given the same task make the others. Each takes a file by a lease, so
+    that the file of one that dies goes to another.
+    """
+
+    writer: DatasetWriter
+    mine: Sequence[int]  # the numbers of those that it may make
+    leases: Leases
+    begun: deque[tuple[int, Lease]] = field(default_factory=deque)
+
+    def wait(self) -> bool:
+        """Wait until a file can be taken; return False once all are made."""
+        while missing := self._missing():
+            if self._take(missing):
+                return True
+            time.sleep(POLL)
+        return False
+
+    def clips(self) -> Iterator[Clip]:
+        """Yield the clips of the file that `wait` took, and of all that can be taken after it."""
+        yield from self.writer.shards[self.begun[-1][0]]
+        while self._take(self._missing()):
+            yield from self.writer.shards[self.begun[-1][0]]
+
+    def _missing(self) -> list[int]:
+        missing = set(self.writer.missing()) - {shard for shard, _ in self.begun}
+        return [shard for shard in self.mine if shard in missing]
+
+    def _take(self, missing: Sequence[int]) -> bool:
+        for shard in missing:
+            lease = self.leases.take(f"{shard:05d}")
+            if lease is None:
+                continue
+            if shard in self._missing():
+                self.begun.append((shard, lease))
+                return True
+            self.leases.give_back(lease)  # it was made just before
+        return False
 
 
 def _told(

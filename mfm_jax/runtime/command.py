@@ -26,7 +26,7 @@ def run_command(name: str, call: Callable[[], int]) -> int:
         return code
 
     # Orbax reports every file that it opens, and libraries their errors before they raise them.
-    for library in ("absl", "asyncio", "gcsfs", "fsspec", "botocore"):
+    for library in ("absl", "asyncio", "gcsfs", "google", "fsspec", "botocore"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     asyncio.set_event_loop_policy(_Loops())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -24,6 +25,8 @@ from mfm_jax.errors import UserError, first_line
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
 """The library that reads and writes the addresses of each kind."""
+ORIGINS = ("aiohttp", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3")
+"""The packages whose errors are those of a store."""
 BEGINS = re.compile(rf"({'|'.join(LIBRARIES)})://?(?=[^/])")
 PATIENCE = 120.0
 """Seconds for which a store that does not answer, or says that it cannot, is asked again."""
@@ -378,6 +381,8 @@ def file_system(scheme: str) -> Any:
 
     # Orbax and etils open these as well, through `fsspec.filesystem`.
     conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    # gcsfs sends files in one piece up to 5 MB.
+    warnings.filterwarnings("ignore", "Sending a large body directly with raw bytes")
     library = LIBRARIES[scheme]
     try:
         importlib.import_module(library)
@@ -420,14 +425,18 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, ConnectionError | TimeoutError):
         return True
-    origin = type(error).__module__.partition(".")[0]
-    return origin in ("aiohttp", "requests", "urllib3") or type(error).__name__ in (
+    return _origin(error) in ("aiohttp", "requests", "urllib3") or type(error).__name__ in (
         "EndpointConnectionError",
         "ConnectTimeoutError",
         "ReadTimeoutError",
         "ChecksumError",
         "TransportError",
     )
+
+
+def _origin(error: Exception) -> str:
+    """Return the package that an error is of."""
+    return type(error).__module__.partition(".")[0]
 
 
 def _tell(name: str, error: Exception) -> NoReturn:
@@ -448,4 +457,6 @@ def _tell(name: str, error: Exception) -> NoReturn:
         raise AddressError(
             f"{name} cannot be reached ({reason}): see that the store is up, and start again"
         ) from None
-    raise AddressError(f"{name} cannot be used ({reason}): check the address") from None
+    if isinstance(error, OSError | ValueError) or _origin(error) in ORIGINS:
+        raise AddressError(f"{name} cannot be used ({reason}): check the address") from None
+    raise error

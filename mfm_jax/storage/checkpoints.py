@@ -1,6 +1,7 @@
 """Save and restore a training run. A checkpoint is complete, as its checksums tell, or absent."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from mfm_jax.runtime import signals
 from mfm_jax.runtime.sharding import copied
 from mfm_jax.storage.array_sums import sums
 from mfm_jax.storage.files import flush_tree, remove_folder
+from mfm_jax.storage.paths import user_path
 
 ABOUT = "about"
 """The item of a checkpoint that holds its checksums and its score."""
@@ -33,9 +35,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, say: Callable[[str], None] = print) -> None:
-        self.folder, self.keep, self.say = Path(folder).resolve(), keep, say
+        self.folder, self.keep, self.say = user_path(folder).resolve(), keep, say
         self._manager = ocp.CheckpointManager(
-            self.folder,
+            os.fspath(self.folder),
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
                 # Otherwise Orbax waits for minutes for a folder that cannot be made.

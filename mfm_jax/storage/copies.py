@@ -108,7 +108,8 @@ def scratch_folder() -> Path:
 
 def _fetched(path: StorePath) -> tuple[Path, int]:
     """Return a complete copy, and the handle that keeps it from being removed."""
-    files = {path: path.info()} if path.is_file() else path.files()
+    info = path.info()
+    files = {path: info} if info["type"] == "file" else path.files()
     if not files:
         raise FileNotFoundError(2, os.strerror(2), str(path))
     names = {str(file.relative_to(path)): info for file, info in files.items()}
@@ -159,7 +160,7 @@ def _fetch(
             try:
                 file.get(Path(part.name))
                 _check(file, Path(part.name), info)
-                os.replace(part.name, target)
+                _name(Path(part.name), target, info["size"])
             finally:
                 Path(part.name).unlink(missing_ok=True)
         (entry / LISTED).touch()
@@ -172,6 +173,17 @@ def _fetch(
                 f"folder with {FOLDER}"
             ) from None
         raise
+
+
+def _name(part: Path, target: Path, size: int) -> None:
+    """Give a file its name. One that another has just written stays, as it may be in use."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        if _size(target) != size:
+            os.replace(part, target)
+    except OSError:  # the file system knows no links
+        os.replace(part, target)
 
 
 def _check(file: StorePath, part: Path, info: Mapping[str, Any]) -> None:

@@ -28,6 +28,9 @@ PART_FOLDER = re.compile(rf"\.{MACHINE}[0-9a-f]{{8}}")
 LONGEST_SUFFIX = 16
 """Characters: libraries tell formats by shorter ones, and a name has 255 bytes at most."""
 
+CLAIM = 20.0
+"""Seconds for which a folder in a store stays claimed by a process that has died elsewhere."""
+
 _swept: set[Path] = set()
 
 
@@ -210,6 +213,8 @@ def remove_parts(folder: Path) -> None:
 
     Those of other machines stay: not every file system shares locks between machines.
     """
+    if isinstance(folder, StorePath):
+        return  # there are none
     with suppress(OSError):
         for part in folder.iterdir():
             if _is_part(part):
@@ -305,11 +310,9 @@ def new_folder(path: Path, *, replace: bool = False, last: str = "") -> Iterator
         WriteError: there is no room for it.
     """
     if isinstance(path, StorePath):
-        with _temporary_folder(scratch_folder()) as outer:
-            with report_full_disk(outer):
-                (inner := outer / path.name).mkdir()
-                yield inner
-            publish(inner, path, last=last)
+        with scratch(path.name) as folder:
+            yield folder
+            publish(folder, path, last=last)
         return
     if path.is_symlink():  # which a folder cannot replace
         path = path.resolve()
@@ -322,6 +325,15 @@ def new_folder(path: Path, *, replace: bool = False, last: str = "") -> Iterator
         if replace and path.exists():
             os.replace(path, outer / "old")
         os.replace(inner, path)
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """Yield an empty folder on this machine, for what goes to a store; it is removed afterwards."""
+    _sweep(scratch_folder())
+    with _temporary_folder(scratch_folder()) as outer, report_full_disk(outer):
+        (inner := outer / name).mkdir()
+        yield inner
 
 
 @contextmanager
@@ -368,6 +380,19 @@ def remove_folder(folder: Path) -> None:
             return
 
 
+def rename(source: Path, target: Path) -> None:
+    """Give a file another name, in place of what has that name; in a store by a copy.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if isinstance(source, StorePath):
+        target.write_bytes(source.read_bytes())
+        source.unlink(missing_ok=True)
+    else:
+        os.replace(source, target)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder and everything in it, if it is there."""
     if isinstance(path, StorePath):
@@ -393,11 +418,11 @@ def claimed_folder(folder: Path) -> Iterator[bool]:
     """Make `folder` if it is not there, and lock it; yield False if another process has locked it.
 
     On a file system without locks every process gets it. In a store the lock is a lease, which ends
-    a minute after its process.
+    `CLAIM` seconds after its process.
     """
     if isinstance(folder, StorePath):
-        with Leases(folder.parent) as leases:
-            yield leases.take(f".{folder.name}") is not None
+        with Leases(folder.parent, CLAIM) as leases:
+            yield leases.take_from_the_dead(f".{folder.name}") is not None
         return
     handle, alone = _claim(folder)
     try:

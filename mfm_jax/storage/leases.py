@@ -3,12 +3,14 @@
 A worker takes a piece by making a file that no other has made, which needs no locks: a store makes
 an object only if there is none, and a disk links a name only once. The worker renews its lease
 while it lives. Once a lease has ended, another takes the piece with the next number; the highest
-number counts. Clocks of the workers may differ by a few seconds (`SLACK`).
+number counts. The lease of a process that has died on this machine has ended, too. Clocks of the
+workers may differ by a few seconds (`SLACK`).
 
-    LEASES/NAME.000001    {"worker": "host-12", "until": 1764300000.0}
+    LEASES/NAME.000001    {"worker": "host-12", "until": 1764300000.0, "process": [...]}
 """
 
 import errno
+import functools
 import json
 import os
 import platform
@@ -20,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mfm_jax.storage.addresses import StorePath
 
@@ -94,6 +97,18 @@ class Leases:
             self._held.append(lease)
         return lease
 
+    def take_from_the_dead(self, name: str) -> Lease | None:
+        """Return the lease of a piece of work, maybe once it has run out; None if it is renewed."""
+        first = None
+        while (lease := self.take(name)) is None:
+            numbers = self._numbers(name)
+            until = _read(self._file(name, numbers[-1])).get("until") if numbers else None
+            first = until if first is None else first
+            if until != first:
+                return None
+            time.sleep(0.5)
+        return lease
+
     def holds(self, lease: Lease) -> bool:
         """Return whether a lease is still this worker's: asked before its work is called done."""
         name, _, number = lease.file.name.rpartition(".")
@@ -115,7 +130,7 @@ class Leases:
         holders = {}
         for name in found if names is None else set(names) & found.keys():
             told = _read(self._file(name, found[name]))
-            if told.get("until", 0.0) + SLACK > time.time():
+            if "until" in told and not _is_over(told):
                 holders[name] = str(told.get("worker"))
         return holders
 
@@ -134,7 +149,12 @@ class Leases:
                             lease.until = until
 
     def _told(self, until: float) -> bytes:
-        told = {"worker": self.worker, "until": until, "of": secrets.token_hex(4)}
+        told = {
+            "worker": self.worker,
+            "until": until,
+            "process": _this_process(),
+            "of": secrets.token_hex(4),
+        }
         return json.dumps(told).encode()
 
     def _is_over(self, file: Path) -> bool:
@@ -143,7 +163,7 @@ class Leases:
             with suppress(OSError):
                 return file.stat().st_mtime + self.seconds + SLACK < time.time()
             return False
-        return told["until"] == 0.0 or told["until"] + SLACK < time.time()
+        return _is_over(told)
 
     def _file(self, name: str, number: int) -> Path:
         return self.folder / f"{name}.{number:06d}"
@@ -199,7 +219,44 @@ def _part_of(file: Path, data: bytes) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> dict:
+def _is_over(told: dict[str, Any]) -> bool:
+    """Return whether a lease that says this was given back, has run out, or lost its process."""
+    ended = told["until"] == 0.0 or told["until"] + SLACK < time.time()
+    return ended or _has_died(told.get("process"))
+
+
+def _this_process() -> list[str | int]:
+    """Return what tells this process from all others: its machine, its number, its start."""
+    return [_machine(), os.getpid(), _started(os.getpid()) or ""]
+
+
+@functools.cache
+def _machine() -> str:
+    """Return what tells a running Linux, and the numbers of processes in it, from all others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(process: int) -> str | None:
+    """Return when a process of this machine was started, in ticks; None if there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _has_died(process: Any) -> bool:
+    """Return whether a process was one of this machine, and is no more."""
+    match process:
+        case [str(machine), int(number), str(started)] if machine and started:
+            return machine == _machine() and _started(number) != started
+    return False
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         told = json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):

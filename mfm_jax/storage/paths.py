@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mfm_jax.errors import UserError
-from mfm_jax.storage.addresses import StorePath, is_address, is_mistyped_address
+from mfm_jax.storage.addresses import LIBRARIES, StorePath, is_address, is_mistyped_address
 
 TINY_BUNDLE = Path(__file__).parents[1] / "bundle" / "tiny"
 """The shipped miniature: every network at small size, trained on the Foley world."""
@@ -33,15 +33,22 @@ def user_path(name: str | os.PathLike[str]) -> Path:
     if isinstance(name, Path) and is_mistyped_address(text):
         return StorePath(text)  # `Path` keeps one slash of an address
     if is_address(text):
-        if not text.partition("://")[2].strip("/"):
-            raise PathError(f"{text} names no bucket: give {text.partition(':')[0]}://BUCKET/...")
         return StorePath(text)
+    if (kind := text.rstrip("/").removesuffix(":")) in LIBRARIES and "://" in text:
+        raise PathError(f"{text} names no bucket: give {kind}://BUCKET/...")
     if text.startswith("file://"):
         place = urlsplit(text)
         if place.netloc not in ("", "localhost"):
             raise PathError(f"{text} is on another machine: mount its folder, and give the path")
         return local_path(unquote(place.path))
     return local_path(name)
+
+
+def beside(folder: Path, name: str) -> Path:
+    """Return the path that a list names: relative to its folder, absolute, or an address."""
+    if is_address(name):
+        return StorePath(name)
+    return Path(name) if os.path.isabs(name) else folder / name
 
 
 def local_path(name: str | os.PathLike[str]) -> Path:
@@ -70,10 +77,10 @@ def array_path(folder: str | os.PathLike[str]) -> Path:
     """Return the path of a folder of arrays that a user names: a bundle, a run, or features.
 
     Raises:
-        PathError: as `local_path`, or its name is not UTF-8, which the libraries that read and
+        PathError: as `user_path`, or its name is not UTF-8, which the libraries that read and
             write arrays (TensorStore, ArrayRecord) need.
     """
-    path = local_path(folder)
+    path = user_path(folder)
     try:
         os.fspath(path.absolute()).encode()
     except UnicodeEncodeError:

@@ -1,15 +1,24 @@
-"""Event files for TensorBoard; every event is in the file as soon as it is added."""
+"""Event files for TensorBoard; every event is in the file as soon as it is added.
+
+A file in a store is written as a whole, every half minute and at the end.
+"""
 
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mfm_jax.media.audio import RATE
+from mfm_jax.storage.addresses import StorePath
+from mfm_jax.storage.files import scratch
 from mfm_jax.typing import Float, Shaped
+
+INTERVAL = 30.0
+"""Seconds between two writes of a file in a store."""
 
 
 class Board:
@@ -18,9 +27,14 @@ class Board:
     def __init__(self, folder: Path, *, start: int) -> None:
         self._x = _tensorboardx()
         folder.mkdir(parents=True, exist_ok=True)
+        # Two files of one second would have one name.
+        number = len(list(folder.iterdir())) if folder.exists() else 0
+        self._remote = folder if isinstance(folder, StorePath) else None
+        self._ending = ExitStack()
+        here = folder if self._remote is None else self._ending.enter_context(scratch("events"))
         # The library's own `SummaryWriter` keeps events in a queue that a kill would empty.
-        number = len(list(folder.iterdir()))  # two files of one second would have one name
-        self._writer = self._x.event_file_writer.EventsWriter(str(folder / "events"), f".{number}")
+        self._writer = self._x.event_file_writer.EventsWriter(str(here / "events"), f".{number}")
+        self._here, self._sent = here, time.monotonic()
         # TensorBoard forgets what an earlier file has of later steps: they are done again.
         proto = self._x.proto.event_pb2
         begun = proto.SessionLog(status=proto.SessionLog.START)
@@ -46,12 +60,23 @@ class Board:
 
     def close(self) -> None:
         """End the file."""
-        self._writer.close()
+        with self._ending:
+            self._writer.close()
+            self._send()
 
     def _add(self, step: int, **content: Any) -> None:
         event = self._x.proto.event_pb2.Event(step=step, wall_time=time.time(), **content)
         self._writer.write_event(event)
         self._writer.flush()
+        if time.monotonic() > self._sent + INTERVAL:
+            self._send()
+
+    def _send(self) -> None:
+        """Write the file to the store, if it belongs there."""
+        self._sent = time.monotonic()
+        if self._remote is not None:
+            for file in self._here.iterdir():
+                (self._remote / file.name).put(file)
 
 
 def _tensorboardx() -> Any:

@@ -5,7 +5,6 @@ process so far, by phase. The goodput is the share of the wall time in which ste
 was kept.
 """
 
-import json
 import math
 import os
 import threading
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mfm_jax.runtime.throughput import duration
-from mfm_jax.storage.json_lines import read_json_lines
+from mfm_jax.storage.json_lines import JsonLines, read_json_lines
 
 NAME = "goodput.jsonl"
 STEP, COMPILE, REDONE, DOWN = "step", "compile", "redone", "down"
@@ -61,7 +60,7 @@ class Goodput:
     """
 
     def __init__(self, workdir: Path, began: float | None = None) -> None:
-        self.file = workdir / NAME if jax.process_index() == 0 else None
+        self.file = JsonLines(workdir / NAME) if jax.process_index() == 0 else None
         self.began = time.time() if began is None else began
         self._before: Mapping[str, float] = {}
         self._booked: dict[str, float] = defaultdict(float)
@@ -73,7 +72,7 @@ class Goodput:
     def resume(self, step: int) -> None:
         """Read what earlier processes booked of this run, which goes on after `step` steps."""
         if self.file is not None:
-            self._before = booked(read_lines(self.file), step, self.began)
+            self._before = booked(read_lines(self.file.file), step, self.began)
             self.write(step)
 
     def enter(self, phase: str) -> None:
@@ -100,8 +99,7 @@ class Goodput:
         if self.file is not None:
             self.enter(self._phase)
             line = Line(self.began, self._since, step, self._booked)
-            with self.file.open("a") as file:
-                file.write(json.dumps(line._asdict()) + "\n")
+            self.file.add(line._asdict())
 
     def summary(self) -> dict[str, Any]:
         """Return the goodput, the wall time since the run began, and its seconds by phase."""
@@ -109,7 +107,9 @@ class Goodput:
         return summarised(added(self._before, self._booked))
 
     def close(self) -> None:
-        """Stop to listen to the compiler."""
+        """Write what waits to be written, and stop to listen to the compiler."""
+        if self.file is not None:
+            self.file.flush()
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:

@@ -23,7 +23,7 @@ from mfm_jax.media.audio import write_sound
 from mfm_jax.media.spectrogram import picture
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.storage.files import atomic_write, write_text
-from mfm_jax.storage.json_lines import read_json_lines
+from mfm_jax.storage.json_lines import JsonLines, read_json_lines
 from mfm_jax.train.board import Board
 from mfm_jax.train.goodput import Goodput, told
 from mfm_jax.train.speed import StepTimer, peak_memory
@@ -70,9 +70,10 @@ class Metrics:
         self._pending: tuple[int, Mapping[str, Array]] | None = None
         self._sums: dict[str, float] = {}
         self._count = 0
+        self._lines = JsonLines(self.file)
         self._first, self._board, self._bar = jax.process_index() == 0, None, None
         if self._first:
-            kept = _kept(self.file, start)
+            kept = _kept(self._lines, start)
             self._scores = [line for line in kept if _is_score(line)]
             self._again = [line.keys() for line in kept if line["step"] == start]
             self._board = Board(workdir / "tensorboard", start=start)
@@ -148,6 +149,7 @@ class Metrics:
 
     def close(self) -> None:
         """Close the files and the bar."""
+        self._lines.flush()
         for part in (self._bar, self._board):  # a full disk raises in the second
             if part is not None:
                 part.close()
@@ -178,8 +180,7 @@ class Metrics:
             return  # evaluated before the run was stopped, and once more when it went on
         if _is_score(line):
             self._scores.append(line)
-        with self.file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._lines.add(line)
         assert self._board is not None
         self._board.scalars(step, values)
 
@@ -212,17 +213,17 @@ class Metrics:
         return {"goodput": self.goodput.summary()["goodput"]}
 
 
-def _kept(file: Path, start: int) -> list[dict[str, Any]]:
+def _kept(file: JsonLines, start: int) -> list[dict[str, Any]]:
     """Return the lines up to step `start`, where the run resumes; the file loses later ones.
 
     A kill leaves lines of steps that are done again, and maybe a half line.
     """
     lines = []
-    for line in read_json_lines(file) if start else ():
+    for line in read_json_lines(file.file) if start else ():
         numbers = all(isinstance(x, int | float) for x in line.values())
         if numbers and line.get("step", math.inf) <= start:
             lines.append(line)
-    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+    file.replace(lines)
     return lines
 
 

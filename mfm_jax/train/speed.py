@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 
 from mfm_jax.cost import chips, flops
 from mfm_jax.runtime import distributed
+from mfm_jax.storage.addresses import StorePath
+from mfm_jax.storage.files import publish, scratch
 
 WARM = 3
 """Steps before a profile: the first one compiles, and the next ones wait for memory and data."""
@@ -94,6 +97,7 @@ class Profile:
     def __init__(self, folder: Path, *, start: int, count: int) -> None:
         self.folder, self.first, self.end = folder, start + WARM, start + WARM + count
         self._wanted, self._open = count > 0 and jax.process_index() == 0, False
+        self._here, self._ending = folder, ExitStack()
 
     def due(self, done: int) -> bool:
         """Return True if the trace starts or ends once `done` steps are done."""
@@ -104,14 +108,20 @@ class Profile:
         if self._open:
             self.close()
         else:
-            jax.profiler.start_trace(self.folder)
-            self._wanted, self._open = False, True
+            here = self.folder
+            if isinstance(here, StorePath):
+                here = self._ending.enter_context(scratch(here.name))
+            jax.profiler.start_trace(here)
+            self._here, self._wanted, self._open = here, False, True
 
     def close(self) -> None:
         """End the trace and print where it is."""
         if self._open:
             self._open = False
-            jax.profiler.stop_trace()
+            with self._ending:
+                jax.profiler.stop_trace()
+                if isinstance(self.folder, StorePath):
+                    publish(self._here, self.folder)
             print(
                 f"profile: {self.folder}: open the .trace.json.gz in it at ui.perfetto.dev, or "
                 f"run: pip install xprof && xprof {self.folder}",

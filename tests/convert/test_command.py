@@ -19,9 +19,11 @@ from jax import numpy as jnp
 from safetensors.torch import load_file
 
 from convert.__main__ import main
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.storage.copies import kept_copy
+from mfm_jax.storage.files import publish
 from mfm_jax.storage.weights import named_weights
-from tests.bundles import untrained_bundle
+from tests.bundles import untrained, untrained_bundle
 from tests.randomise import randomise
 
 ROOT = Path(__file__).parents[2]
@@ -335,3 +337,31 @@ def test_a_converted_network_computes_the_same(gpt2, tmp_path, parity):
         expected = theirs(inputs_embeds=torch.tensor(embeds)).last_hidden_state.numpy()
     result = hidden(Bundle.open(tmp_path / "b").load("gpt2"), jnp.asarray(embeds))
     parity("GPT-2, converted", "transformers GPT2Model", result, expected, 1e-4)
+
+
+def test_everything_may_lie_in_a_store(gpt2, bucket, copies, tmp_path, monkeypatch, capsys):
+    """In, into a bundle with another component, and out again; nothing of it stays here."""
+    monkeypatch.chdir(tmp_path)
+    for file in gpt2.iterdir():
+        (bucket / "gpt2" / file.name).put(file)
+    bundle, out = bucket / "bundle", bucket / "out"
+    kept = write_bundle(tmp_path / "here", {"audiomae": untrained()["audiomae"]})
+    publish(kept.path, bundle)
+    assert main(["gpt2", str(bucket / "gpt2"), "-o", str(bundle)]) == 0
+    assert main(["gpt2", str(bundle), "-o", str(out), "--to", "torch"]) == 0
+    capsys.readouterr()
+    opened = Bundle.open(bundle)
+    assert set(opened.entries) == {"audiomae", "gpt2"}
+    assert [opened.damages(name) for name in opened.entries] == [[], []]
+    assert opened.entries["audiomae"] == kept.entries["audiomae"]
+    back = load_file(kept_copy(out) / "model.safetensors")
+    for name, tensor in load_file(gpt2 / "model.safetensors").items():
+        assert torch.equal(back[name], tensor)
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+    # Another conversion takes the place of the component, whose folder goes.
+    before = opened.entries["gpt2"].folder
+    assert main(["gpt2", str(bucket / "gpt2"), "-o", str(bundle), "--precision", "bfloat16"]) == 0
+    assert not (bundle / before).exists()
+    file = next(f for f in (bundle / Bundle.open(bundle).entries["gpt2"].folder).files())
+    file.write_bytes(b"x")
+    assert Bundle.open(bundle).damages("gpt2") != []

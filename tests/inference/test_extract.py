@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import tensorflow_datasets as tfds
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.cli import main
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import FeatureSource, check, describe
@@ -21,6 +24,9 @@ from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.write import write_frames
+from mfm_jax.storage import leases
+from mfm_jax.storage.files import publish
+from mfm_jax.storage.leases import Leases
 from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.bundles import SETTINGS, untrained, untrained_bundle
 from tests.silent import write_silent
@@ -342,3 +348,58 @@ def test_half_precision_is_near_and_said(clips, tmp_path):
         extract(bundle, clips[:2], tmp_path / "bfloat16", batch=2, precision="float16")
     with pytest.raises(DataError, match=r"precision is \"bfloat16\", not absent"):
         extract(bundle, clips[:2], tmp_path / "bfloat16", batch=2)
+
+
+def test_two_workers_divide_what_lies_in_a_store(extracted, bundle, clips, bucket, copies):
+    """Videos, bundle and features lie there; the features have the bytes of those made here."""
+    here, failed = extracted
+    publish(bundle.path, bucket / "bundle", last="bundle.json")
+    for clip in clips:
+        (bucket / "clips" / clip.path.name).put(clip.path)
+    there = [replace(clip, path=bucket / "clips" / clip.path.name) for clip in clips]
+    folder, taken = bucket / "features", []
+
+    def work(_):
+        opened, done = Bundle.open(bucket / "bundle"), []
+        told = extract(opened, there, folder, batch=2, progress=done.append)
+        taken.append(done)
+        return told
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    assert [sum(done) for done in taken] == [9, 9]  # its own clips, and those of the other
+    ids = [failure.id for failure in failed]
+    assert ids == [failure.id for failure in first] == [failure.id for failure in second]
+    assert "copies" not in str(first)
+    assert str(bucket / "clips") in str(first)
+    names = {str(path.relative_to(folder)): path for path in folder.files()}
+    assert names.keys() == {
+        str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()
+    }
+    for name, path in names.items():
+        ours, theirs = path.read_bytes(), (here / name).read_bytes()
+        named = theirs.replace(str(clips[0].path.parent).encode(), str(bucket / "clips").encode())
+        assert ours == named
+    check(folder, bundle)
+    source, same = FeatureSource(folder), FeatureSource(here)
+    assert len(source) == len(same) == 7
+    for key, value in same[3].items():
+        np.testing.assert_array_equal(source[3][key], value)
+    assert main(["extract", str(bucket / "clips"), "-o", str(folder), "--batch", "2"]) == 2
+
+
+def test_the_file_of_a_worker_that_died_goes_to_another(extracted, bundle, clips, tmp_path):
+    here, _ = extracted
+    folder = shutil.copytree(here, tmp_path / "features")
+    (folder / "features.json").rename(folder / "unfinished.json")
+    (folder / "shards" / "00001.json").unlink()
+    dead = Leases(folder / "leases", seconds=1.0)  # nobody renews it
+    assert dead.take("00001") is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leases, "SLACK", 0.2)
+        patch.setattr(extraction, "POLL", 0.1)
+        extract(bundle, clips, folder, batch=2)
+    for path in here.rglob("*"):
+        if path.is_file():
+            assert (folder / path.relative_to(here)).read_bytes() == path.read_bytes()
+    assert not (folder / "leases").exists()

@@ -120,7 +120,8 @@ def test_a_folder_takes_the_place_of_another(bucket, copies):
     assert [p for p in copies.rglob("*") if p.is_file()] == []
 
 
-def test_a_folder_is_claimed_by_one(bucket):
+def test_a_folder_is_claimed_by_one(bucket, monkeypatch):
+    monkeypatch.setattr(files, "CLAIM", 1.0)
     with files.claimed_folder(bucket / "run") as alone:
         assert alone
         with files.claimed_folder(bucket / "run") as second:

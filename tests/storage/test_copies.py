@@ -8,6 +8,7 @@ import pytest
 from mfm_jax.errors import MediaError, WriteError
 from mfm_jax.storage import copies as module
 from mfm_jax.storage.copies import kept_copy, local_copy
+from mfm_jax.storage.files import signature
 
 
 def in_cache(folder):
@@ -90,6 +91,12 @@ def test_copies_come_and_go_in_many_threads_and_every_one_is_whole(bucket, copie
         with local_copy(bucket / f"{turn % 8}") as copy:
             return copy.read_bytes() == bytes([turn % 8]) * 1000
 
+    def stays(turn: int) -> bool:
+        with local_copy(bucket / "0") as copy:
+            before = signature(copy)
+            return read(turn) and signature(copy) == before
+
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(160)))
+        assert all(pool.map(stays, [0] * 80))
     assert not [*copies.rglob("*")]
