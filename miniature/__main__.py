@@ -25,6 +25,7 @@ COMMANDS = {
     "precision": ("precision", "features in bfloat16, and a mapper trained on them"),
     "real": ("real", "real clips, which it was not made for"),
     "report": ("document", "put all results into docs/miniature.md"),
+    "figures": ("figures", "draw the figures of docs/miniature_report.md"),
 }
 """For each command the module that has its `add_NAME`, and what it does."""
 
