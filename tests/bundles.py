@@ -1,13 +1,14 @@
 """A bundle of untrained tiny networks, for tests that only need it to run."""
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from mfm_jax.bundle import COMPONENTS, Bundle, Settings, Source, write_bundle
+from mfm_jax.bundle import Bundle, Settings, Source, write_bundle
+from mfm_jax.bundle.limits import abstract_network
 from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import LOA, AudioMAEConfig
@@ -17,7 +18,7 @@ from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.models.vae import VAEConfig
 from mfm_jax.models.vocoder import VocoderConfig
-from mfm_jax.storage.weights import abstract, named_weights, with_weights
+from mfm_jax.storage.weights import named_weights, with_weights
 
 TINY = {
     "cavp": CAVPConfig.tiny(),
@@ -74,7 +75,7 @@ def filled(network, seed: int):
 
 def untrained_component(name: str, config, seed: int) -> tuple:
     """Return an untrained network as `write_bundle` takes it."""
-    network = filled(abstract(partial(COMPONENTS[name].build, config)), seed)
+    network = filled(abstract_network(name, config), seed)
     return config, network, Source("tests/bundles.py", "none")
 
 

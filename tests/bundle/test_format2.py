@@ -20,6 +20,7 @@ from mfm_jax.bundle.format2 import (
     read_name,
     rename,
 )
+from mfm_jax.bundle.limits import abstract_network
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.models.gpt2 import GPT2Config
@@ -30,7 +31,7 @@ from mfm_jax.models.text import EmptyTextConfig
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage import store
 from mfm_jax.storage.paths import TINY_BUNDLE
-from mfm_jax.storage.weights import abstract, named_weights
+from mfm_jax.storage.weights import named_weights
 from tests.bundles import SETTINGS, TINY, untrained_component
 
 ALL = TINY | {
@@ -108,7 +109,7 @@ def test_a_component_opens_to_what_was_written(old, name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_row_of_the_tables_is_needed(name):
-    network = abstract(partial(COMPONENTS[name].build, ALL[name]))
+    network = abstract_network(name, ALL[name])
     old_names = [old_name(name, new) for new in named_weights(network)]
     for prefix, new in WEIGHTS.get(name, {}).items():
         others = {k: v for k, v in WEIGHTS[name].items() if k != prefix}

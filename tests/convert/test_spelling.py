@@ -3,7 +3,7 @@
 import collections
 import json
 import re
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -88,11 +88,18 @@ DESCRIBED = {
 }
 
 
+@cache
+def shapes_of(name: str) -> dict:
+    """Return the shapes of a network's weights by their names."""
+    build, config, _ = NETWORKS[name]
+    return named_weights(abstract(partial(build, config)))
+
+
 def ours_and_theirs(name: str) -> tuple[dict, dict]:
     """Return random weights of a network, in our layout and in theirs."""
-    build, config, table = NETWORKS[name]
+    _, _, table = NETWORKS[name]
     rng = np.random.default_rng(0)
-    shapes = named_weights(abstract(partial(build, config)))
+    shapes = shapes_of(name)
     ours = {n: rng.standard_normal(leaf.shape, np.float32) for n, leaf in shapes.items()}
     theirs = {key: np.ascontiguousarray(array) for key, array in table.to_theirs(ours)}
     return ours, {key: torch.tensor(array) for key, array in theirs.items()}

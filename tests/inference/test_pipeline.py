@@ -120,19 +120,18 @@ def test_denoising_golden_from_latents_to_waveform(reference, parity):
             jnp.asarray(io[f"in.{kind}attention_mask"]).astype(bool),
         )
 
-    def denoise(x, t, condition):
-        loa, text, mask = condition
-        return unet(x, t, (loa, text), (None, mask))
-
     @jax.jit
-    def run(noise):
-        latents = sample(
-            guide(denoise, given(""), given("negative_"), 3.5), noise, Schedule(), steps=5
-        )
+    def run(unet, vae, vocoder, positive, negative, noise):
+        def denoise(x, t, condition):
+            loa, text, mask = condition
+            return unet(x, t, (loa, text), (None, mask))
+
+        latents = sample(guide(denoise, positive, negative, 3.5), noise, Schedule(), steps=5)
         mel = vae.decode(latents)[..., 0]
         return latents, mel, vocoder(mel)
 
-    latents, mel, wave = run(jnp.moveaxis(jnp.asarray(io["in.latents"]), 1, -1))
+    noise = jax.device_put(np.moveaxis(io["in.latents"], 1, -1))
+    latents, mel, wave = run(unet, vae, vocoder, given(""), given("negative_"), noise)
     against = "golden pipeline_io, end to end"
     theirs = np.moveaxis(io["final_latents"], 1, -1)
     parity("AudioLDM2, latents", against, latents, theirs, 1e-4, relative_to="spread")
