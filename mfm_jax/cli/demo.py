@@ -2,6 +2,8 @@
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,19 +44,44 @@ def run(args: argparse.Namespace) -> int:
     check_seed(seed, "--clip")
     started = time.monotonic()
     bundle = Bundle.open(args.bundle, verify=args.verify)
-    with output_folder(args.output):
+    with output_folder(args.output), written_here(args.output) as folder:
         model = VideoToAudio.open(args.bundle, verify=args.verify)
-        make(model, bundle, World(), generate_clip(World(), seed), args.output)
+        make(model, bundle, World(), generate_clip(World(), seed), folder, args.output)
     spent = time.monotonic() - started
     print(f"{args.output}/sound.mp4, sound.wav, spectrogram.png: {spent:.0f} s")
     print(f"{args.output}/report/index.html: see and hear it beside the real sound, in a browser")
     return 0
 
 
+@contextmanager
+def written_here(target: Path) -> Iterator[Path]:
+    """Yield a folder of this machine to write into, whose files go to `target` in the end."""
+    from mfm_jax.storage.addresses import StorePath
+    from mfm_jax.storage.files import scratch
+
+    if not isinstance(target, StorePath):
+        yield target
+        return
+    with scratch(target.name) as folder:
+        yield folder
+        for file in folder.rglob("*"):
+            if file.is_file():
+                StorePath(target / file.relative_to(folder)).put(file)
+
+
 def make(
-    model: "VideoToAudio", bundle: "Bundle", world: "World", clip: "RenderedClip", folder: Path
+    model: "VideoToAudio",
+    bundle: "Bundle",
+    world: "World",
+    clip: "RenderedClip",
+    folder: Path,
+    shown: Path,
 ) -> None:
-    """Write the clip and its sound into `folder`, and print what is seen and heard."""
+    """Write the clip and its sound into `folder`, and print what is seen and heard.
+
+    Args:
+        shown: the folder as the user has named it.
+    """
     import numpy as np
 
     from mfm_jax.inference.pipeline import stitch
@@ -66,18 +93,18 @@ def make(
     silent = folder / "silent.mp4"
     write_frames(iter(clip.frames), silent, fps=world.fps)
     events = ", ".join(f"{e.time:.2f} s {e.material}" for e in clip.events)
-    print(f"{silent}: contacts at {events or 'no time'}")
+    print(f"{shown / silent.name}: contacts at {events or 'no time'}")
     waves = model(list(windows(silent, model.spec)))
     wave = stitch(list(waves), model.spec, round(probe(silent).seconds * RATE))
     write_sound(folder / "sound.wav", wave)
     write_video(silent, folder / "sound.mp4", wave)
     draw(folder / "spectrogram.png", wave, clip)
-    report(folder, clip)
+    report(folder, clip, shown)
     if "listener" in bundle.entries:
         print(scores(bundle.load("listener", np.float32), wave, clip))
 
 
-def report(folder: Path, clip: "RenderedClip") -> None:
+def report(folder: Path, clip: "RenderedClip", shown: Path) -> None:
     """Write the page that compares the sound with the real one, which is written as well."""
     from mfm_jax.evaluation.clips import Sound, pair
     from mfm_jax.evaluation.evaluate import Settings, evaluate_pairs
@@ -88,7 +115,7 @@ def report(folder: Path, clip: "RenderedClip") -> None:
     pairing = pair(
         {"clip": Sound(real)},
         {"generated": {"clip": Sound(made)}},
-        {"reference": str(real), "generated": str(made)},
+        {"reference": str(shown / real.name), "generated": str(shown / made.name)},
     )
     contacts = {"clip": [event.time for event in clip.events]}
     evaluate_pairs(pairing, folder / "report", Settings(), contacts=contacts, command="mfm demo")

@@ -1,7 +1,6 @@
 """`mfm evaluate`: score generated sound against real sound, with a report to read and hear."""
 
 import argparse
-from pathlib import Path
 
 from mfm_jax.cli import arguments as options
 
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     print(*report.table(), sep="\n")
     if any(figure.caution for its in report.figures.values() for figure in its.values()):
         print("* not reliable with so few clips: report.json says why")
-    print(f"{Path(args.output) / 'index.html'}: {report.protocol['clips']} clips")
+    print(f"{args.output / 'index.html'}: {report.protocol['clips']} clips")
     for failure in failures:
         print(f"mfm evaluate: {failure}")
     return 1 if failures else 0

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mfm_jax.data.clips import VIDEO_SUFFIXES, is_hidden
@@ -11,6 +12,9 @@ from mfm_jax.errors import UsageError
 from mfm_jax.inference.manifest import is_manifest, read_manifest
 from mfm_jax.inference.requests import Request
 from mfm_jax.media import sounds
+from mfm_jax.storage.addresses import StorePath
+from mfm_jax.storage.copies import local_copy
+from mfm_jax.storage.paths import user_path
 
 SUFFIXES = (*VIDEO_SUFFIXES, *sounds.SUFFIXES)
 NAMED = 5
@@ -29,6 +33,12 @@ class Sound:
     def seconds(self) -> float | None:
         """The length of the part, None for the whole file."""
         return None if self.end is None else self.end - self.start
+
+    @contextmanager
+    def here(self) -> Iterator["Sound"]:
+        """Yield it with a file of this machine, for one in a store a copy that goes afterwards."""
+        with local_copy(self.path) as file:
+            yield replace(self, path=file)
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,10 @@ def list_sounds(source: Path) -> dict[str, Sound]:
         requests = read_manifest(source, Request(Path()))
         listed = [(_stem(r.file_name("x")), Sound(r.source, r.start, r.end)) for r in requests]
     elif source.is_dir():
-        paths = (Path(top, name) for top, _, names in os.walk(source) for name in names)
+        if isinstance(source, StorePath):
+            paths: Iterator[Path] = iter(source.files())
+        else:
+            paths = (Path(top, name) for top, _, names in os.walk(source) for name in names)
         kept = sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not is_hidden(p))
         listed = [(_stem(p.relative_to(source).as_posix()), Sound(p)) for p in kept]
     else:
@@ -83,14 +96,16 @@ def system_names(sources: Sequence[str]) -> dict[str, Path]:
     """Return the sources of the systems by name: `NAME=PATH`, or the name of a folder or file.
 
     Raises:
+        PathError: an address that names nothing.
         UsageError: two have the same name.
     """
     found: dict[str, Path] = {}
     for source in sources:
         given, _, rest = source.partition("=")
         named = bool(rest) and not os.path.lexists(source)
-        path = Path(rest if named else source)
-        name = given if named else (Path(os.path.abspath(path)).stem or "generated")
+        path = user_path(rest if named else source)
+        whole = path if isinstance(path, StorePath) else Path(os.path.abspath(path))
+        name = given if named else (whole.stem or "generated")
         if name in found or name == "reference":
             raise UsageError(f"two sides are called {name!r}: name this one as NAME={path}")
         found[name] = path

@@ -45,8 +45,10 @@ def add_desync(
         if video is None:
             return
         try:
-            wave = Wave.read(sides[key[0]][key[1]]).at_16k
-            yield desync_inputs(config, video.path, wave, seconds, video.start)
+            with sides[key[0]][key[1]].here() as sound, video.here() as picture:
+                wave = Wave.read(sound).at_16k
+                inputs = desync_inputs(config, picture.path, wave, seconds, picture.start)
+            yield inputs
         except MediaError:
             return  # too short, as in the original, which drops such clips
 

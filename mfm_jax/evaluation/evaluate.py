@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mfm_jax.inference.stream import read_ahead
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.storage.files import check_folder, new_folder
-from mfm_jax.storage.paths import array_path, local_path
+from mfm_jax.storage.paths import array_path, user_path
 from mfm_jax.typing import Float
 
 AHEAD = 4
@@ -90,15 +90,15 @@ def evaluate(
     """
     given = [generated] if isinstance(generated, str | Path) else generated
     named = system_names([str(source) for source in given])
-    sources = {REFERENCE: local_path(reference), **{k: local_path(v) for k, v in named.items()}}
+    sources = {REFERENCE: user_path(reference), **named}
     listed = {side: list_sounds(source) for side, source in sources.items()}
     pairing = pair(
         listed.pop(REFERENCE), listed, {side: str(source) for side, source in sources.items()}
     )
     opened = None if bundle is None else Bundle.open(array_path(bundle), verify=verify)
-    folder = None if onsets is None else local_path(onsets)
+    folder = None if onsets is None else user_path(onsets)
     settings = Settings(opened, published, folder, precision, batch)
-    return evaluate_pairs(pairing, local_path(out), settings, command=command, progress=progress)
+    return evaluate_pairs(pairing, user_path(out), settings, command=command, progress=progress)
 
 
 def evaluate_pairs(
@@ -123,7 +123,7 @@ def evaluate_pairs(
     annotated = _annotated(pairing.names, settings.onsets)
     if progress is not None:
         progress.total = len(pairing.names)
-    with new_folder(out, replace=True) as part:
+    with new_folder(out, replace=True, last="report.json") as part:
         page = Page(part)
         clips, failed = _measure_all(pairing, annotated, settings, page, part, progress)
         if not clips:
@@ -242,14 +242,17 @@ def _measure_one(
     page: Any,
     number: int,
 ) -> Measured:
-    reference = Wave.read(real)
-    waves = {system: Wave.read(sound) for system, sound in systems.items()}
-    pictures = (Picture.read(sound) for sound in (real, *systems.values()))
-    picture = next((p for p in pictures if p is not None), None)
-    measured = measure(
-        name, reference, waves, picture, annotated=annotated, published=settings.published
-    )
-    measured.media = page.add(number, {REFERENCE: reference, **waves}, picture)
+    with ExitStack() as held:
+        real = held.enter_context(real.here())
+        systems = {k: held.enter_context(sound.here()) for k, sound in systems.items()}
+        reference = Wave.read(real)
+        waves = {system: Wave.read(sound) for system, sound in systems.items()}
+        pictures = (Picture.read(sound) for sound in (real, *systems.values()))
+        picture = next((p for p in pictures if p is not None), None)
+        measured = measure(
+            name, reference, waves, picture, annotated=annotated, published=settings.published
+        )
+        measured.media = page.add(number, {REFERENCE: reference, **waves}, picture)
     return measured
 
 

@@ -104,7 +104,9 @@ def hear(
     keys = [(side, name) for name in names for side in sides]
 
     def read(key: Key) -> Iterator[Piece]:
-        return ear.pieces(key, Wave.read(sides[key[0]][key[1]]), lengths[key[1]])
+        with sides[key[0]][key[1]].here() as sound:
+            wave = Wave.read(sound)
+        return ear.pieces(key, wave, lengths[key[1]])
 
     def start(group: list[tuple[Key, Piece]]) -> Any:
         arrays = np.stack([piece.array for _, piece in in_full(group, batch)])

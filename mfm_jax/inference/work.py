@@ -36,7 +36,7 @@ from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.copies import local_copy, naming
-from mfm_jax.storage.files import atomic_write, check_target, signature
+from mfm_jax.storage.files import check_target, scratch, signature
 from mfm_jax.storage.store import digest_file
 
 WRITERS = 2
@@ -368,8 +368,9 @@ def _file_of(target: Path) -> Iterator[Path]:
     if not isinstance(target, StorePath):
         yield target
         return
-    with atomic_write(target) as part, naming(target, part):
-        yield part
+    with scratch(target.stem) as folder, naming(target, file := folder / target.name):
+        yield file
+        target.put(file)
 
 
 def _made_of(request: Request, file: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ FOLDER = "MFM_FILES"
 LIMIT = "MFM_FILES_GB"
 """The environment variable that says how large the folder may get, in units of 1e9 bytes."""
 DEFAULT_LIMIT = 100.0
+SMALL = 8 << 20
+"""Bytes of a file that is read with one request; libraries ask twice for what may be large."""
 LISTED = ".complete"
 """The file of a copy that appears when everything is there."""
 
@@ -158,7 +160,10 @@ def _fetch(
             with tempfile.NamedTemporaryFile(dir=entry, delete=False) as part:
                 pass
             try:
-                file.get(Path(part.name))
+                if info["size"] > SMALL:
+                    file.get(Path(part.name))
+                else:
+                    Path(part.name).write_bytes(file.read_bytes())
                 _check(file, Path(part.name), info)
                 _name(Path(part.name), target, info["size"])
             finally:
@@ -212,8 +217,9 @@ def _held(entry: Path) -> int:
     """Make the folder of a copy, and lock it against being removed."""
     while True:
         try:
-            entry.mkdir(parents=True, exist_ok=True)
-            handle = os.open(entry, os.O_RDONLY)
+            with suppress(FileExistsError):  # `exist_ok` would look at it, while another removes it
+                entry.mkdir(parents=True)
+            handle = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue  # another process has just removed it
         except OSError as error:

@@ -1,6 +1,7 @@
 """`mfm generate`: lengths, packets, repeatability, and every kind of bad input."""
 
 import csv
+import io
 import shutil
 from pathlib import Path
 
@@ -219,3 +220,37 @@ def test_a_manifest_says_what_each_video_gets(bundle, tmp_path, capsys):
     assert "3 of 4 clips are there already" in said
     assert run(bundle, tmp_path / "a.mp4", "-o", tmp_path / "b.wav", "--seed", "1") == 0
     assert (tmp_path / "b.wav").read_bytes() == (out / "other.wav").read_bytes()
+
+
+def test_in_a_store_the_outputs_are_those_of_the_same_command_here(
+    bundle, tmp_path, bucket, copies, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    clip(tmp_path / "a.mp4", 0.6)
+    clip(tmp_path / "sub.mp4", 1.2, seed=1)
+    soundfile.write(tmp_path / "hum.wav", np.sin(np.arange(16_000) / 9), 16_000)
+    for place in (tmp_path, bucket):
+        for name in ("a.mp4", "sub.mp4", "hum.wav"):
+            (place / name).write_bytes((tmp_path / name).read_bytes())
+        (place / "absent.csv").write_text(
+            f"file,output,start\n{place}/a.mp4,x/part,0.2\nno.mp4,,\n"
+        )
+        words = [f"{place}/*.mp4", place / "absent.csv", "-o", place / "out"]
+        assert run(bundle, *words, "--negative-sound", place / "hum.wav") == 1
+        assert f"mfm generate: {place}/no.mp4" in capsys.readouterr().err
+    files = {"out/a.mp4", "out/sub.mp4", "out/x/part.mp4", "out/failed.csv"}
+    here, there = ({f: (p / f).read_bytes() for f in files} for p in (tmp_path, bucket))
+    assert there.pop("out/failed.csv").count(str(bucket).encode()) == 2
+    assert here.pop("out/failed.csv").count(str(tmp_path).encode()) == 2
+    assert there == here
+    assert sorted(p.name for p in bucket.iterdir()) == sorted(p.name for p in tmp_path.iterdir())
+    assert not [file for file in copies.rglob("*") if file.is_file()]
+    assert run(bundle, "a.mp4", "-o", bucket / "one.flac") == 0
+    wave, rate = soundfile.read(io.BytesIO((bucket / "one.flac").read_bytes()))
+    assert (len(wave), rate) == (9_600, 16_000)
+    assert run(bundle, bucket / "a.mp4", "-o", bucket / "a.mp4") == 1
+    assert "is the input itself" in capsys.readouterr().err
+    assert run(bundle, bucket / "no*", "-o", bucket / "out") == 2
+    assert f"no file matches {bucket}/no*" in capsys.readouterr().err
+    assert run(bundle, bucket / "a.mp4", "-o", bucket / "b.wav", "--shared") == 2
+    assert "is one file, which workers cannot share" in capsys.readouterr().err

@@ -83,6 +83,29 @@ def test_two_systems_make_a_report(folders, capsys):
     assert "NaN" not in (out / "report.json").read_text()
 
 
+def test_in_a_store_the_report_is_that_of_the_same_files_here(folders, bucket, copies, capsys):
+    for file in folders.rglob("*.*"):
+        (bucket / file.relative_to(folders)).put(file)
+    for place in (folders, bucket):
+        (place / "clips.csv").write_text("file\nlate/a.wav\nlate/b.wav\nlate/c.wav\n")
+        words = [f"same={place}/same", f"late={place}/clips.csv", "--reference", f"{place}/real"]
+        assert main(["evaluate", *words, "-o", f"{place}/report"]) == 0
+        assert f"{place}/report/index.html: " in capsys.readouterr().out
+    here, there = (json.loads((p / "report/report.json").read_bytes()) for p in (folders, bucket))
+    assert there["figures"] == here["figures"]
+    for side, its in there["protocol"]["sides"].items():
+        assert its["content_sha256"] == here["protocol"]["sides"][side]["content_sha256"]
+        assert its["source"].startswith(str(bucket))
+    names = sorted(str(p.relative_to(folders)) for p in folders.glob("report/**/*") if p.is_file())
+    assert sorted(str(p.relative_to(bucket)) for p in (bucket / "report").files()) == names
+    assert not [file for file in copies.rglob("*") if file.is_file()]
+    (bucket / "late/b.wav").write_text("no sound")
+    with pytest.raises(EvaluationError, match=rf"b: {bucket}/late/b\.wav is not a readable"):
+        evaluate(bucket / "late", bucket / "real", bucket / "report")
+    with pytest.raises(UserError, match=r"late holds files and no earlier report"):
+        evaluate(bucket / "late", bucket / "real", bucket / "late")
+
+
 def test_one_clip_has_no_interval_and_reports_replace_reports(folders):
     out = folders / "report"
     for name in NAMES[1:]:

@@ -42,6 +42,7 @@ def test_a_folder_is_copied_once_for_each_version(bucket, copies, monkeypatch):
     folder = bucket / "features"
     (folder / "a.json").write_text("{}")
     (folder / "deep" / "b.bin").write_bytes(b"b")
+    monkeypatch.setattr(module, "SMALL", -1)
     fetched = []
     get = type(folder).get
     monkeypatch.setattr(type(folder), "get", lambda *a: (fetched.append(a[0].name), get(*a)))
@@ -77,8 +78,11 @@ def test_the_copies_are_bounded_and_those_in_use_stay(bucket, copies, monkeypatc
 def test_a_copy_that_differs_is_not_used(bucket, copies, monkeypatch):
     (bucket / "a").write_bytes(b"right")
     monkeypatch.setattr(type(bucket), "get", lambda self, file: file.write_bytes(b"wrong"))
-    with pytest.raises(OSError, match="was changed while it was read, or damaged"):
-        kept_copy(bucket / "a")
+    monkeypatch.setattr(type(bucket), "read_bytes", lambda self: b"wrong")
+    for small in (-1, 1000):
+        monkeypatch.setattr(module, "SMALL", small)
+        with pytest.raises(OSError, match="was changed while it was read, or damaged"):
+            kept_copy(bucket / "a")
     assert in_cache(copies) == []
 
 
