@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -191,7 +191,7 @@ class Table:
 
     def computed(self, ours: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the constant tensors of theirs that belong to a network with the weights `ours`."""
-        ours = list(ours)
+        ours = tuple(ours)
         for row in self.rows:
             if isinstance(row, Computed):
                 for indices in _indices((row.beside,), ours):
@@ -264,7 +264,7 @@ class Table:
 
     def units(self, names: Iterable[str], side: str) -> Iterator[Unit]:
         """Yield every rule for every set of indices with which it matches any of `names`."""
-        names = [name for name in names if side == "ours" or not self.ignored(name)]
+        names = tuple(name for name in names if side == "ours" or not self.ignored(name))
         for rule in self.rules:
             for indices in _indices(_several(getattr(rule, side)), names):
                 theirs, ours = (
@@ -328,9 +328,12 @@ def _fill(pattern: str, indices: Sequence[str]) -> str:
     return parts[0] + "".join(i + p for i, p in zip(indices, parts[1:], strict=True))
 
 
-def _indices(names: tuple[str, ...], keys: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return the index tuples with which any of `names` is in `keys`, in numeric order."""
+@lru_cache(maxsize=1024)
+def _indices(names: tuple[str, ...], keys: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Return the index tuples with which any of `names` is in `keys`, in numeric order.
+
+    A table goes through the same keys several times: to check them, and to read them.
+    """
     matchers = [_matcher(n) for n in names]
-    keys = tuple(keys)
     found = {m.groups() for r in matchers for m in map(r.fullmatch, keys) if m}
-    return sorted(found, key=lambda groups: tuple(map(int, groups)))
+    return tuple(sorted(found, key=lambda groups: tuple(map(int, groups))))
