@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,8 +17,7 @@ from mfm_jax.storage.files import locked
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import named_weights
 from tests.bundles import CONFIGS, SETTINGS, untrained, untrained_bundle
-
-ROOT = Path(__file__).parents[2]
+from tests.forked import Forked
 
 
 @pytest.fixture(scope="module")
@@ -245,19 +242,17 @@ def test_leftovers_of_killed_writers_go_and_other_folders_stay(bundle):
     assert busy.exists()
 
 
+def write_again_and_again(path: Path, name: str) -> None:
+    for _ in range(3):
+        write_bundle(path, {name: untrained()[name]})
+
+
 def test_two_processes_may_write_at_the_same_time(tmp_path):
     """Each writes one component, and both components are in the bundle."""
-    program = (
-        "import sys; from tests.bundles import *; from pathlib import Path\n"
-        "for _ in range(3):\n"
-        "    write_bundle(Path(sys.argv[1]), {sys.argv[2]: untrained()[sys.argv[2]]})"
-    )
     names = ("vae", "vocoder")
-    started = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "b"), name], cwd=ROOT)
-        for name in names
-    ]
-    assert [process.wait() for process in started] == [0, 0]
+    started = [Forked(write_again_and_again, tmp_path / "b", name) for name in names]
+    for process in started:
+        process.result()
     bundle = Bundle.open(tmp_path / "b")
     assert set(bundle.entries) == set(names)
     assert all(bundle.damages(name) == [] for name in names)

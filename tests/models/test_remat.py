@@ -28,14 +28,14 @@ LINEAR = replace(MapperConfig.tiny(), kind="linear_pooled")
 DROPOUT = replace(CAVPConfig.tiny().audio, dropout=0.2)
 SHALLOW_CAVP = replace(CAVPConfig.tiny(), blocks=(1, 1, 1, 1), audio=DROPOUT)
 SHALLOW_AUDIOMAE = replace(AudioMAEConfig.tiny(), depth=2, averaged=2, decoder_depth=1)
-SHALLOW_UNET = replace(UNetConfig.tiny(), channels=(24,), attentions=((0,),), resnets=1)
+SHALLOW_UNET = replace(UNetConfig.tiny(), channels=(24,), attentions=((0,),))
 TINY_TIMECHAT = TimeChatConfig.tiny()
 SHALLOW_TIMECHAT = replace(
     TINY_TIMECHAT,
     vit=replace(TINY_TIMECHAT.vit, depth=1),
     video_qformer=replace(TINY_TIMECHAT.video_qformer, depth=1),
 )
-SHALLOW_VAE = replace(VAEConfig.tiny(), channels=(16, 24), resnets=1)
+SHALLOW_VAE = replace(VAEConfig.tiny(), channels=(16, 24))
 
 
 class Autoencoder(nnx.Module):

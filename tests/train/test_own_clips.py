@@ -26,7 +26,7 @@ CONFIGS = {
     "tiny_stage2": "mapper",
 }
 """In an order in which each finds what it learns from, and the component that it leaves."""
-UNET = replace(UNetConfig.tiny(), channels=(8, 12), attentions=((), (0,)), resnets=1, groups=4)
+UNET = replace(UNetConfig.tiny(), channels=(8, 12), attentions=((), (0,)), groups=4)
 SMALLER = {
     "tiny_cavp": ["recipe.network.blocks=[1,1,1,1]"],
     "tiny_audiomae": [
