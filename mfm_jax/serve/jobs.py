@@ -70,7 +70,8 @@ class Jobs:
         self.closed = False
         self._lock = threading.RLock()
         self._jobs: dict[str, Job] = {}
-        self._reserved: dict[str, int] = {}  # bytes of uploads, by the id of the job to come
+        # Of uploads, by the id of the job to come: whose they are, and their bytes.
+        self._reserved: dict[str, tuple[str, int]] = {}
 
     def get(self, id: str) -> Job | None:
         """Return the job of an id, if there is one."""
@@ -90,29 +91,36 @@ class Jobs:
         with self._lock:
             return sum(job.state is state for job in self._jobs.values())
 
-    @property
-    def stored(self) -> int:
-        """Bytes of all files, with those of uploads under way as if they were there."""
+    def stored(self, visitor: str | None = None) -> int:
+        """Return the bytes of all files, or of a visitor's; uploads count as if they were there."""
         with self._lock:
-            files = sum(job.size for job in self._jobs.values())
-            return files + sum(self._reserved.values())
+            files = [(job.visitor, job.size) for job in self._jobs.values()]
+            every = [*files, *self._reserved.values()]
+            return sum(size for whose, size in every if visitor in (None, whose))
 
     def reserve(self, visitor: str, size: int) -> Path:
         """Make a folder for the upload of a visitor; its name is the id of the job.
 
+        One visitor gets half of what there is for all.
+
         Raises:
             Refused: there are enough jobs or files, or the server is about to stop.
         """
+        limits, size = self.limits, 2 * size  # the result is about as large as the video
         with self._lock:
             self.check(visitor)
-            if len(self._reserved) >= self.limits.uploads:
+            uploads = [whose for whose, _ in self._reserved.values()]
+            if 2 * uploads.count(visitor) >= limits.uploads:
+                raise Refused(429, "you upload too many videos at once: wait", retry_after=5)
+            if len(uploads) >= limits.uploads:
                 raise Refused(503, "other videos are being uploaded: try again", retry_after=5)
-            # The result is about as large as the video.
-            if self.stored + 2 * size > self.limits.stored:
+            if self.stored(visitor) + size > limits.stored // 2:
+                raise Refused(429, "your results use up your space: remove some", retry_after=60)
+            if self.stored() + size > limits.stored:
                 raise Refused(503, "the server's space is used up: try later", retry_after=60)
             folder = self.folder / secrets.token_urlsafe(16)
             folder.mkdir()
-            self._reserved[folder.name] = 2 * size
+            self._reserved[folder.name] = (visitor, size)
             return folder
 
     def check(self, visitor: str) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
@@ -76,7 +77,7 @@ def serve(
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=CLOSING,
         )
-        server = Server(config, service, grace, _address(host, listening))
+        server = Server(config, service, grace, _address(host, listening), _is_open(listening))
         asyncio.run(server.serve([listening]))
         ended = service.stop()
     print("mfm serve: stopped", file=sys.stderr)
@@ -92,10 +93,15 @@ class Server(uvicorn.Server):
     """A server that ends what it has begun before it stops."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, grace: float, address: str
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        grace: float,
+        address: str,
+        is_open: bool,
     ) -> None:
         super().__init__(config)
-        self.service, self.grace, self.address = service, grace, address
+        self.service, self.grace, self.address, self.is_open = service, grace, address, is_open
         self.stopped_by: int | None = None
         self._until: float | None = None
         self._done_at = 0.0
@@ -110,6 +116,11 @@ class Server(uvicorn.Server):
         """Listen, and tell where."""
         await super().startup(sockets)
         print(f"mfm serve: {self.address} (Ctrl-C stops it)", flush=True)
+        if self.is_open:
+            print(
+                "mfm serve: everybody who can reach this machine can use it; there is no login",
+                file=sys.stderr,
+            )
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop: once the jobs are done, or after the time that they have."""
@@ -166,6 +177,11 @@ def _listening(host: str, port: int) -> socket.socket:
 def _address(host: str, listening: socket.socket) -> str:
     port = listening.getsockname()[1]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _is_open(listening: socket.socket) -> bool:
+    """Return whether other machines may reach a socket."""
+    return not ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The service behind the page and the API: jobs are accepted, made, shown and ended."""
 
 import asyncio
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from fastapi import Request
 from mfm_jax.bundle import Bundle
 from mfm_jax.bundle.windows import window_spec
 from mfm_jax.data.clips import VIDEO_SUFFIXES
-from mfm_jax.errors import MediaError
+from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.generate import layout_and_batch
 from mfm_jax.media.probe import VideoInfo, probe
 from mfm_jax.media.write import write_frames
@@ -60,10 +61,8 @@ class Service:
             computing.batch, fsdp=computing.fsdp, tensor=computing.tensor
         )
         self.limits, self.folder = limits, folder
-        self.kept = KeptPrograms(
-            bundle, layout, sizes(batch, layout.mesh.devices.size // computing.tensor),
-            computing.precision, print,
-        )  # fmt: skip
+        shards = layout.mesh.devices.size // computing.tensor
+        self.kept = KeptPrograms(bundle, layout, sizes(batch, shards), computing.precision, _tell)
         self.sounds = Sounds.open(bundle, self.kept, computing.precision)
         self.bell, self.metrics = Bell(), Metrics()
         self.jobs = Jobs(folder, limits, self.bell.ring)
@@ -83,7 +82,7 @@ class Service:
         """Start the threads, and make the sound of a clip of grey frames.
 
         Raises:
-            RuntimeError: that fails.
+            UsageError: that fails.
         """
         self.sounds.warm_up()
         self.workers.start()
@@ -97,7 +96,7 @@ class Service:
         while not job.state.is_final:
             time.sleep(0.02)
         if job.state is not State.done:
-            raise RuntimeError(f"the server cannot make a sound: {job.error}")
+            raise UsageError(f"a grey clip cannot be given sound ({job.error}): try mfm generate")
         examined(job)
         self.jobs.forget(job)
         if self.sounds.encode is not None:
@@ -222,7 +221,7 @@ class Service:
             "jobs_waiting": self.jobs.count(State.queued),
             "jobs_running": self.jobs.count(State.running),
             "jobs_kept": self.jobs.count(State.done),
-            "stored_bytes": self.jobs.stored,
+            "stored_bytes": self.jobs.stored(),
             "watchers": self.watchers,
             "up": float(self.workers.alive and not self.jobs.closed),
         }
@@ -231,6 +230,10 @@ class Service:
     def is_healthy(self) -> bool:
         """True if jobs are accepted and made."""
         return self.workers.alive and not self.jobs.closed
+
+
+def _tell(line: str) -> None:
+    print(f"mfm serve: {line}", file=sys.stderr)
 
 
 NOTHING = VideoInfo(0.0, 0.0, 0, 0, 0, 0, False)

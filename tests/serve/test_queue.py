@@ -226,20 +226,28 @@ def test_jobs_are_counted_for_each_visitor_and_for_all(jobs, tmp_path):
 
 
 def test_uploads_are_counted_by_number_and_size(jobs):
-    first = jobs.reserve("a", 300)
-    assert jobs.stored == 600, "the result is about as large"
-    with pytest.raises(Refused, match="space is used up"):
-        jobs.reserve("a", 300)
-    second = jobs.reserve("a", 10)
-    with pytest.raises(Refused, match="other videos are being uploaded"):
+    first = jobs.reserve("a", 200)
+    assert jobs.stored("a") == 400, "the result is about as large"
+    with pytest.raises(Refused, match="you upload too many videos at once"):
         jobs.reserve("a", 1)
-    for folder in (first, second):
-        jobs.release(folder)
-    assert (jobs.stored, list(jobs.folder.iterdir())) == (0, [])
+    with pytest.raises(Refused, match="your results use up your space"):
+        jobs.reserve("b", 251)
+    second = jobs.reserve("b", 250)
+    with pytest.raises(Refused, match="other videos are being uploaded"):
+        jobs.reserve("c", 1)
+    jobs.release(first)
+    third = jobs.reserve("c", 200)
+    jobs.release(second)
+    jobs.add(job("done", visitor="b"))
+    jobs.get("done").size = 500
+    with pytest.raises(Refused, match="the server's space is used up"):
+        jobs.reserve("d", 100)
+    jobs.release(third)
+    assert (jobs.stored(), list(jobs.folder.iterdir())) == (500, [])
 
 
 def test_files_go_when_a_job_fails_or_has_been_kept_long_enough(jobs):
-    folders = [jobs.reserve("a", 1) for _ in range(2)]
+    folders = [jobs.reserve(visitor, 1) for visitor in ("a", "b")]
     failed, kept = (job(folder.name, folder=folder) for folder in folders)
     for each in (failed, kept):
         (each.folder / "source").write_bytes(b"x")
