@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a proxy in front, which tells the addresses of visitors (X-Forwarded-For)",
     )
     parser.add_argument(
-        "--folder", type=options.path, metavar="DIR", help="for temporary files; default: /tmp"
+        "--folder", type=options.path_here, metavar="DIR", help="for temporary files; default: /tmp"
     )
     parser.add_argument(
         "--grace",
