@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mfm_jax
 from mfm_jax.errors import WriteError, system_reason
 from mfm_jax.inference.segments import unfinished
+from mfm_jax.storage.addresses import StorePath
+from mfm_jax.storage.copies import md5_of
 from mfm_jax.storage.files import atomic_write, write_text
 from mfm_jax.storage.json_lines import read_json_lines
 from mfm_jax.storage.store import digest_file
@@ -48,6 +51,11 @@ class Record:
         """Return whether an output is there as it was made, of the same inputs and settings."""
         return is_there(self._entries.get(name_of(self.folder, target)), target, made_of)
 
+    def has_unread(self, target: Path, source: Path, asked: Mapping[str, Any]) -> bool:
+        """Return the same of a video in a store, as far as that can be told without reading it."""
+        entry = self._entries.get(name_of(self.folder, target))
+        return is_there_unread(entry, target, source, asked)
+
     def add(
         self,
         target: Path,
@@ -57,6 +65,7 @@ class Record:
         candidate: int = 0,
         *,
         digest: str,
+        md5: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Record an output that is whole.
 
@@ -65,12 +74,13 @@ class Record:
             seconds: the length of the sound.
             candidate: which of several was chosen, from 0; its seed is so much later.
             digest: SHA-256 of the output.
+            md5: of the `source` and of the `output`, as far as they are in a store.
 
         Raises:
             WriteError: the record cannot be written.
         """
         name = name_of(self.folder, target)
-        entry = entry_of(name, source, made_of, seconds, candidate, digest)
+        entry = entry_of(name, source, made_of, seconds, candidate, digest, md5)
         with self._lock:
             _append(self.folder / NAME, json.dumps(entry) + "\n")
 
@@ -108,6 +118,7 @@ def entry_of(
     seconds: float,
     candidate: int,
     digest: str,
+    md5: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the line of an output; the arguments are those of `Record.add`."""
     return {
@@ -119,6 +130,7 @@ def entry_of(
         "made_of": dict(made_of),
         "version": mfm_jax.__version__,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **({"md5": dict(md5)} if md5 else {}),
     }
 
 
@@ -127,9 +139,34 @@ def is_there(entry: Mapping[str, Any] | None, target: Path, made_of: Mapping[str
     if entry is None or entry.get("made_of") != made_of:
         return False
     try:
+        recorded = entry.get("md5", {}).get("output")
+        if recorded and (known := _stored_md5(target)):
+            return known == recorded
         return digest_file(target) == entry.get("sha256")
     except OSError:
         return False
+
+
+def is_there_unread(
+    entry: Mapping[str, Any] | None, target: Path, source: Path, asked: Mapping[str, Any]
+) -> bool:
+    """Return the same of a source in a store, which tells its MD5; False where that is unknown."""
+    if entry is None or not isinstance(source, StorePath):
+        return False
+    made_of = entry.get("made_of", {})
+    if {**asked, "sha256": made_of.get("sha256")} != made_of:
+        return False
+    try:
+        known = _stored_md5(source)
+    except OSError:
+        return False
+    same = known is not None and known == entry.get("md5", {}).get("source")
+    return same and is_there(entry, target, made_of)
+
+
+def _stored_md5(path: Path) -> str | None:
+    """Return the MD5 that a store tells of an object; None for a file of this machine."""
+    return md5_of(path.info()) if isinstance(path, StorePath) else None
 
 
 def write_record(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:

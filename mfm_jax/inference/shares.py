@@ -243,12 +243,21 @@ class Share:
 
     def has(self, target: Path, made_of: Mapping[str, Any]) -> bool:
         """Return whether an output is there as it was made, of the same inputs and settings."""
+        return self._is_there(target, lambda entry: record.is_there(entry, target, made_of))
+
+    def has_unread(self, target: Path, source: Path, asked: Mapping[str, Any]) -> bool:
+        """Return the same of a video in a store, as far as that can be told without reading it."""
+        return self._is_there(
+            target, lambda entry: record.is_there_unread(entry, target, source, asked)
+        )
+
+    def _is_there(self, target: Path, is_there: Callable[[dict[str, Any]], bool]) -> bool:
         name = record.name_of(self.folder, target)
         with self._lock:
             piece = self._held.get(self._number[name])
         entries = (piece.before.get(name) if piece else None, self._before.get(name))
         for entry in entries:
-            if entry is not None and record.is_there(entry, target, made_of):
+            if entry is not None and is_there(entry):
                 self._settle(name, entry)
                 return True
         return False
@@ -262,10 +271,11 @@ class Share:
         candidate: int = 0,
         *,
         digest: str,
+        md5: Mapping[str, str],
     ) -> None:
         """Record an output that is whole."""
         name = record.name_of(self.folder, target)
-        entry = record.entry_of(name, source, made_of, seconds, candidate, digest)
+        entry = record.entry_of(name, source, made_of, seconds, candidate, digest, md5)
         self._settle(name, entry)
 
     def fail(self, target: Path, source: Path, reason: str) -> None:
@@ -281,9 +291,9 @@ class Share:
             piece = self._held.get(self._number[name])
             if piece is None:
                 return
+            self.count += name not in piece.lines
             piece.lines[name] = line
             full = len(piece.lines) == len(piece.jobs)
-            self.count += 1
         if full:
             self._wake.set()
 

@@ -129,6 +129,10 @@ class Recorder(Protocol):
         """Return whether an output is there as it was made, of the same inputs and settings."""
         ...
 
+    def has_unread(self, target: Path, source: Path, asked: Mapping[str, Any]) -> bool:
+        """Return the same of a video in a store, as far as that can be told without reading it."""
+        ...
+
     def add(
         self,
         target: Path,
@@ -138,6 +142,7 @@ class Recorder(Protocol):
         candidate: int = 0,
         *,
         digest: str,
+        md5: Mapping[str, str],
     ) -> None:
         """Record an output that is whole."""
         ...
@@ -223,15 +228,16 @@ class Work:
     def _read(self, job: Job) -> Iterator[Window]:
         """Yield every window of a video, unless its sound is there already; runs in a thread."""
         with self._failure_of(job):
-            request, job.file = job.request, job.held.enter_context(local_copy(job.source))
+            request, asked = job.request, _asked(job.request) | dict(self.settings)
+            if self.record and self.record.has_unread(job.target, job.source, asked):
+                self._skip(job)
+                return
+            job.file = job.held.enter_context(local_copy(job.source))
             job.signature = signature(job.file)
             if self.record is not None:
-                job.made_of = _made_of(request, job.file) | dict(self.settings)
+                job.made_of = {"sha256": digest_file(job.file), **asked}
                 if self.record.has(job.target, job.made_of):
-                    job.written = job.skipped = True
-                    job.held.close()
-                    self.throughput.skip()
-                    self._advance()
+                    self._skip(job)
                     return
             seconds = request.seconds(probe(job.file).seconds)
             job.samples = round(seconds * RATE)
@@ -241,6 +247,13 @@ class Work:
                 yield window
                 if job.failed:
                     return
+
+    def _skip(self, job: Job) -> None:
+        """Leave an output as it is there."""
+        job.written = job.skipped = True
+        job.held.close()
+        self.throughput.skip()
+        self._advance()
 
     def _results(self, group: list[Item], result: Made | Exception) -> Iterator[tuple[Job, Made]]:
         """Yield what was made of each window, or mark their video as failed."""
@@ -270,10 +283,13 @@ class Work:
             else:
                 notes += write_video(job.file, file, wave, rate)
             digest = "" if self.record is None else digest_file(file)
+            both = {"source": (job.source, job.file), "output": (job.target, file)}
+            stored = {k: at for k, (path, at) in both.items() if isinstance(path, StorePath)}
+            md5 = {name: digest_file(at, "md5") for name, at in stored.items()}
         if self.record is not None:
-            seconds = job.samples / RATE
+            of, seconds = job.made_of, job.samples / RATE
             self.record.add(
-                job.target, job.source, job.made_of, seconds, choice.number, digest=digest
+                job.target, job.source, of, seconds, choice.number, digest=digest, md5=md5
             )
         return notes
 
@@ -373,10 +389,9 @@ def _file_of(target: Path) -> Iterator[Path]:
         target.put(file)
 
 
-def _made_of(request: Request, file: Path) -> dict[str, Any]:
-    """Return what an output depends on, apart from settings of the whole run."""
+def _asked(request: Request) -> dict[str, Any]:
+    """Return what an output depends on, apart from the video and settings of the whole run."""
     return {
-        "sha256": digest_file(file),
         "start": request.start,
         "end": request.end,
         "prompt": request.prompt,

@@ -198,15 +198,15 @@ def _check(file: StorePath, part: Path, info: Mapping[str, Any]) -> None:
         AddressError: it is not what the store has listed.
     """
     same = part.stat().st_size == info["size"]
-    if same and (known := _md5(info)):
+    if same and (known := md5_of(info)):
         with part.open("rb") as read:
             same = hashlib.file_digest(read, "md5").hexdigest() == known
     if not same:
         raise AddressError(f"{file} was changed while it was read, or damaged: try again")
 
 
-def _md5(info: Mapping[str, Any]) -> str | None:
-    """Return the MD5 that a store tells of an object."""
+def md5_of(info: Mapping[str, Any]) -> str | None:
+    """Return the MD5 that a store tells of an object, if it does."""
     if known := info.get("md5Hash"):
         return base64.b64decode(known).hex()
     tag = str(info.get("ETag", "")).strip('"')  # of S3, unless it came in several parts

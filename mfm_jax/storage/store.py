@@ -203,10 +203,10 @@ def digest_array(array: np.ndarray) -> str:
     return hashlib.sha256(contiguous(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
+def digest_file(path: Path, kind: str = "sha256") -> str:
+    """Return the SHA-256 of a file, or another digest, read in pieces."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import pytest
 from mfm_jax.cli import main
 from mfm_jax.errors import UsageError
 from mfm_jax.inference import shares
+from mfm_jax.inference import work as work_module
 from mfm_jax.inference.inputs import expand
 from mfm_jax.inference.record import FAILED, NAME, Record, read_record
 from mfm_jax.inference.requests import targets
@@ -189,6 +190,18 @@ def test_a_rerun_makes_what_is_missing_changed_or_asked_for_anew(place, alone, c
     assert sorted(run(place)) == ["01.mp4", "02.mp4"]
     assert len(run(place, overwrite=True)) == CLIPS - 1
     check_complete(place, alone, copies)
+
+
+@pytest.mark.parametrize("place", ["store"], indirect=True)
+def test_a_rerun_reads_no_video_whose_digest_the_store_tells(place, alone, monkeypatch):
+    (place / "clips" / f"{BROKEN}.mp4").unlink()
+    assert len(run(place)) == CLIPS - 1
+    with monkeypatch.context() as patch:
+        patch.setattr(work_module, "local_copy", lambda path: pytest.fail(f"{path} is read"))
+        assert run(place) == []
+    (place / "clips" / "03.mp4").write_bytes((place / "clips" / "07.mp4").read_bytes())
+    assert run(place) == ["03.mp4"]
+    assert sounds(place / "out")["03.wav"] == sounds(alone)["07.wav"]
 
 
 def test_an_unfinished_job_gives_way_to_another_and_keeps_its_outputs(place, alone, copies):

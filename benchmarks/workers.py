@@ -1,0 +1,122 @@
+"""`python -m benchmarks.workers`: workers that share a store beside runs that share nothing.
+
+The rows of one manifest are divided by four workers, with videos, outputs and records in a store
+of this machine; and the same rows in four parts by four runs of their own, from and to the disk. A
+stand-in takes the place of the networks and keeps a core busy for `--work` milliseconds a clip, so
+that both sides have the same work and the rest shows. Both begin with the start of the processes.
+"""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.hardware import hardware
+
+VIDEOS = 100
+"""Different videos, which the rows name in turn."""
+
+
+def write_inputs(folder: Path, rows: int, parts: int) -> None:
+    """Write tiny videos, a manifest of all rows, and one for each part of them."""
+    from mfm_jax.media.write import write_frames
+
+    folder.mkdir()
+    for i in range(VIDEOS):
+        write_frames(iter(np.full((10, 32, 32, 3), 2 * i, np.uint8)), folder / f"{i}.mp4", fps=25)
+    lines = [(f"{i % VIDEOS}.mp4", f"{i:05d}.wav", i) for i in range(rows)]
+    parted = {f"part{p}.csv": lines[p * rows // parts : (p + 1) * rows // parts]
+              for p in range(parts)}  # fmt: skip
+    for name, its in {"all.csv": lines, **parted}.items():
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows([("file", "output", "seed"), *its])
+
+
+def work(manifest: str, out: str, milliseconds: float) -> None:
+    """Do what `mfm generate` does, with a stand-in for the networks."""
+    from mfm_jax.inference.inputs import expand
+    from mfm_jax.inference.pipeline import Made
+    from mfm_jax.inference.record import Record
+    from mfm_jax.inference.requests import targets
+    from mfm_jax.inference.shares import do_together
+    from mfm_jax.inference.work import Item, Job, Networks, Work
+    from mfm_jax.media.windows import WindowSpec
+    from mfm_jax.storage.addresses import StorePath
+    from mfm_jax.storage.paths import user_path
+
+    def start(items: Sequence[Item]) -> Made:
+        until = time.thread_time() + len(items) * milliseconds / 1e3
+        while time.thread_time() < until:
+            pass
+        levels = [[[window.cavp_THWC.mean() / 256]] for _, window in items]
+        waves = np.repeat(np.float32(levels), 6400, axis=2)
+        return Made(waves, np.zeros((len(items), 1, 1), np.float32))
+
+    folder = user_path(out)
+    requests = expand([manifest])
+    jobs = [Job(*pair) for pair in zip(requests, targets(requests, folder, "wav"), strict=True)]
+    spec = WindowSpec(
+        seconds=0.4, overlap=0.1, cavp_fps=12.5, cavp_size=16, timechat_frames=2, timechat_size=16
+    )
+    if isinstance(folder, StorePath):
+        do_together(Work(jobs, spec), folder, lambda: Networks(start), 4)
+    else:
+        folder.mkdir(parents=True)
+        alone = Work(jobs, spec, record=Record(folder))
+        alone.check_targets()
+        alone.run(lambda: Networks(start), 4)
+
+
+def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> float:
+    """Run workers at the same time; return the seconds until the last one has ended."""
+    begun = time.monotonic()
+    words = [sys.executable, "-m", "benchmarks.workers", "--work", str(milliseconds), "--as-worker"]
+    running = [subprocess.Popen([*words, *command]) for command in commands]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise RuntimeError(f"workers ended with {codes}")
+    return time.monotonic() - begun
+
+
+def main() -> None:
+    """Print clips a second of both, and their ratio."""
+    from tests.store_server import new_bucket, running_server
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--work", type=float, default=20.0, metavar="MS", help="default: 20")
+    parser.add_argument("--as-worker", nargs=2, metavar=("MANIFEST", "OUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.as_worker:
+        work(*args.as_worker, args.work)
+        return
+    with tempfile.TemporaryDirectory() as name, running_server() as url:
+        folder, bucket = Path(name), new_bucket(url, "workers")
+        os.environ["MFM_FILES"] = str(folder / "copies")
+        print(
+            f"{hardware(folder)}; {args.rows} rows, {args.workers} workers, {args.work:g} ms each"
+        )
+        write_inputs(folder / "in", args.rows, args.workers)
+        for file in (folder / "in").iterdir():
+            (bucket / "in" / file.name).put(file)
+        apart = [[str(folder / "in" / f"part{p}.csv"), str(folder / "out" / str(p))]
+                 for p in range(args.workers)]  # fmt: skip
+        alone = timed(apart, args.work)
+        shared = timed([[f"{bucket}/in/all.csv", f"{bucket}/out"]] * args.workers, args.work)
+        made = sum(path.name.endswith(".wav") for path in (bucket / "out").files())
+        print(
+            f"on the disk, each for itself: {args.rows / alone:.1f} clips/s; sharing the store: "
+            f"{args.rows / shared:.1f} clips/s, {made} outputs; ratio {alone / shared:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
