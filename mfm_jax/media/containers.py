@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from stat import S_ISREG
+from typing import Any
 
 import av
 from av.error import FFmpegError
@@ -69,6 +70,12 @@ class Limits:
                 )
 
 
+UNREADABLE_TEXT: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
+"""How titles are read that are no UTF-8. PyAV 19 always keeps their bytes, as surrogates."""
+
+
 def _variable(limit: str) -> str:
     return f"MFM_MAX_{limit.upper()}"
 
@@ -90,7 +97,7 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
                 file or f"file:{path.absolute()}",  # so that no name is taken for an address
                 "r",
                 container_options=options,
-                metadata_errors="replace",
+                **UNREADABLE_TEXT,
             )
         except FFmpegError:
             raise MediaError(
