@@ -34,6 +34,7 @@ from mfm_jax.train.log import Metrics
 from mfm_jax.train.recipe import TrainConfig, TrainSetup
 from mfm_jax.train.speed import Profile, StepTimer
 from mfm_jax.train.step import TrainState
+from mfm_jax.train.stop import Stop
 from mfm_jax.train.workdir import CHECKPOINTS, claimed, record, tell
 
 
@@ -109,7 +110,7 @@ def run(
     timer = StepTimer.of(config.batch, jax.devices())
     with (
         checkpoints,
-        Stop() as stop,
+        Stop(lambda: checkpoints.complete, distributed.say) as stop,
         jax.set_mesh(layout.mesh),
         closing(
             Metrics(
@@ -204,38 +205,6 @@ def score_of(scores: Mapping[str, float], name: str) -> float | None:
     if name and name not in scores:
         raise SettingError(f"best: the evaluation has no {name!r}; it has {', '.join(scores)}")
     return scores[name] if name else None
-
-
-class Stop:
-    """Turns the first SIGTERM or SIGINT into a request to stop after the current step.
-
-    A second SIGINT, and every signal before and after the block, does what it did before. SIGTERM
-    to any one of several processes stops all of them, at the same step.
-    """
-
-    def __init__(self) -> None:
-        self.signal, self._together = 0, jax.process_count() > 1
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        # JAX waits for the SIGTERM of several processes itself.
-        for number in () if self._together else (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def at(self, step: int) -> bool:
-        """Return True if the run should stop now that `step` steps are done."""
-        if self._together:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return bool(self.signal)
-
-    def _remember(self, number: int, _) -> None:
-        self.signal = number
-        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

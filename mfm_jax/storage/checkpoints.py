@@ -74,6 +74,11 @@ class Checkpoints:
         """The step of the checkpoint with the lowest score, if any has one."""
         return next(iter(self._ranked()), None)
 
+    @property
+    def complete(self) -> int | None:
+        """The step of the newest checkpoint that is whole now, if there is any."""
+        return max(self._manager.all_steps(read=True), default=None)
+
     def would_be_best(self, score: float | None) -> bool:
         """Return whether a checkpoint with this score would be the best."""
         return score is not None and score < min(self._scores.values(), default=math.inf)
