@@ -4,6 +4,7 @@
   modules of each folder of the package.
 - Sections of files above docs/. A line that is only a link to one, such as
   `[Networks](../README.md#networks)`, stands for the section itself, so that it is written once.
+  Other links to files above docs/, which are not on the site, become their names.
 """
 
 import argparse
@@ -25,6 +26,7 @@ RESEARCH = ("miniature",)
 """Commands whose parsers need the libraries that they run with, and are not listed further."""
 INCLUDE = re.compile(r"^\[[^\]]+\]\(\.\./([\w./-]+\.md)(?:#([\w-]+))?\)$", re.MULTILINE)
 HEADING = re.compile(r"^(#+) (.*)$")
+ABOVE = re.compile(r"\[([^\]]+)\]\(\.\./([^)\s#]+)[^)]*\)")
 LINK = re.compile(r"\]\((?!\w+://|#)([^)\s]+)\)")
 
 
@@ -46,8 +48,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Put sections of files above docs/ in the place of lines that are links to them."""
-    return INCLUDE.sub(lambda match: included(match[1], match[2]), markdown)
+    """Put sections of files above docs/, or their names, in the place of links to them."""
+    if "/" in page.file.src_uri:
+        return markdown
+    text = INCLUDE.sub(lambda match: included(match[1], match[2]), markdown)
+    return ABOVE.sub(lambda match: f"{match[1]} (`{match[2]}`)", text)
 
 
 def rooms() -> list[str]:
