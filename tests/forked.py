@@ -8,6 +8,7 @@ what it prints, starts an interpreter of its own instead.
 import atexit
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -80,6 +81,7 @@ def _call(
     """Be the process: set up JAX, call the function, send what it returns, and end as usual."""
     import jax
 
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
     os.chdir(ROOT)
     os.environ["XLA_FLAGS"] = flags
     for name, value in options.items():
@@ -92,3 +94,11 @@ def _call(
         send.close()
         # The fork server leaves them out; JAX takes leave of other processes in one.
         atexit._run_exitfuncs()
+
+
+def _end_with_the_tests() -> None:
+    """End this process when that of the tests has ended, also where it was killed."""
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
+    os._exit(1)
