@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
 import av
 from av.error import FFmpegError
@@ -70,12 +69,6 @@ class Limits:
                 )
 
 
-UNREADABLE_TEXT: dict[str, Any] = (
-    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-)
-"""How titles are read that are no UTF-8. PyAV 19 always keeps their bytes, as surrogates."""
-
-
 def _variable(limit: str) -> str:
     return f"MFM_MAX_{limit.upper()}"
 
@@ -97,7 +90,7 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
                 file or f"file:{path.absolute()}",  # so that no name is taken for an address
                 "r",
                 container_options=options,
-                **UNREADABLE_TEXT,
+                metadata_errors="replace",
             )
         except FFmpegError:
             raise MediaError(
