@@ -117,7 +117,8 @@ def test_a_kernel_counts_as_it_says_on_all_devices():
     q = jnp.zeros((8, 24, 4, 32), jnp.bfloat16)
     once = 4 * 8 * 24 * 24 * 128
     assert count_flops(attend, q) == once
-    mesh = jax.sharding.AbstractMesh((4, 2, 1), ("data", "fsdp", "tensor"))
+    axes = (jax.sharding.AxisType.Auto,) * 3  # as `make_mesh` makes them
+    mesh = jax.sharding.AbstractMesh((4, 2, 1), ("data", "fsdp", "tensor"), axes)
     with jax.sharding.use_abstract_mesh(mesh):
         assert count_flops(attend, q) == once
         # Eight devices cannot share seven examples: each does them all, which counts once.
