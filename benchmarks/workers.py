@@ -9,6 +9,7 @@ that both sides have the same work and the rest shows. Both begin with the start
 import argparse
 import csv
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -74,15 +75,21 @@ def work(manifest: str, out: str, milliseconds: float) -> None:
         alone.run(lambda: Networks(start), 4)
 
 
-def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> float:
-    """Run workers at the same time; return the seconds until the last one has ended."""
-    begun = time.monotonic()
+def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> tuple[float, float]:
+    """Run workers at the same time; return the seconds that they take, and those of processors."""
+    begun, used = time.monotonic(), processors()
     words = [sys.executable, "-m", "benchmarks.workers", "--work", str(milliseconds), "--as-worker"]
     running = [subprocess.Popen([*words, *command]) for command in commands]
     codes = [process.wait() for process in running]
     if any(codes):
         raise RuntimeError(f"workers ended with {codes}")
-    return time.monotonic() - begun
+    return time.monotonic() - begun, processors() - used
+
+
+def processors() -> float:
+    """Return the seconds of processors that processes have used which have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -109,12 +116,16 @@ def main() -> None:
             (bucket / "in" / file.name).put(file)
         apart = [[str(folder / "in" / f"part{p}.csv"), str(folder / "out" / str(p))]
                  for p in range(args.workers)]  # fmt: skip
-        alone = timed(apart, args.work)
-        shared = timed([[f"{bucket}/in/all.csv", f"{bucket}/out"]] * args.workers, args.work)
+        alone, alone_cpu = timed(apart, args.work)
+        shared, shared_cpu = timed(
+            [[f"{bucket}/in/all.csv", f"{bucket}/out"]] * args.workers, args.work
+        )
         made = sum(path.name.endswith(".wav") for path in (bucket / "out").files())
         print(
             f"on the disk, each for itself: {args.rows / alone:.1f} clips/s; sharing the store: "
-            f"{args.rows / shared:.1f} clips/s, {made} outputs; ratio {alone / shared:.2f}"
+            f"{args.rows / shared:.1f} clips/s, {made} outputs; ratio {alone / shared:.2f}. "
+            f"Processors: {1e3 * alone_cpu / args.rows:.1f} and "
+            f"{1e3 * shared_cpu / args.rows:.1f} ms a clip"
         )
 
 

@@ -43,7 +43,7 @@ PIECE = 64
 """Requests in a piece; fewer where there would be less than so many pieces to divide."""
 INTERVAL = 1.0
 """Seconds between two writes of a piece's file: stores allow about one a second."""
-LONGEST_WAIT = 5.0
+LONGEST_WAIT = 2.0
 """Seconds between two looks at the work of others, in the end."""
 SECONDS = "MFM_LEASE_SECONDS"
 """The environment variable that says how long a lease is good without being renewed."""
@@ -427,15 +427,17 @@ class Share:
         lease = self.leases.take(f"{self.files.name}-end")
         if lease is None:
             return False
-        if not self.files.is_over():
+        over = self.files.is_over()
+        if not over:
             lines = self.files.lines()
             failed = [line for line in lines if "failed" in line]
             record.write_record(self.folder, record.read_record(self.folder).values())
             record.write_failures(self.folder, failed)
             how = {"over": DONE, "made": len(lines) - len(failed), "failed": len(failed)}
             self.files.end(how)
-            self._tidy()
         self.leases.give_back(lease)
+        if not over:
+            self._tidy()
         return True
 
     def _tidy(self) -> None:
@@ -446,9 +448,11 @@ class Share:
             with suppress(OSError):
                 job.place.rmdir()
         remove_files(job.file for job in jobs if job.number < self.files.number)
-        mine = self.files.name
-        old = [n for n in names_in(self.leases.folder) if n[0].isdigit() and n[: len(mine)] <= mine]
-        remove_files(self.leases.folder / name for name in old)
+        mine, names = self.files.name, names_in(self.leases.folder)
+        present = {WORKER + worker for worker in workers(self.folder)}
+        gone = [n for n in names if n.startswith(WORKER) and n.rpartition(".")[0] not in present]
+        pieces = [n for n in names if n[0].isdigit() and n[: len(mine)] <= mine]
+        remove_files(self.leases.folder / name for name in (*gone, *pieces))
 
 
 def _write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:

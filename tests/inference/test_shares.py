@@ -131,7 +131,7 @@ def check_complete(place: Path, alone: Path, copies: Path) -> None:
     names = {file.name for file in out.iterdir()} - set(sounds(out))
     assert names == {NAME, FAILED, FOLDER}
     left = {file.name for file in (out / FOLDER).rglob("*") if file.is_file()}
-    assert all(name.endswith(".json") or "worker-" in name for name in left), left
+    assert all(name.endswith(".json") for name in left), left
     assert not [file for file in (copies / "outgoing").rglob("*") if file.is_file()]
     assert not any(name.startswith(("gs:", "s3:")) for name in os.listdir())
 
