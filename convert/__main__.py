@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="files, a folder or a Hugging Face repository; with --to torch, a bundle",
+        help="files, a folder or a Hugging Face repository, ORGANISATION/NAME or hf://...; with "
+        "--to torch, a bundle",
     )
     parser.add_argument(
         "-o", "--output", required=True, type=options.path, help="a bundle, or a folder"

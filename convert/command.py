@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from convert.incoming import Choices, to_bundle
 from convert.model import Model, Request
 from convert.outgoing import to_torch as write_torch
-from convert.source import is_hub_id, read_json, resolve
+from convert.source import is_hub_source, read_json, resolve
 from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import one_line
@@ -88,7 +88,7 @@ def to_torch(args: argparse.Namespace) -> None:
             f"with --to torch a bundle is written as it is: leave out {', '.join(given)}"
         )
     check_folder(args.output)
-    bundle = Bundle.open(array_path(args.sources[0]))
+    bundle = Bundle.open(args.sources[0])
     parts = find_model(args.model).write(bundle)
     with Progress(None, "MB") as progress:
         write_torch(bundle, parts, args.output, _Megabytes(progress))
@@ -115,10 +115,7 @@ class _Megabytes:
 
 def _command(args: argparse.Namespace) -> str:
     """Return the command as the bundle records it: with the names of files, without folders."""
-    names = [
-        source if is_hub_id(source) and not Path(source).exists() else Path(source).name
-        for source in args.sources
-    ]
+    names = [source if is_hub_source(source) else Path(source).name for source in args.sources]
     options = [option for pattern in args.excuse for option in ("--excuse", pattern)]
     options += ["--precision", args.precision] if args.precision else []
     options += ["--drop-unused"] if args.drop_unused else []

@@ -11,8 +11,15 @@ from typing import Any
 from convert import safetensors_file, torch_file
 from convert.tensors import Problem, SourceError, Tensor, about, excused, listed
 from convert.torch_file import is_average
-from mfm_jax.errors import first_line
 from mfm_jax.storage.copies import kept_copy
+from mfm_jax.storage.hub import (
+    Address,
+    HubError,
+    download,
+    read_address,
+    read_short,
+    snapshot_of,
+)
 from mfm_jax.storage.paths import user_path
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")
@@ -58,51 +65,55 @@ class Weights:
     only_averages: str = ""  # where they are, if these are averages and there are no others
 
 
-def is_hub_id(text: str) -> bool:
-    """Return whether `text` looks like a repository on the hub, `organisation/name`."""
-    name = r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-    return (
-        re.fullmatch(f"{name}/{name}", text) is not None
-        and not any(pair in text for pair in ("..", "--"))
-        and not text.endswith(SUFFIXES)
-    )
+def is_hub_source(source: str) -> bool:
+    """Return whether a source is read from the hub: an address, or a name that is no path here."""
+    if read_address(source) is not None:
+        return True
+    return _short(source) is not None and not Path(source).exists()
+
+
+def _short(source: str) -> Address | None:
+    """Return what `organisation/name[@revision]` means; the name of a missing file is no such."""
+    return None if source.endswith(SUFFIXES) else read_short(source)
 
 
 def resolve(
     source: str, *, patterns: Sequence[str] | None = None, revision: str | None = None
 ) -> Path:
-    """Return the path `source`, or the folder to which the repository `source` was downloaded.
+    """Return the path `source`, or where it lies in the hub's cache once it is downloaded.
 
     What lies in an object store is copied to this machine.
 
     Args:
-        source: a path, an address, or `organisation/name` of the hub.
+        source: a path, an address, or `organisation/name[@revision]` of the hub.
         patterns: files of the repository to download; all by default.
         revision: a branch, a tag or a commit of the repository.
 
     Raises:
-        SourceError: it is no file or folder, and cannot be downloaded.
+        SourceError: it is no file or folder.
+        HubError: an address cannot be downloaded.
     """
+    if (address := read_address(source)) is not None:
+        return download(_at(address, revision), patterns)
     path = user_path(source)
     with about(path):
         if path.exists():
             return kept_copy(path)
-    if not is_hub_id(source):
+    if (address := _short(source)) is None:
         raise SourceError(f"{source}: no such file or folder")
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
+        return download(_at(address, revision), patterns)
+    except HubError as error:
         raise SourceError(
-            f"{source}: no such file or folder; to get it from the hub, pip install huggingface_hub"
+            f"{source}: no such file or folder, and the hub does not give it ({error})"
         ) from None
-    allowed = None if patterns is None else list(patterns)
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=allowed))
-    except Exception as error:
-        # The hub's library and those under it raise many types.
-        raise SourceError(
-            f"{source}: no such file or folder, and the hub does not give it: {first_line(error)}"
-        ) from None
+
+
+def _at(address: Address, revision: str | None) -> Address:
+    """Return the address at a revision that is given apart from it."""
+    if revision and address.revision:
+        raise SourceError(f"{address} names a revision: leave --revision out")
+    return address._replace(revision=revision) if revision else address
 
 
 def open_weights(path: Path, *, excuse: Sequence[str] = ()) -> Weights:
@@ -317,7 +328,5 @@ def _root(folder: Path) -> Path:
     Snapshots there are links: `models--org--name/snapshots/REVISION/f` to `../../blobs/HASH`.
     """
     folder = folder.resolve()
-    for snapshots in folder.parents:
-        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
-            return snapshots.parent
-    return folder
+    snapshot = snapshot_of(folder)
+    return folder if snapshot is None else snapshot.parents[1]

@@ -29,8 +29,8 @@ from mfm_jax.runtime.config import from_json, to_json
 from mfm_jax.runtime.sharding import Axes
 from mfm_jax.storage.addresses import AddressError
 from mfm_jax.storage.copies import kept_copy
+from mfm_jax.storage.hub import bundle_path, complete
 from mfm_jax.storage.index import INDEX, Listed, StoreError, read_json
-from mfm_jax.storage.paths import user_path
 from mfm_jax.storage.store import Store
 from mfm_jax.storage.verify import require, verified, verify_together
 from mfm_jax.storage.weights import (
@@ -80,7 +80,8 @@ class Entry:
 class Bundle:
     """An opened `bundle.json`; `load` reads weights.
 
-    A bundle may lie in an object store: a component is copied to this machine when it is needed.
+    A bundle may lie in an object store or a repository of the Hugging Face hub: a component is
+    copied to this machine when it is needed.
     """
 
     path: Path
@@ -89,17 +90,19 @@ class Bundle:
     verify: bool = True  # compare what is loaded with its checksums
 
     @classmethod
-    def open(cls, path: Path, *, verify: bool = True) -> "Bundle":
+    def open(cls, path: str | Path, *, verify: bool = True) -> "Bundle":
         """Read what a bundle holds, without its weights.
 
         Args:
+            path: a folder, or a repository of the hub (`mfm_jax.storage.hub`).
             verify: compare a component with its checksums when it is loaded. What changed in the
                 meantime is then an error, not other values.
 
         Raises:
             BundleError: no bundle there, of another format, or one that does not parse.
+            HubError: the repository cannot be read, or holds no bundle.
         """
-        path = user_path(path)
+        path = bundle_path(path)
         file = path / "bundle.json"
         try:
             there = file.is_file()
@@ -228,11 +231,12 @@ class Bundle:
         Raises:
             StoreError: it is missing in the store.
             AddressError: the store cannot be read.
+            HubError: the hub cannot be read.
             WriteError: there is no room for a copy.
         """
         place = self.path / self._entry(name).folder
         try:
-            return kept_copy(place)
+            return kept_copy(complete(place))
         except FileNotFoundError:
             raise StoreError(f"{place} is missing") from None
 

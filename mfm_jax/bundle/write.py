@@ -250,7 +250,8 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 def _link_or_copy(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        # A file in the hub's cache is a link, to which Linux would make another one.
+        os.link(os.path.realpath(source), target)
     except OSError:
         shutil.copy2(source, target)
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mfm_jax.errors import one_line
+from mfm_jax.errors import UserError, one_line
 from mfm_jax.runtime.distributed import Processes
 from mfm_jax.runtime.precision import PRECISIONS
+from mfm_jax.storage.hub import is_of_hub
 from mfm_jax.storage.paths import TINY_BUNDLE, PathError, array_path, local_path, user_path
 
 
@@ -46,10 +47,10 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     """Add `--bundle`."""
     parser.add_argument(
         "--bundle",
-        type=array_folder,
+        type=bundle,
         default=TINY_BUNDLE,
         metavar="DIR",
-        help="default: the miniature",
+        help="a folder, or hf://ORGANISATION/NAME[@REVISION]; default: the miniature",
     )
 
 
@@ -200,6 +201,17 @@ def path_here(text: str) -> Path:
 def array_folder(text: str) -> Path:
     """Read the path of a bundle, a run or features; a `type` of argparse."""
     return path(text, array_path)
+
+
+def bundle(text: str) -> Path | str:
+    """Read the name of a bundle to be opened; a `type` of argparse.
+
+    The hub is not asked yet, so that a name there stays as it is.
+    """
+    try:
+        return text if is_of_hub(text) else array_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def at_least_one(text: str) -> int:

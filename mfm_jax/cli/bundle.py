@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     ):
         verb = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        verb.add_argument("bundle", type=options.array_folder, metavar="DIR")
+        verb.add_argument("bundle", type=options.bundle, metavar="DIR")
         verb.set_defaults(run=run)
     options.add_sampling(verb)
     options.add_computing(verb)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bundle",
-        type=options.array_folder,
+        type=options.bundle,
         metavar="DIR",
         help="its networks give the scores that need one (cnn14, audiomae); default: none",
     )

@@ -22,7 +22,7 @@ from mfm_jax.inference.stream import read_ahead
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.progress import Progress
 from mfm_jax.storage.files import check_folder, new_folder
-from mfm_jax.storage.paths import array_path, user_path
+from mfm_jax.storage.paths import user_path
 from mfm_jax.typing import Float
 
 AHEAD = 4
@@ -95,7 +95,7 @@ def evaluate(
     pairing = pair(
         listed.pop(REFERENCE), listed, {side: str(source) for side, source in sources.items()}
     )
-    opened = None if bundle is None else Bundle.open(array_path(bundle), verify=verify)
+    opened = None if bundle is None else Bundle.open(bundle, verify=verify)
     folder = None if onsets is None else user_path(onsets)
     settings = Settings(opened, published, folder, precision, batch)
     return evaluate_pairs(pairing, user_path(out), settings, command=command, progress=progress)

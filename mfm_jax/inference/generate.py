@@ -33,7 +33,7 @@ from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.copies import local_copy
 from mfm_jax.storage.files import check_file, check_folder
-from mfm_jax.storage.paths import TINY_BUNDLE, array_path, user_path
+from mfm_jax.storage.paths import TINY_BUNDLE, user_path
 from mfm_jax.storage.store import digest_file
 
 BATCH = 4
@@ -97,7 +97,8 @@ def generate(
     Args:
         videos: files, folders, globs or manifests (`mfm_jax.inference.manifest`).
         out: a folder, or for one video FILE.mp4 (.mov, .m4v, .mkv, .webm) or FILE.wav.
-        bundle: a folder; the miniature that comes with the package if None.
+        bundle: a folder, or a repository of the hub (`hf://organisation/name@revision`); the
+            miniature that comes with the package if None.
         verify: compare its weights with their checksums.
         prompt: text for the sound wanted, if the bundle has a text encoder.
         negative_prompt: text for the sound to keep away from.
@@ -146,7 +147,7 @@ def generate(
     vetoed = _veto(veto, candidates)
     finishing = _finishing(rate, lufs, mix)
 
-    opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
+    opened = Bundle.open(TINY_BUNDLE if bundle is None else bundle, verify=verify)
     sampling = _sampling(
         opened.settings, sampler, steps, guidance, eta, guidance_interval, guidance_rescale
     )
@@ -237,7 +238,7 @@ def compile_programs(
         UserError: an argument is wrong, or the programs cannot be written.
     """
     _check_computing(batch, precision, fsdp, tensor)
-    opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle))
+    opened = Bundle.open(TINY_BUNDLE if bundle is None else bundle)
     sampling = _sampling(
         opened.settings, sampler, steps, guidance, eta, guidance_interval, guidance_rescale
     )

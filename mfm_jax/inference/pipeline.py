@@ -38,7 +38,7 @@ from mfm_jax.models.vocoder import Vocoder
 from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs
 from mfm_jax.runtime.seeds import SEEDS, random_key
 from mfm_jax.runtime.sharding import Layout, MeshConfig, constrain, make_mesh
-from mfm_jax.storage.paths import TINY_BUNDLE, array_path
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import Array, Bool, Float, Shaped
 
 LOADERS = 3
@@ -234,7 +234,8 @@ class VideoToAudio:
         """Load every network that generation needs.
 
         Args:
-            bundle: a folder; the miniature that comes with the package if None.
+            bundle: a folder, or a repository of the hub (`hf://organisation/name@revision`); the
+                miniature that comes with the package if None.
             precision: type of the weights, in which the networks then compute.
             layout: shardings on devices of this process; its first device alone if None.
             verify: compare the weights with their checksums.
@@ -246,7 +247,7 @@ class VideoToAudio:
         """
         if layout is None:
             layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
-        opened = Bundle.open(TINY_BUNDLE if bundle is None else array_path(bundle), verify=verify)
+        opened = Bundle.open(TINY_BUNDLE if bundle is None else bundle, verify=verify)
         names = list(Networks._fields)
         if len(opened.config("unet").contexts) == 1:
             names.remove("text")

@@ -64,8 +64,10 @@ def local_path(name: str | os.PathLike[str]) -> Path:
         raise PathError(f"{text!r} is no path: name a file or a folder")
     if is_mistyped_address(text) and not isinstance(name, Path):
         raise PathError(f"{text} lacks a slash of an address: give {StorePath(text)}")
+    if re.match("hf:/(?=[^/])", text) and not (isinstance(name, Path) or os.path.lexists("hf:")):
+        raise PathError(f"{text} lacks a slash of an address: give hf:/{text[3:]}")
     begins = ADDRESS.match(text)
-    if begins and (text[begins.end() :].startswith("/") or _lost_a_slash(name, begins[0])):
+    if begins and (text[begins.end() :].startswith("/") or lost_a_slash(name, begins[0])):
         raise PathError(
             f"{text} is an address, and files are read and written only here: mount its folder or "
             "copy the files, and give the path"
@@ -90,6 +92,6 @@ def array_path(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _lost_a_slash(name: str | os.PathLike[str], begins: str) -> bool:
+def lost_a_slash(name: str | os.PathLike[str], begins: str) -> bool:
     """Tell if a `Path` was made of an address, and not of a folder with a colon in its name."""
     return isinstance(name, Path) and not os.path.lexists(begins)

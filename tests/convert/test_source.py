@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from convert.source import is_hub_id, open_weights, read_json, resolve
+from convert.source import is_hub_source, open_weights, read_json, resolve
 from convert.tensors import SourceError, digest
 
 
@@ -356,6 +356,10 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path, outside):
     [
         ("cvssp/audioldm2", True),
         ("google/flan-t5_large.v1", True),
+        ("org/name@v1", True),
+        ("hf://org/name", True),
+        ("hf://org/name@refs%2Fpr%2F1/folder/model.safetensors", True),
+        ("org/name@", False),
         ("gpt2", False),
         ("a/b/c", False),
         ("./folder", False),
@@ -374,7 +378,7 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path, outside):
     ],
 )
 def test_tells_names_of_the_hub(text, is_one):
-    assert is_hub_id(text) is is_one
+    assert is_hub_source(text) is is_one
 
 
 def test_an_existing_path_is_itself(tmp_path, monkeypatch):
@@ -426,7 +430,8 @@ except SourceError as error:
     assert done.stdout.splitlines() == [
         "['a']",
         "['b']",
-        "org/name: no such file or folder; to get it from the hub, pip install huggingface_hub",
+        "org/name: no such file or folder, and the hub does not give it (this needs "
+        "huggingface_hub: pip install 'mfm-jax[hub]')",
     ], done.stderr
 
 

@@ -21,7 +21,8 @@ from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.models.audiomae import pool_loa
 from mfm_jax.models.gpt2 import GPT2
 from mfm_jax.runtime.sharding import Layout, fetch
-from mfm_jax.storage.paths import TINY_BUNDLE, array_path
+from mfm_jax.storage.hub import bundle_path
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.losses import ERRORS, clip_contrast, cosine_distance
 from mfm_jax.train.recipe import check_shares
 from mfm_jax.train.recipes.features import FeatureRecipe
@@ -95,7 +96,7 @@ class LOARecipe(FeatureRecipe):
             BundleError: the bundle lacks a network.
             SettingError: its UNet reads LOA of another width.
         """
-        bundle = Bundle.open(array_path(self.bundle))
+        bundle = Bundle.open(bundle_path(self.bundle))
         check_width(bundle, self.mapper)
         batch = next(batches(dataset, batch=SAMPLES, seed=0, train=False))
         waves = fetch(_sound(self, self.sound_networks(module, bundle), batch, bundle.settings))
@@ -111,13 +112,13 @@ class LOARecipe(FeatureRecipe):
 
     def finish(self, module: Any, workdir: Path, command: str) -> Path | None:
         """Make the workdir a bundle; its other networks come from the recipe's bundle."""
-        write_bundle(workdir, self.components(module, command), base=array_path(self.bundle))
+        write_bundle(workdir, self.components(module, command), base=bundle_path(self.bundle))
         return workdir
 
     def components(self, module: Any, command: str) -> dict[str, Component]:
         """Return what the bundle gets of the trained network."""
         components = ("audiomae", *self.mapper.streams)
-        source = self.provenance(command, components, Bundle.open(array_path(self.bundle)))
+        source = self.provenance(command, components, Bundle.open(bundle_path(self.bundle)))
         return {"mapper": Component(self.mapper, module, source)}
 
 
@@ -177,7 +178,7 @@ class MapperRecipe(LOARecipe):
         return module
 
     def _pretrained_gpt2(self) -> GPT2:
-        bundle = Bundle.open(array_path(self.bundle))
+        bundle = Bundle.open(bundle_path(self.bundle))
         config = bundle.config(self.init_from)
         sizes = config if self.init_from == "gpt2" else config.gpt2
         if sizes != self.network.gpt2:

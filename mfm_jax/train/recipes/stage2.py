@@ -22,7 +22,7 @@ from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.models.vae import VAE
-from mfm_jax.storage.paths import array_path
+from mfm_jax.storage.hub import bundle_path
 from mfm_jax.storage.weights import abstract
 from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
@@ -106,7 +106,7 @@ class Stage2Recipe(LOARecipe):
 
     @cached_property
     def _bundle(self) -> Bundle:
-        return Bundle.open(array_path(self.bundle))
+        return Bundle.open(bundle_path(self.bundle))
 
     @cached_property
     def mapper(self) -> MapperConfig:
