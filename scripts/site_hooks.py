@@ -77,7 +77,7 @@ def room_page(room: str) -> str:
 def commands_page() -> str:
     """Return a page with the help of every command of `mfm`."""
     sys.path.insert(0, str(ROOT))
-    os.environ["COLUMNS"] = "88"
+    os.environ["COLUMNS"] = "76"
     from mfm_jax.cli.command import COMMANDS
 
     parts = ["# Commands and options", "`mfm COMMAND -h` prints the same."]
