@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--work", type=float, default=20.0, metavar="MS", help="default: 20")
+    parser.add_argument("--work", type=float, default=30.0, metavar="MS", help="default: 30")
     parser.add_argument("--as-worker", nargs=2, metavar=("MANIFEST", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.as_worker:

@@ -23,7 +23,7 @@ from mfm_jax.inference.finishing import Finishing
 from mfm_jax.inference.pipeline import Made, stitch
 from mfm_jax.inference.record import NAME
 from mfm_jax.inference.requests import Request, is_sound
-from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
+from mfm_jax.inference.stream import THREADS, Device, batches, in_full, read_ahead
 from mfm_jax.media.audio import RATE, write_sound
 from mfm_jax.media.containers import check_is_file
 from mfm_jax.media.formats import format_of
@@ -41,6 +41,8 @@ from mfm_jax.storage.store import digest_file
 
 WRITERS = 2
 """Threads that write files while the device computes."""
+PATIENT = 8
+"""Threads that read, and that write, where a store is asked: they wait most of the time."""
 
 
 @dataclass(eq=False)
@@ -199,7 +201,10 @@ class Work:
         """Do some of the jobs; which ones need not be known before their turn."""
         begun: list[Job] = []
         try:
-            with closing(read_ahead(_kept_in(begun, jobs), self._read, ahead=2 * batch)) as items:
+            sources = _kept_in(begun, jobs)
+            threads = PATIENT if self._asks_a_store else THREADS
+            reading = read_ahead(sources, self._read, ahead=2 * batch, threads=threads)
+            with closing(reading) as items:
                 groups = batches(items, batch, key=lambda item: item[0].request.reads_text)
                 first = next(groups, None)
                 if first is not None:
@@ -211,16 +216,22 @@ class Work:
             for job in begun:
                 job.held.close()
 
+    @property
+    def _asks_a_store(self) -> bool:
+        paths = (path for job in self.jobs for path in (job.source, job.target))
+        return any(isinstance(path, StorePath) for path in paths)
+
     def _make(self, networks: Maker, groups: Iterable[list[Item]], batch: int) -> None:
         """Compute windows, and write each video that has all of its own."""
         writing: deque[tuple[Job, Future]] = deque()
-        with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers:
+        most = PATIENT if self._asks_a_store else WRITERS
+        with ThreadPoolExecutor(most, thread_name_prefix="write") as writers:
             for group, result in networks.results(groups, batch, self.throughput):
                 for job, made in self._results(group, result):
                     job.made.append(made)
                     if not job.failed and len(job.made) == job.windows:
                         writing.append((job, writers.submit(self._write, job, networks)))
-                while len(writing) > WRITERS or (writing and writing[0][1].done()):
+                while len(writing) > most or (writing and writing[0][1].done()):
                     self._written(*writing.popleft())
             for job, future in writing:
                 self._written(job, future)
