@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.bundle.windows import window_spec
@@ -60,10 +61,10 @@ class Service:
         layout, batch = layout_and_batch(
             computing.batch, fsdp=computing.fsdp, tensor=computing.tensor
         )
-        self.limits, self.folder = limits, folder
+        self.limits = limits
         shards = layout.mesh.devices.size // computing.tensor
         self.kept = KeptPrograms(bundle, layout, sizes(batch, shards), computing.precision, _tell)
-        self.sounds = Sounds.open(bundle, self.kept, computing.precision)
+        self.sounds = Sounds.open(bundle, self.kept, computing.precision, _tell)
         self.bell, self.metrics = Bell(), Metrics()
         self.jobs = Jobs(folder, limits, self.bell.ring)
         self.queue = Queue(self.kept.most, batch + DECODERS)
@@ -84,7 +85,7 @@ class Service:
         Raises:
             UsageError: that fails.
         """
-        self.sounds.warm_up()
+        self.kept.compile_usual()
         self.workers.start()
         folder = self.jobs.reserve(WARMING, 0)
         grey = np.full((12, 64, 64, 3), 128, np.uint8)
@@ -141,6 +142,8 @@ class Service:
             job = await loop.run_in_executor(
                 self.workers.media, self._looked_at, folder, form, settings, visitor
             )
+            if await request.is_disconnected():
+                raise ClientDisconnect  # nobody would know the job
             self.jobs.add(job)
             added = True
         finally:

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.errors import UsageError
 from mfm_jax.inference.candidates import Choice, Judge
 from mfm_jax.inference.pipeline import Made, Text, VideoToAudio
 from mfm_jax.inference.prompts import PromptEncoder
 from mfm_jax.inference.stream import in_full
-from mfm_jax.media.windows import Window
 from mfm_jax.serve.programs import KeptPrograms
 from mfm_jax.serve.queue import Item
 
@@ -38,8 +37,10 @@ class Sounds:
     judge: Judge | None
 
     @classmethod
-    def open(cls, bundle: Bundle, kept: KeptPrograms, precision: str) -> "Sounds":
-        """Load every network that the bundle has.
+    def open(
+        cls, bundle: Bundle, kept: KeptPrograms, precision: str, say: Callable[[str], object]
+    ) -> "Sounds":
+        """Load every network that the bundle has; `say` is told why prompts cannot be read.
 
         Raises:
             BundleError: a network is missing or damaged.
@@ -49,7 +50,7 @@ class Sounds:
         )
         how: dict[str, Any] = {"dtype": jnp.dtype(precision)}
         judge = Judge.open(bundle, model, **how) if "audiomae" in bundle.entries else None
-        return cls(model, kept, _prompt_encoder(bundle, precision, kept), judge)
+        return cls(model, kept, _prompt_encoder(bundle, precision, kept, say), judge)
 
     def start(self, items: Sequence[Item]) -> Made:
         """Start to make the sounds of windows of one key."""
@@ -71,31 +72,18 @@ class Sounds:
             return Choice()
         return self.judge.choose(made)
 
-    def warm_up(self) -> None:
-        """Run everything once with black windows, in every size of a batch."""
-        spec = self.model.spec
-        black = Window(
-            0,
-            0.0,
-            float(spec.seconds),
-            np.zeros((spec.cavp_frames, spec.cavp_size, spec.cavp_size, 3), np.uint8),
-            np.arange(spec.cavp_frames) / spec.cavp_fps,
-            np.zeros((spec.timechat_frames, spec.timechat_size, spec.timechat_size, 3), np.uint8),
-            np.arange(spec.timechat_frames) * spec.seconds / spec.timechat_frames,
-        )
-        self.kept.compile_usual()
-        for size in self.kept.sizes:
-            made = self.model.start([black] * size, [0] * size, self.kept.usual)
-            np.asarray(made.waves)
-
 
 def _prompt_encoder(
-    bundle: Bundle, precision: str, kept: KeptPrograms
+    bundle: Bundle, precision: str, kept: KeptPrograms, say: Callable[[str], object]
 ) -> Callable[[str], Encoded] | None:
     """Return a function that encodes a prompt and remembers some, if the bundle reads text."""
     if "t5" not in bundle.entries or len(bundle.config("unet").contexts) < 2:
         return None
-    prompts = PromptEncoder.open(bundle, precision, kept.programs)
+    try:
+        prompts = PromptEncoder.open(bundle, precision, kept.programs)
+    except UsageError as error:
+        say(f"prompts are refused: {error}")
+        return None
 
     @lru_cache(TEXTS)
     def encode(text: str) -> Encoded:
