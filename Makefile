@@ -43,7 +43,7 @@ format: $(VENV)/dev.done
 
 # The site, in site/; a warning is an error.
 docs: $(VENV)/docs.done
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks.generate
