@@ -94,7 +94,12 @@ def _sequence(top: Path, request: Request) -> Incoming:
 
 def write(bundle: Bundle) -> list[Outgoing]:
     """Return the files of the networks that the bundle has, in diffusers' folders."""
-    writers: dict[str, Callable[[], Outgoing]] = {
+    return [writer() for writer in writers(bundle).values()]
+
+
+def writers(bundle: Bundle) -> dict[str, Callable[[], Outgoing]]:
+    """Return what tells the files of each network that the bundle has."""
+    all_of_them: dict[str, Callable[[], Outgoing]] = {
         "unet": partial(_unet_out, bundle),
         "vae": lambda: Outgoing(
             "vae",
@@ -111,7 +116,7 @@ def write(bundle: Bundle) -> list[Outgoing]:
         "t5": partial(t5.outgoing, bundle, "text_encoder_2/", "tokenizer_2"),
         "sequence": partial(_sequence_out, bundle),
     }
-    return [writers[name]() for name in writers if name in bundle.entries]
+    return {name: writer for name, writer in all_of_them.items() if name in bundle.entries}
 
 
 def _unet_out(bundle: Bundle) -> Outgoing:

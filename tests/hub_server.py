@@ -156,7 +156,14 @@ class Handler(BaseHTTPRequestHandler):
         return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
 
     def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
 
     def do_PUT(self) -> None:
         data = self.body()

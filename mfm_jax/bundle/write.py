@@ -127,7 +127,7 @@ def _staged(path: StorePath) -> Iterator[Path]:
         if old := _existing(path):
             (here / "bundle.json").write_bytes(file.read_bytes())
             for name, entry in old.entries.items():
-                _copy_tree(old.folder(name), here / entry.folder)
+                copy_tree(old.folder(name), here / entry.folder)
         yield here
         if signature(file) != before:
             raise BundleError(f"{path} was written to by another process: start again")
@@ -239,12 +239,13 @@ def _take_over(base: Bundle, path: Path, entries: Mapping[str, Entry]) -> dict[s
     for name, entry in others.items():
         shutil.rmtree(path / entry.folder, ignore_errors=True)  # from a run that was killed
         with new_folder(path / entry.folder) as folder:
-            _copy_tree(base.folder(name), folder)
+            copy_tree(base.folder(name), folder)
             flush_tree(folder)
     return others
 
 
-def _copy_tree(source: Path, target: Path) -> None:
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder, by hard links where possible."""
     shutil.copytree(source, target, dirs_exist_ok=True, copy_function=_link_or_copy)
 
 

@@ -1,21 +1,17 @@
-"""`mfm bundle`: list what a bundle holds, check that it is as it was written, or compile for it."""
+"""`mfm bundle`: list what a bundle holds, check it, compile for it, or publish it."""
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from mfm_jax.cli import arguments as options
-
-if TYPE_CHECKING:
-    from mfm_jax.bundle import Bundle, Source
+from mfm_jax.cli import push
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verbs of the command."""
     parser.description = (
-        "List what a bundle holds, check that it is as it was written, or compile what generation "
-        "runs with it."
+        "List what a bundle holds, check that it is as it was written, compile what generation "
+        "runs with it, or publish it."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, run, about in (
@@ -38,11 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="cpu, cuda or tpu; default: the one that generation would use here",
     )
+    push.add_arguments(verbs)
 
 
 def show(args: argparse.Namespace) -> int:
     """Print one block of lines for each component."""
     from mfm_jax.bundle import Bundle, combined
+    from mfm_jax.bundle.describe import byte_size, origin
     from mfm_jax.bundle.licences import limits_of_use
     from mfm_jax.errors import one_line
 
@@ -54,8 +52,10 @@ def show(args: argparse.Namespace) -> int:
         total += store.size
         kinds = Counter(listed.dtype for listed in store.arrays.values())
         precision = " and ".join(kinds)
-        print(f"{name:10} {_size(store.size):>9}  {entry.parameters:>13,} parameters  {precision}")
-        for told in _origin(bundle, entry.source):
+        print(
+            f"{name:10} {byte_size(store.size):>9}  {entry.parameters:>13,} parameters  {precision}"
+        )
+        for told in origin(bundle, entry.source):
             print(one_line(f"{'':10} {told}"))
     allowed, because = limits_of_use(bundle.entries)
     answer = {True: "yes", False: "no", None: "unknown"}[allowed]
@@ -67,7 +67,7 @@ def show(args: argparse.Namespace) -> int:
     print(
         f"windows of {settings.seconds} s, {settings.sampler} with {settings.steps} steps, "
         f"guidance {settings.guidance}, {settings.schedule.prediction} prediction; "
-        f"{_size(total)} in all"
+        f"{byte_size(total)} in all"
     )
     return 0
 
@@ -105,30 +105,3 @@ def compile_programs(args: argparse.Namespace) -> int:
     folder = compile_programs(args.bundle, **options.generation(args))
     print(f"{folder}: for this machine, these settings and this version of mfm-jax")
     return 0
-
-
-def _origin(bundle: "Bundle", source: "Source") -> Iterator[str]:
-    """Yield what a component was made from, in lines."""
-    from mfm_jax.bundle import combined
-
-    yield f"made by {source.made_by} (mfm-jax {source.version})"
-    yield f"licence {combined([source.licence])}"
-    if trained := _training(bundle, source):
-        yield f"trained {trained}"
-    for file, sha256 in source.files:
-        yield f"from {file}  sha256 {sha256}"
-
-
-def _training(bundle: "Bundle", source: "Source") -> str:
-    """Return the networks and the data that a component was trained with, in words."""
-    here = {name: entry.checksum for name, entry in bundle.entries.items()}
-    networks = [
-        name if here.get(name) == checksum else f"{name} (not the one in this bundle)"
-        for name, checksum in source.trained_with
-    ]
-    parts = [f"with {', '.join(networks)}"] if networks else []
-    return " ".join([*parts, f"on {source.data}"] if source.data else parts)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

@@ -175,26 +175,26 @@ def snapshot_of(path: Path) -> Path | None:
 
 
 def upload(
-    folder: Path, repository: str, *, revision: str, private: bool, last: Sequence[str], stale: str
-) -> str:
-    """Write the files of a folder into a repository, which is made if need be; return the address.
+    folder: Path, address: Address, *, private: bool, last: Sequence[str], stale: str
+) -> Address:
+    """Write the files of a folder into a repository; return the address with the commit.
 
-    A reader sees what was there before until the files `last` come, together in one commit.
+    The repository and the branch are made if need be. A reader sees what was there before until
+    the files `last` come, together in one commit.
 
     Args:
-        revision: a branch, which is made if need be.
         private: the repository must be one that only its owners see.
         last: files that come in the last commit.
-        stale: a pattern of older files that go with it, where the folder does not have them.
+        stale: matches the names of older files, which then go unless the folder has them.
 
     Raises:
         HubError: the hub does not take them.
     """
     hub = _library()
-    address = Address(repository, None if revision == MAIN else revision)
+    repository, revision = address.repository, address.revision or MAIN
     api = hub.HfApi(library_name="mfm-jax")
 
-    def send() -> str:
+    def send() -> Address:
         api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.model_info(repository).private:
             raise HubError(f"{repository} is there and public: make it private, or name another")
@@ -214,7 +214,7 @@ def upload(
         done = api.create_commit(
             repository, changes, revision=revision, commit_message="The bundle and its card"
         )
-        return str(Address(repository, done.oid))
+        return Address(repository, done.oid)
 
     return _asked(address, send, f"write to {repository}")
 
@@ -239,21 +239,9 @@ def _folder(address: Address, patterns: Sequence[str], *, cache: Path | None = N
                 revision=address.revision,
                 allow_patterns=list(patterns),
                 cache_dir=cache,
-                tqdm_class=None if sys.stderr.isatty() else _no_bar(),
             )
         ),
     )
-
-
-def _no_bar() -> type:
-    """Return a progress bar that shows nothing, for output that is no terminal."""
-    from huggingface_hub.utils import tqdm
-
-    class NoBar(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-    return NoBar
 
 
 def _library() -> Any:
@@ -268,6 +256,8 @@ def _library() -> Any:
         raise HubError(f"this needs huggingface_hub: {INSTALL}") from None
     if VERBOSITY not in os.environ:  # it warns of each try for each file
         huggingface_hub.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
     return huggingface_hub
 
 
@@ -302,14 +292,12 @@ def _reason(address: Address, error: Exception, want: str) -> str:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {address.revision or MAIN}: name one that it has after @"
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        if constants.HF_HUB_OFFLINE:
-            return f"{place} is not in the cache: unset HF_HUB_OFFLINE to download it"
-        return (
-            f"{place} cannot be downloaded ({_cause(error)}): check the network and start again, "
-            "which goes on where it ended"
-        )
-    if isinstance(error, errors.EntryNotFoundError):
+    absent = isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError)
+    if absent and constants.HF_HUB_OFFLINE:
+        if want:
+            return f"HF_HUB_OFFLINE does not let you {want}: unset it"
+        return f"{place} is not in the cache: unset HF_HUB_OFFLINE to download it"
+    if isinstance(error, errors.EntryNotFoundError) and not absent:
         *folders, file = address.inside.split("/")
         return f"{address._replace(inside='/'.join(folders))} has no {file}: check the address"
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -318,8 +306,8 @@ def _reason(address: Address, error: Exception, want: str) -> str:
         return f"the hub does not let you {what}: log in with hf auth login, or set HF_TOKEN"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{place} cannot be stored ({first_line(error)}): name another folder with HF_HOME"
-    told = f"{place} cannot be {'written' if want else 'downloaded'} ({first_line(error):.200})"
-    return f"{told}: start again, which goes on where it ended"
+    told = f"{place} cannot be {'written' if want else 'downloaded'} ({_cause(error)})"
+    return f"{told}: check the network and start again, which goes on where it ended"
 
 
 def _cause(error: BaseException) -> str:
