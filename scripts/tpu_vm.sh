@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train on every host of a TPU slice made with `gcloud compute tpus tpu-vm create`.
 #
-#   scripts/tpu_vm.sh NAME ZONE --config configs/base.py --workdir /mnt/BUCKET/runs/base
+#   scripts/tpu_vm.sh NAME ZONE --config configs/base.py --workdir gs://BUCKET/runs/base
 #
 # Every host needs a checkout in ~/mfm-mapper, with an environment in .venv that has `jax[tpu]`.
-# All hosts must see --workdir and the features, on a bucket mounted with gcsfuse or on NFS.
+# All hosts must see --workdir and the features: on gs://BUCKET (`mfm-jax[gs]`) or on NFS.
 # A host gets SIGTERM before it is preempted. All hosts then save at the same step, and the same
 # command resumes, also on a slice of another size.
 set -euo pipefail

@@ -1,0 +1,250 @@
+"""The whole way from a checkpoint to sounds, with every path in one place: a disk or a store.
+
+`python -m tests.journey --kills 20` goes it in a store of its own, killing commands at random, and
+compares what comes out with what an unbroken run on a disk makes.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+import transformers
+
+from mfm_jax.bundle import Bundle
+from mfm_jax.cli import main as mfm
+from mfm_jax.data.features import FeatureSource
+from mfm_jax.foley.world import World, write_world
+from mfm_jax.inference.record import FAILED, read_record
+from mfm_jax.runtime import distributed
+from mfm_jax.storage.addresses import StorePath
+from mfm_jax.storage.files import publish
+from mfm_jax.storage.store import digest_file
+from mfm_jax.storage.weights import named_weights
+from tests.bundles import CONFIGS, untrained_bundle
+from tests.forked import Forked
+from tests.ports import free_port
+from tests.randomise import randomise
+from train import main as train
+
+CLIPS = {"train": 6, "heldout": 2, "new": 7}
+SECONDS = "3"
+"""How long the lease of a worker is good in these runs."""
+
+
+SMALL = {
+    "convert": [],
+    "extract": ["--batch", "2", "--shard", "2"],
+    "tiny": ["batch=4", "log_every=1", "save_every=2", "eval_every=4", "steps=8"],
+    "tiny_stage2": ["batch=2", "log_every=1", "save_every=2", "eval_every=2", "steps=2"],
+    "generate": ["--batch", "2", "--format", "wav"],
+}
+"""What the commands of the page get, so that they are small."""
+
+
+def commands(place: Path) -> list[list[str]]:
+    """Return the commands of docs/pod.md that need no released weights, small, and at `place`."""
+    page = (Path(__file__).parents[1] / "docs" / "pod.md").read_text().replace("\\\n", " ")
+    found = []
+    for line in page.splitlines():
+        words = shlex.split(line)[1:] if line.startswith("mfm ") else []
+        if not words or (words[0] == "convert" and words[1] != "gpt2"):
+            continue
+        words = [word.replace("gs://BUCKET", str(place)) for word in words]
+        kind = words[0]
+        if kind == "train":
+            words.remove("--distributed")
+            place_of = words.index("--config") + 1
+            words[place_of] = kind = words[place_of].replace("base", "tiny")
+        found.append([*words, *SMALL[kind]])
+    return found
+
+
+def prepare(folder: Path) -> None:
+    """Write what a user comes with: a PyTorch checkpoint, a bundle of the networks, and clips."""
+    config = CONFIGS["mapper"].gpt2
+    sizes = {"n_embd": config.width, "n_layer": config.depth, "n_head": config.heads}
+    gpt2 = transformers.GPT2Config(
+        vocab_size=11, n_positions=config.positions, attn_implementation="eager", **sizes
+    )
+    randomise(transformers.GPT2Model(gpt2), seed=0).save_pretrained(folder / "gpt2")
+    untrained_bundle(folder / "bundle")
+    first = 0
+    for part, clips in CLIPS.items():
+        write_world(World(seconds=1.6), range(first, first + clips), folder / "clips" / part)
+        first += clips
+
+
+def command(words: Sequence[str]) -> str:
+    """Run a command in this process; return what it printed.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = (train if words[0] == "train" else mfm)(words[1:] if words[0] == "train" else words)
+    if code != 0:
+        raise RuntimeError(f"{' '.join(words)} ends with {code}: {out.getvalue()}")
+    return out.getvalue()
+
+
+def worker(words: Sequence[str], number: int, coordinator: str | None, processes: int) -> str:
+    """Run a command that several processes run together."""
+    os.environ["MFM_LEASE_SECONDS"] = SECONDS
+    if coordinator is not None:
+        distributed.start(distributed.Processes(False, coordinator, processes, number))
+    return command(words)
+
+
+Trigger = Callable[[], bool]
+
+
+@dataclass
+class Journey:
+    """The commands, one after the other, at `place`."""
+
+    place: Path
+    programs: Path  # compiled ones, for all processes
+    kill: Callable[[Sequence[str]], Trigger | None] = lambda words: None
+    """Returns what tells when one of the processes of a command is killed, if one is."""
+    apart: bool = False
+    """Whether every command gets processes of its own, and not only those of several workers."""
+    kills: int = field(default=0, init=False)
+
+    def go(self) -> None:
+        """Run everything."""
+        several = isinstance(self.place, StorePath)
+        for words in commands(self.place):
+            kind = words[0]
+            if kind == "train" and "tiny" in words:  # of two processes, also on a disk
+                self.run(words, workers=2, together=True)
+            elif kind == "generate" or (kind == "extract" and words[1].endswith("train")):
+                self.run(words, workers=(3 if kind == "generate" else 2) if several else 1)
+            elif self.apart:
+                self.run(words)
+            else:
+                command(words)
+
+    def run(self, words: Sequence[str], *, workers: int = 1, together: bool = False) -> None:
+        """Run one command in several processes, which begin anew where they are killed."""
+        due = self.kill(words)
+        todo = self._started(words, workers, together, due is not None)
+        while todo:
+            if (done := next((p for p in todo if p.poll() is not None), None)) is not None:
+                done.result()
+                todo.remove(done)
+            elif due is not None and due():
+                self.kills += 1
+                for process in [*todo] if together else [random.choice(todo)]:
+                    process.kill()
+                    todo.remove(process)
+                due = self.kill(words)
+                todo += self._started(words, workers if together else 1, together, due is not None)
+            else:
+                time.sleep(0.02)
+
+    def _started(
+        self, words: Sequence[str], workers: int, together: bool, killed: bool
+    ) -> list[Forked]:
+        address = f"127.0.0.1:{free_port()}" if together else None
+        options = {
+            "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+            "jax_compilation_cache_dir": str(self.programs),
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+            # A process that is killed while it writes would leave half a program.
+            "jax_persistent_cache_min_compile_time_secs": 1e6 if killed else 0.0,
+        }
+        return [
+            Forked(worker, list(words), i, address, workers, options=options)
+            for i in range(workers)
+        ]
+
+
+def result(place: Path) -> dict[str, str]:
+    """Return digests of everything that a journey is for; each output is there once."""
+    found = {}
+    for part in ("train", "heldout"):
+        source = FeatureSource(place / "features" / part)
+        for i in range(len(source)):
+            for name, array in source[i].items():
+                found[f"{part} {source.id_of(i)} {name}"] = str(hash(array.tobytes()))
+    for stage in ("stage1", "stage2"):
+        for name, weight in named_weights(Bundle.open(place / stage).load("mapper")).items():
+            found[f"{stage} {name}"] = str(hash(np.asarray(weight).tobytes()))
+    record = read_record(place / "out")
+    wavs = {p.name: digest_file(p) for p in (place / "out").iterdir() if p.suffix == ".wav"}
+    assert {name: entry["sha256"] for name, entry in record.items()} == wavs
+    assert not (place / "out" / FAILED).exists()
+    return found | wavs
+
+
+def upload(folder: Path, bucket: StorePath) -> None:
+    """Put what a user comes with into the store."""
+    for name in ("gpt2", "bundle", "clips"):
+        publish(folder / name, bucket / name)
+
+
+def differences(some: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """Return the names of what is not the same in both."""
+    return sorted(n for n in {**some, **others} if some.get(n) != others.get(n))
+
+
+def main() -> None:
+    """Go the way on a disk, and in a store with kills."""
+    from tests.store_server import new_bucket, running_server
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=5.0, help="before a kill, on average")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    random.seed(args.seed)
+    with tempfile.TemporaryDirectory() as name, running_server() as url:
+        folder, programs = Path(name) / "here", Path(name) / "programs"
+        os.environ["MFM_FILES"] = f"{name}/copies"
+        prepare(folder)
+        began = time.monotonic()
+        bucket = new_bucket(url, "journey")
+        upload(folder, bucket)
+        Journey(folder, programs, apart=True).go()
+        print(f"on a disk: {time.monotonic() - began:.0f} s", flush=True)
+        expected, kills, rounds = result(folder), 0, 0
+        while kills < args.kills:
+            rounds += 1
+            at = bucket / str(rounds)
+            upload(folder, at)
+            left = [args.kills - kills]
+
+            def kill(words: Sequence[str], left: list[int] = left) -> Trigger | None:
+                if not left[0] or random.random() < 0.3:
+                    return None
+                left[0] -= 1
+                due = time.monotonic() + random.expovariate(1 / args.seconds)
+                return lambda: time.monotonic() > due
+
+            journey = Journey(at, programs, kill, apart=True)
+            journey.go()
+            kills += journey.kills
+            different = differences(result(at), expected)
+            print(
+                f"round {rounds}: {journey.kills} kills; differing: {different or 'nothing'}",
+                flush=True,
+            )
+            assert not different
+    print(json.dumps({"kills": kills, "rounds": rounds}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
