@@ -47,6 +47,7 @@ A_WEEK = 7 * 24 * 3600
 LARGE = 3 << 30
 """Bytes of memory from which on a worker drops what it compiled."""
 LONGEST = (
+    "test_journey.py",
     "train/test_mesh.py",
     "train/test_own_clips.py",
     "train/test_recipe_stage2.py",
@@ -60,6 +61,8 @@ LONGEST = (
     "train/test_recipe_mapper.py",
     "inference/test_generate_mesh.py",
     "train/test_log.py",
+    "docs/test_code.py",
+    "inference/test_shares.py",
     "inference/test_extract.py",
     "convert/test_audioldm2.py",
     "inference/test_pipeline.py",

@@ -39,7 +39,8 @@ class Forked:
     ) -> None:
         self._receive, send = _server.Pipe(duplex=False)
         flags = os.environ["XLA_FLAGS"] if xla_flags is None else xla_flags
-        work = (send, flags, dict(options or {}), function, arguments)
+        environment = dict(os.environ) | {"XLA_FLAGS": flags}
+        work = (send, environment, dict(options or {}), function, arguments)
         self.process = _server.Process(target=_call, args=work, daemon=True)
         self.process.start()
         send.close()
@@ -73,7 +74,7 @@ class Forked:
 
 def _call(
     send: Connection,
-    flags: str,
+    environment: Mapping[str, str],
     options: Mapping[str, Any],
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -83,7 +84,7 @@ def _call(
 
     threading.Thread(target=_end_with_the_tests, daemon=True).start()
     os.chdir(ROOT)
-    os.environ["XLA_FLAGS"] = flags
+    os.environ.update(environment)  # that of the server may be older
     for name, value in options.items():
         jax.config.update(name, value)
     try:

@@ -265,9 +265,11 @@ class StorePath(type(Path())):  # type: ignore[misc]
             if rest and "/" in rest:
                 raise NotImplementedError(f"{pattern}: a store knows ** and one name after it")
             return
-        if not self.is_dir():
+        try:
+            there = sorted(self.iterdir())
+        except FileNotFoundError:
             return
-        for path in sorted(self.iterdir()):
+        for path in there:
             if fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else [path]
 

@@ -193,7 +193,12 @@ def _new_locked(path: Path, *, folder: bool = False) -> int:
         with signals.not_ending():
             if folder:
                 path.mkdir()
-            handle = os.open(path, os.O_RDONLY if folder else os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                handle = os.open(path, os.O_RDONLY if folder else os.O_CREAT | os.O_EXCL, 0o666)
+            except FileNotFoundError:
+                if folder and path.parent.is_dir():
+                    continue  # another process has taken the new folder for abandoned
+                raise
         with suppress(OSError):  # the file system may know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if path.exists():

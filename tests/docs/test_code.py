@@ -24,6 +24,7 @@ from mfm_jax.cli.toplevel import read_config
 from mfm_jax.foley.world import SPLITS, World, generate_clip, write_clip
 from mfm_jax.inference import generate
 from mfm_jax.inference.pipeline import VideoToAudio
+from mfm_jax.media.sandbox import SWITCH
 from mfm_jax.media.write import write_frames
 from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.docs import notebook
@@ -132,6 +133,7 @@ def run_sh(block: Block) -> None:
 def test_blocks_of_a_page(page, world, tmp_path, monkeypatch):
     shutil.copytree(world, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv(SWITCH, "")  # `--sandbox` sets it, for as long as the command runs
     # One program for everything, that of one window, as in the tests of `mfm demo`.
     monkeypatch.setattr(generate, "BATCH", 1)
     names: dict = {}

@@ -125,3 +125,5 @@ def running(folder: Path, *options: str) -> Iterator[Running]:
             process.wait(20)
         finally:
             process.kill()
+            if process.stdout is not None:
+                process.stdout.close()
