@@ -21,6 +21,8 @@ from mfm_jax.evaluation.report import Report
 from mfm_jax.media.audio import mel_magnitudes, write_sound
 from mfm_jax.typing import Float, UInt8
 
+LOOK = Path(__file__).with_name("look.css")
+"""The style that pages of this project have in common; each page adds its own."""
 MEDIA = "media"
 PLAYED = (".mp4", ".m4v", ".mov", ".webm")
 """Suffixes of videos that browsers play; of others only frames are shown."""
@@ -66,7 +68,7 @@ class Page:
         text = here.read_text(encoding="utf-8")
         data = json.dumps(_short(report.to_json()), ensure_ascii=False, separators=(",", ":"))
         for mark, content in (
-            ("/* style */", here.with_suffix(".css").read_text(encoding="utf-8")),
+            ("/* style */", LOOK.read_text("utf-8") + here.with_suffix(".css").read_text("utf-8")),
             ("/* program */", here.with_suffix(".js").read_text(encoding="utf-8")),
             ("/* data */", data.replace("<", "\\u003c")),
         ):

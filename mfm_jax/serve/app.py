@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 import mfm_jax
+from mfm_jax.evaluation.page import LOOK
 from mfm_jax.serve.bell import heard
 from mfm_jax.serve.guard import Guard, Refusal
 from mfm_jax.serve.jobs import SOUND, VIDEO, Job
@@ -104,12 +105,12 @@ async def _sweep(service: Service) -> None:
 
 def _add_page(app: FastAPI) -> None:
     """Add the page, whose files are read once."""
-    for path, name, kind in (
-        ("/", "page.html", "text/html"),
-        ("/page.css", "page.css", "text/css"),
-        ("/page.js", "page.js", "text/javascript"),
+    for path, files, kind in (
+        ("/", [HERE / "page.html"], "text/html"),
+        ("/page.css", [LOOK, HERE / "page.css"], "text/css"),
+        ("/page.js", [HERE / "page.js"], "text/javascript"),
     ):
-        content = (HERE / name).read_bytes()
+        content = b"".join(file.read_bytes() for file in files)
 
         async def page(content: bytes = content, kind: str = kind) -> Response:
             return Response(content, media_type=f"{kind}; charset=utf-8")
