@@ -24,7 +24,8 @@ from mfm_jax.foley.world import SPLITS, World, write_world
 from mfm_jax.inference.extract import extract
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.storage.files import one_at_a_time, write_text
+from mfm_jax.storage.files import write_text
+from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig

@@ -17,7 +17,8 @@ from mfm_jax.foley.clips import make_clips
 from mfm_jax.foley.world import SPLITS, World
 from mfm_jax.inference.extract import extract
 from mfm_jax.mapper import MapperConfig
-from mfm_jax.storage.files import one_at_a_time, write_text
+from mfm_jax.storage.files import write_text
+from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.typing import Float
 from miniature.claims import Budget, Plan, add_common, sizes
 from miniature.document import Table

@@ -30,7 +30,8 @@ from mfm_jax.data.records import digest, read_about
 from mfm_jax.mapper import Mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.files import atomic_write, locked
+from mfm_jax.storage.files import atomic_write
+from mfm_jax.storage.locks import locked
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import parameter_count
 from mfm_jax.train.recipe import TrainConfig

@@ -14,7 +14,8 @@ from mfm_jax.data.records import read_about
 from mfm_jax.data.sources import ClipFiles
 from mfm_jax.inference.extract import extract
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.storage.files import one_at_a_time, write_text
+from mfm_jax.storage.files import write_text
+from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER

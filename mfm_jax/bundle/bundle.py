@@ -222,7 +222,7 @@ class Bundle:
                 raise StoreError(f"{folder} is a link: copy what it leads to into its place")
             store = Store.open(folder, rename)
             if self.verify:
-                require(self._unsealed(name))
+                require(self._unsealed(name, store))
         return store
 
     def folder(self, name: str) -> Path:
@@ -260,11 +260,11 @@ class Bundle:
             store = replace(self, verify=False).store(name)
         except BundleError as error:
             return [str(error)]
-        return self._unsealed(name) or store.damaged_files() or store.damaged_arrays()
+        return self._unsealed(name, store) or store.damaged_files() or store.damaged_arrays()
 
-    def _unsealed(self, name: str) -> list[str]:
+    def _unsealed(self, name: str, store: Store) -> list[str]:
         entry = self._entry(name)
-        if component_checksum(name, entry, self.folder(name)) == entry.checksum:
+        if component_checksum(name, entry, store.folder) == entry.checksum:
             return []
         return [f"bundle.json or {entry.folder}/{INDEX} was changed"]
 

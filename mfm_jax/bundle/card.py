@@ -32,7 +32,7 @@ class Scores(NamedTuple):
 
 
 class Exports(NamedTuple):
-    """What other libraries can load."""
+    """The exports that other libraries can load."""
 
     folders: Mapping[str, str]  # of each component that has one
     refused: Mapping[str, str]  # why another component has none

@@ -34,9 +34,6 @@ from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.files import (
     flush,
     flush_tree,
-    is_locked,
-    locked,
-    locked_new_folder,
     new_folder,
     publish,
     remove_folder,
@@ -48,6 +45,7 @@ from mfm_jax.storage.files import (
     write_text,
 )
 from mfm_jax.storage.index import INDEX
+from mfm_jax.storage.locks import is_locked, locked, locked_new_folder
 from mfm_jax.storage.paths import user_path
 from mfm_jax.storage.store import StoreError, write_store
 from mfm_jax.storage.weights import named_weights

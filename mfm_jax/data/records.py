@@ -28,6 +28,7 @@ from mfm_jax.storage.files import (
     atomic_write,
     flush,
     flush_tree,
+    names_in,
     remove_parts,
     remove_tree,
     rename,
@@ -102,7 +103,7 @@ class DatasetWriter:
         shards = tuple(ordered[i : i + size] for i in range(0, len(ordered), size))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            there = _names(folder)
+            there = set(names_in(folder))
         except AddressError:
             raise
         except OSError as error:
@@ -125,7 +126,7 @@ class DatasetWriter:
 
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not written yet."""
-        there = _names(self.folder / SHARDS)
+        there = set(names_in(self.folder / SHARDS))
         return [i for i in range(len(self.shards)) if self._note(i).name not in there]
 
     def write(
@@ -235,14 +236,6 @@ class DatasetWriter:
             check_data=False,  # it would need TensorFlow
             disable_shuffling=True,  # the clips are in the order of their ids
         )
-
-
-def _names(folder: Path) -> set[str]:
-    """Return the names in a folder, which may not be there."""
-    try:
-        return {path.name for path in folder.iterdir()}
-    except FileNotFoundError:
-        return set()
 
 
 def _bytes(name: str) -> bytes:

@@ -11,7 +11,8 @@ from mfm_jax.errors import SettingError
 from mfm_jax.foley.labels import FoleyLabels
 from mfm_jax.foley.world import SPLITS, World, stage, write_world
 from mfm_jax.media.windows import WindowSpec
-from mfm_jax.storage.files import check_folder, one_at_a_time
+from mfm_jax.storage.files import check_folder
+from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.storage.paths import local_path
 
 WINDOW = WindowSpec.tiny().seconds

@@ -56,31 +56,12 @@ class Record:
         entry = self._entries.get(name_of(self.folder, target))
         return is_there_unread(entry, target, source, asked)
 
-    def add(
-        self,
-        target: Path,
-        source: Path,
-        made_of: Mapping[str, Any],
-        seconds: float,
-        candidate: int = 0,
-        *,
-        digest: str,
-        md5: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """Record an output that is whole.
-
-        Args:
-            made_of: the digest of the input, and every setting.
-            seconds: the length of the sound.
-            candidate: which of several was chosen, from 0; its seed is so much later.
-            digest: SHA-256 of the output.
-            md5: of the `source` and of the `output`, as far as they are in a store.
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Record an output that is whole, as `entry_of` tells it.
 
         Raises:
             WriteError: the record cannot be written.
         """
-        name = name_of(self.folder, target)
-        entry = entry_of(name, source, made_of, seconds, candidate, digest, md5)
         with self._lock:
             _append(self.folder / NAME, json.dumps(entry) + "\n")
 
@@ -116,11 +97,21 @@ def entry_of(
     source: Path,
     made_of: Mapping[str, Any],
     seconds: float,
-    candidate: int,
+    candidate: int = 0,
+    *,
     digest: str,
-    md5: Mapping[str, str],
+    md5: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the line of an output; the arguments are those of `Record.add`."""
+    """Return the line of an output that is whole.
+
+    Args:
+        name: of the output in its folder, from `name_of`.
+        made_of: the digest of the input, and every setting.
+        seconds: the length of the sound.
+        candidate: which of several was chosen, from 0; its seed is so much later.
+        digest: SHA-256 of the output.
+        md5: of the `source` and of the `output`, as far as they are in a store.
+    """
     return {
         "output": name,
         "sha256": digest,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mfm_jax.storage.files import write_text
+from mfm_jax.storage.files import names_in, write_text
 from mfm_jax.storage.json_lines import read_json_lines
 
 FOLDER, LEASES = "generated", "leases"
@@ -30,7 +30,7 @@ THREADS = 16
 
 @dataclass(frozen=True)
 class JobFiles:
-    """Where the files of a job are."""
+    """The places of the files of a job."""
 
     folder: Path  # of the outputs
     number: int
@@ -95,14 +95,6 @@ def jobs_in(folder: Path) -> list[JobFiles]:
 def unfinished(folder: Path) -> list[JobFiles]:
     """Return the jobs whose outputs are not yet in the record of their folder."""
     return [job for job in jobs_in(folder) if job.description().get("over") != DONE]
-
-
-def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder; there are none where it is not there."""
-    try:
-        return [file.name for file in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def remove_files(files: Iterable[Path]) -> None:

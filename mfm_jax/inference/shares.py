@@ -29,13 +29,12 @@ from mfm_jax.inference.segments import (
     LEASES,
     JobFiles,
     jobs_in,
-    names_in,
     remove_files,
 )
 from mfm_jax.inference.work import Job, Maker, Work
 from mfm_jax.runtime import signals
 from mfm_jax.storage import leases as lease_module
-from mfm_jax.storage.files import atomic_write
+from mfm_jax.storage.files import atomic_write, names_in
 from mfm_jax.storage.json_lines import read_json_lines
 from mfm_jax.storage.leases import Lease, Leases, create
 
@@ -203,7 +202,7 @@ class Piece:
 
 
 class Share:
-    """What one worker does of a job; the record of its outputs (`work.Recorder`).
+    """The part of a job that one worker does, and the record of its outputs (`work.Recorder`).
 
     A thread writes the files of the pieces, so that no output waits for that.
     """
@@ -262,21 +261,9 @@ class Share:
                 return True
         return False
 
-    def add(
-        self,
-        target: Path,
-        source: Path,
-        made_of: Mapping[str, Any],
-        seconds: float,
-        candidate: int = 0,
-        *,
-        digest: str,
-        md5: Mapping[str, str],
-    ) -> None:
+    def add(self, entry: Mapping[str, Any]) -> None:
         """Record an output that is whole."""
-        name = record.name_of(self.folder, target)
-        entry = record.entry_of(name, source, made_of, seconds, candidate, digest, md5)
-        self._settle(name, entry)
+        self._settle(entry["output"], dict(entry))
 
     def fail(self, target: Path, source: Path, reason: str) -> None:
         """List an output that could not be made."""

@@ -21,7 +21,7 @@ from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.candidates import Choice
 from mfm_jax.inference.finishing import Finishing
 from mfm_jax.inference.pipeline import Made, stitch
-from mfm_jax.inference.record import NAME
+from mfm_jax.inference.record import NAME, entry_of, name_of
 from mfm_jax.inference.requests import Request, is_sound
 from mfm_jax.inference.stream import THREADS, Device, batches, in_full, read_ahead
 from mfm_jax.media.audio import RATE, write_sound
@@ -135,18 +135,8 @@ class Recorder(Protocol):
         """Return the same of a video in a store, as far as that can be told without reading it."""
         ...
 
-    def add(
-        self,
-        target: Path,
-        source: Path,
-        made_of: Mapping[str, Any],
-        seconds: float,
-        candidate: int = 0,
-        *,
-        digest: str,
-        md5: Mapping[str, str],
-    ) -> None:
-        """Record an output that is whole."""
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Record an output that is whole, as `record.entry_of` tells it."""
         ...
 
     def fail(self, target: Path, source: Path, reason: str) -> None:
@@ -298,9 +288,10 @@ class Work:
             stored = {k: at for k, (path, at) in both.items() if isinstance(path, StorePath)}
             md5 = {name: digest_file(at, "md5") for name, at in stored.items()}
         if self.record is not None:
-            of, seconds = job.made_of, job.samples / RATE
+            name, seconds = name_of(self.record.folder, job.target), job.samples / RATE
+            made_of, number = job.made_of, choice.number
             self.record.add(
-                job.target, job.source, of, seconds, choice.number, digest=digest, md5=md5
+                entry_of(name, job.source, made_of, seconds, number, digest=digest, md5=md5)
             )
         return notes
 

@@ -30,7 +30,7 @@ PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition
 
 @dataclass(frozen=True)
 class Limits:
-    """What a video may claim before it is refused; `MFM_MAX_SECONDS` and so on set others."""
+    """Limits of what a video may claim; `MFM_MAX_SECONDS` and so on set others."""
 
     seconds: float | int = 4 * 3600
     pixels: int = 1 << 26  # of a frame: twice 8K

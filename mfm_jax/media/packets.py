@@ -28,7 +28,7 @@ UNKNOWN = np.iinfo(np.int64).min
 
 
 class Packets:
-    """What is remembered of the packets of one stream."""
+    """The facts that are kept of the packets of one stream."""
 
     def __init__(self) -> None:
         self.place, self.pts, self.dts, self.lasting = (array("q") for _ in range(4))

@@ -7,6 +7,7 @@ form, which browsers send without asking, and not by a name of its own that lead
 import asyncio
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -123,12 +124,10 @@ class Refusal:
 
 async def _read_a_little(receive: Receive) -> None:
     read = 0
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(LINGER):
             while read < LINGER_BYTES:
                 message = await receive()
                 read += len(message.get("body", b""))
                 if message["type"] == "http.disconnect" or not message.get("more_body"):
                     return
-    except TimeoutError:
-        pass

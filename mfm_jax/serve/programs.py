@@ -27,7 +27,7 @@ MOST = 8
 
 
 class _Kind(NamedTuple):
-    """What a program depends on."""
+    """The choices that a program depends on."""
 
     sampling: Sampling
     reads_text: bool

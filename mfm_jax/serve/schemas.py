@@ -8,7 +8,7 @@ from mfm_jax.runtime.seeds import SEEDS
 
 
 class SoundSettings(BaseModel):
-    """How a sound is to be made. What is left out is as the server's bundle says."""
+    """The settings of a sound. What is left out is as the server's bundle says."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -77,14 +77,14 @@ class Sound(BaseModel):
 
 
 class Analysis(BaseModel):
-    """What is heard in a finished job: the new sound, and the video's own if it has one."""
+    """The onsets of a finished job: of the new sound, and of the video's own if it has one."""
 
     seconds: float
     sounds: list[Sound]
 
 
 class ServerView(BaseModel):
-    """What the server offers and allows."""
+    """The settings that the server offers, and its limits."""
 
     version: str
     bundle: str = Field(description="SHA-256 of the bundle")

@@ -22,7 +22,8 @@ from mfm_jax.runtime import signals
 from mfm_jax.serve.app import build_app
 from mfm_jax.serve.limits import Limits
 from mfm_jax.serve.service import Computing, Service
-from mfm_jax.storage.files import check_folder, is_locked, locked_new_folder
+from mfm_jax.storage.files import check_folder
+from mfm_jax.storage.locks import is_locked, locked_new_folder
 
 CONNECTIONS = 512
 """Open connections; one more is told to come back."""

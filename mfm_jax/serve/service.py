@@ -37,7 +37,7 @@ WARMING = "the server itself"
 
 @dataclass(frozen=True)
 class Computing:
-    """How the networks compute, as `mfm generate` has it."""
+    """The options of computing that `mfm generate` has as well."""
 
     batch: int | None = None  # windows
     precision: str = "float32"

@@ -3,7 +3,7 @@
 `gs://bucket/folder/file` and `s3://...` are read and written by fsspec (gcsfs, s3fs), with the
 credentials that those find. A store has objects and no folders: a folder is there while an object's
 name begins with it, and an object appears whole under its name or not at all. Nothing can be
-renamed, locked or memory-mapped there; `mfm_jax.storage.files` and `mfm_jax.storage.leases` say
+renamed, locked or memory-mapped there; `mfm_jax.storage.files` and `mfm_jax.storage.locks` say
 what takes its place.
 """
 

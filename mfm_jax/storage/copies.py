@@ -17,6 +17,7 @@ from typing import Any
 
 from mfm_jax.errors import UserError, WriteError, system_reason
 from mfm_jax.storage.addresses import AddressError, StorePath, version
+from mfm_jax.storage.locks import is_at
 
 FOLDER = "MFM_FILES"
 """The environment variable that names another folder for the copies."""
@@ -228,19 +229,17 @@ def _held(entry: Path) -> int:
             ) from None
         with suppress(OSError):  # the file system may know no locks
             fcntl.flock(handle, fcntl.LOCK_SH)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), entry.stat()):
-                return handle
+        if is_at(handle, entry):
+            return handle
         os.close(handle)
 
 
 def _remove_unused(entry: Path, handle: int) -> None:
     """End the use of a copy, and remove it unless another uses it."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(entry, ignore_errors=True)
-    except OSError:
-        pass
+        with suppress(OSError):  # another uses it
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(entry, ignore_errors=True)
     finally:
         os.close(handle)
 

@@ -18,7 +18,7 @@ from mfm_jax.errors import UsageError, UserError, WriteError, full_disk, system_
 from mfm_jax.runtime import signals
 from mfm_jax.storage.addresses import AddressError, StorePath
 from mfm_jax.storage.copies import scratch_folder
-from mfm_jax.storage.leases import Leases
+from mfm_jax.storage.locks import new_locked, opened
 
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 PART = re.compile(rf"\.(.*-)?{MACHINE}[0-9a-f]{{8}}(\..*)?")
@@ -27,9 +27,6 @@ PART_FOLDER = re.compile(rf"\.{MACHINE}[0-9a-f]{{8}}")
 """Names of the temporary folders of this machine."""
 LONGEST_SUFFIX = 16
 """Characters: libraries tell formats by shorter ones, and a name has 255 bytes at most."""
-
-CLAIM = 20.0
-"""Seconds for which a folder in a store stays claimed by a process that has died elsewhere."""
 
 _swept: set[Path] = set()
 
@@ -87,7 +84,7 @@ def check_file(file: Path) -> None:
         if not stat.S_ISREG(file.stat().st_mode):
             raise OSError(0, "it is a folder, a device or a pipe")
         if not isinstance(file, StorePath):
-            with _open(file):
+            with opened(file):
                 pass
     except AddressError:
         raise
@@ -161,7 +158,7 @@ def _new_part(target: Path) -> Iterator[Path]:
         try:
             _check_replaceable(target)
             _sweep(target.parent)
-            handle = _new_locked(part)
+            handle = new_locked(part)
         except OSError as error:
             raise WriteError(
                 f"cannot write {target} ({system_reason(error)}): choose another output path"
@@ -185,25 +182,6 @@ def _check_replaceable(target: Path) -> None:
 
 def _temporary(folder: Path, suffix: str = "") -> Path:
     return folder / f".{MACHINE}{secrets.token_hex(4)}{suffix}"
-
-
-def _new_locked(path: Path, *, folder: bool = False) -> int:
-    """Create a file or folder that is locked as long as the returned handle is open."""
-    while True:
-        with signals.not_ending():
-            if folder:
-                path.mkdir()
-            try:
-                handle = os.open(path, os.O_RDONLY if folder else os.O_CREAT | os.O_EXCL, 0o666)
-            except FileNotFoundError:
-                if folder and path.parent.is_dir():
-                    continue  # another process has taken the new folder for abandoned
-                raise
-        with suppress(OSError):  # the file system may know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if path.exists():
-            return handle
-        os.close(handle)  # before it was locked, another process removed it as abandoned
 
 
 def _sweep(folder: Path) -> None:
@@ -235,7 +213,7 @@ def _is_part(path: Path) -> bool:
 
 
 def _remove_abandoned(part: Path) -> None:
-    with suppress(OSError), _open(part) as handle:
+    with suppress(OSError), opened(part) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
@@ -247,7 +225,7 @@ def flush(path: Path) -> None:
     """Wait until the bytes of a file, or the names in a folder, are on the disk (fsync)."""
     if isinstance(path, StorePath):
         return  # an object that is there is written
-    with _open(path) as handle:
+    with opened(path) as handle:
         try:
             os.fsync(handle)
         except OSError:
@@ -263,15 +241,6 @@ def flush_tree(folder: Path) -> None:
         if not path.is_symlink():
             with suppress(FileNotFoundError):  # a temporary file of another process
                 flush(path)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def signature(path: Path) -> tuple[int, ...] | None:
@@ -347,7 +316,7 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
     outer = _temporary(parent)  # locked, so that what is in it can be locked by others
     remove = partial(shutil.rmtree, outer, ignore_errors=True)
     with signals.undone(remove):
-        handle = _new_locked(outer, folder=True)
+        handle = new_locked(outer, folder=True)
         try:
             yield outer
         finally:
@@ -385,6 +354,14 @@ def remove_folder(folder: Path) -> None:
             return
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; there are none where there is no folder."""
+    try:
+        return [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def rename(source: Path, target: Path) -> None:
     """Give a file another name, in place of what has that name; in a store by a copy.
 
@@ -404,106 +381,3 @@ def remove_tree(path: Path) -> None:
         remove_folder(path)
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Lock the file or folder `path` against other processes while the block runs.
-
-    The lock also ends with the process. On a file system without locks this does nothing.
-    """
-    with _open(path) as handle:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def claimed_folder(folder: Path) -> Iterator[bool]:
-    """Make `folder` if it is not there, and lock it; yield False if another process has locked it.
-
-    On a file system without locks every process gets it. In a store the lock is a lease, which ends
-    `CLAIM` seconds after its process.
-    """
-    if isinstance(folder, StorePath):
-        with Leases(folder.parent, CLAIM) as leases:
-            yield leases.take_from_the_dead(f".{folder.name}") is not None
-        return
-    handle, alone = _claim(folder)
-    try:
-        yield alone
-    finally:
-        os.close(handle)
-
-
-def _claim(folder: Path) -> tuple[int, bool]:
-    """Return a handle of `folder`, and whether this locked it."""
-    while True:
-        handle = _made(folder)
-        alone = _lock_at_once(handle)
-        if not alone or _is_at(handle, folder):
-            return handle, alone
-        os.close(handle)
-
-
-def _made(folder: Path) -> int:
-    """Make `folder` and open it, also while other processes make and remove it."""
-    for _ in range(100):
-        with suppress(FileNotFoundError, FileExistsError):
-            folder.mkdir(parents=True, exist_ok=True)
-            return os.open(folder, os.O_RDONLY)
-    folder.mkdir(parents=True, exist_ok=True)
-    return os.open(folder, os.O_RDONLY)
-
-
-def _lock_at_once(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system knows no locks
-        pass
-    return True
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(handle), path.stat())
-    return False
-
-
-@contextmanager
-def locked_new_folder(path: Path) -> Iterator[None]:
-    """Make the folder `path`, which must not exist, and lock it while the block runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _new_locked(path, folder=True)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process has locked `folder`; also True if that cannot be told."""
-    try:
-        with _open(folder) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time make `folder`, which need not exist; others wait."""
-    if isinstance(folder, StorePath):
-        with Leases(folder.parent) as leases:
-            while leases.take(f".{folder.name}.lock") is None:
-                time.sleep(1.0)
-            yield
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.parent / f".{folder.name}.lock"
-    lock.touch()
-    with locked(lock):
-        yield

@@ -36,7 +36,7 @@ class HubError(UserError):
 
 
 class Address(NamedTuple):
-    """What an address names."""
+    """The repository, revision and path that an address names."""
 
     repository: str  # organisation/name
     revision: str | None = None  # a branch, a tag or a commit

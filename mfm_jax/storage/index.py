@@ -45,7 +45,7 @@ class Index(NamedTuple):
 
 
 class _Problem(Exception):
-    """What is wrong with an index, in words that continue its name."""
+    """A fault of an index, in words that continue its name."""
 
 
 def read_json(path: Path) -> Any:

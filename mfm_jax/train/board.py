@@ -14,7 +14,7 @@ import numpy as np
 
 from mfm_jax.media.audio import RATE
 from mfm_jax.storage.addresses import StorePath
-from mfm_jax.storage.files import scratch
+from mfm_jax.storage.files import names_in, scratch
 from mfm_jax.typing import Float, Shaped
 
 INTERVAL = 30.0
@@ -28,7 +28,7 @@ class Board:
         self._x = _tensorboardx()
         folder.mkdir(parents=True, exist_ok=True)
         # Two files of one second would have one name.
-        number = len(list(folder.iterdir())) if folder.exists() else 0
+        number = len(names_in(folder))
         self._remote = folder if isinstance(folder, StorePath) else None
         self._ending = ExitStack()
         here = folder if self._remote is None else self._ending.enter_context(scratch("events"))

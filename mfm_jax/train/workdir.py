@@ -10,7 +10,8 @@ import jax
 
 from mfm_jax.errors import UserError
 from mfm_jax.runtime.config import to_json
-from mfm_jax.storage.files import check_folder, claimed_folder, write_text
+from mfm_jax.storage.files import check_folder, write_text
+from mfm_jax.storage.locks import claimed_folder
 from mfm_jax.storage.paths import array_path
 from mfm_jax.train.recipe import TrainConfig
 

@@ -13,7 +13,7 @@ import pytest
 from mfm_jax.bundle import Bundle, BundleError, Component, Source, write_bundle
 from mfm_jax.errors import SettingError
 from mfm_jax.storage import store
-from mfm_jax.storage.files import locked
+from mfm_jax.storage.locks import locked
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import named_weights
 from tests.bundles import CONFIGS, SETTINGS, untrained, untrained_bundle

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mfm_jax.errors import UserError, WriteError
-from mfm_jax.storage import files
+from mfm_jax.storage import files, locks
 from mfm_jax.storage.addresses import AddressError, StorePath
 from mfm_jax.storage.paths import PathError, user_path
 
@@ -121,12 +121,12 @@ def test_a_folder_takes_the_place_of_another(bucket, copies):
 
 
 def test_a_folder_is_claimed_by_one(bucket, monkeypatch):
-    monkeypatch.setattr(files, "CLAIM", 1.0)
-    with files.claimed_folder(bucket / "run") as alone:
+    monkeypatch.setattr(locks, "CLAIM", 1.0)
+    with locks.claimed_folder(bucket / "run") as alone:
         assert alone
-        with files.claimed_folder(bucket / "run") as second:
+        with locks.claimed_folder(bucket / "run") as second:
             assert not second
-    with files.claimed_folder(bucket / "run") as again:
+    with locks.claimed_folder(bucket / "run") as again:
         assert again
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mfm_jax.errors import WriteError
 from mfm_jax.media.audio import write_sound
-from mfm_jax.storage import files
+from mfm_jax.storage import files, locks
 from tests.full_disk import full_disk
 
 
@@ -151,14 +151,14 @@ def test_one_process_claims_a_folder(tmp_path, monkeypatch):
             (tmp_path / "a" / "b").rmdir()
 
     monkeypatch.setattr(files.fcntl, "flock", locking)
-    with files.claimed_folder(tmp_path / "a" / "b") as first:
+    with locks.claimed_folder(tmp_path / "a" / "b") as first:
         assert first
         assert (tmp_path / "a" / "b").is_dir()
-        with files.claimed_folder(tmp_path / "a" / "b") as second:
+        with locks.claimed_folder(tmp_path / "a" / "b") as second:
             assert not second
-    with files.claimed_folder(tmp_path / "a" / "b") as third:
+    with locks.claimed_folder(tmp_path / "a" / "b") as third:
         assert third
-    assert files.is_locked(tmp_path / "absent")
+    assert locks.is_locked(tmp_path / "absent")
 
 
 def test_a_new_folder_replaces_what_a_link_leads_to(tmp_path):

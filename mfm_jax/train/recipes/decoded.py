@@ -19,7 +19,8 @@ from mfm_jax.data.records import FAILED, Failure, check_same
 from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.media.windows import WindowSpec
 from mfm_jax.runtime.distributed import say
-from mfm_jax.storage.files import check_folder, one_at_a_time
+from mfm_jax.storage.files import check_folder
+from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.storage.paths import array_path
 from mfm_jax.train.recipe import Recipe
 
