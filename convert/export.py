@@ -1,6 +1,7 @@
 """Write all of a bundle that other libraries load, one folder for each model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from convert import audioldm2
@@ -11,7 +12,7 @@ from mfm_jax.bundle import Bundle
 from mfm_jax.bundle.card import Exports
 
 SINGLE = ("cavp", "timechat", "audiomae", "gpt2", "cnn14", "synchformer", "mapper")
-"""Models of one component, each with its name."""
+"""Models of one folder, each with the name of its component, or of the first one."""
 
 
 def export(
@@ -22,22 +23,27 @@ def export(
     Raises:
         StoreError: weights cannot be read, or have changed since they were written.
     """
-    writers = {
-        name: lambda name=name: find_model(name).write(bundle)[0]
-        for name in SINGLE
-        if name in bundle.entries
+    writers: dict[str, Callable[[], list[Outgoing]]] = {
+        name: partial(find_model(name).write, bundle) for name in SINGLE if name in bundle.entries
     }
+    for name, write_one in audioldm2.writers(bundle).items():
+        writers[name] = partial(_several, write_one)
     models: dict[str, list[Outgoing]] = {}
-    folders, refused = {}, {}
-    for component, write in (writers | audioldm2.writers(bundle)).items():
+    folders: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for component, write in writers.items():
         model = component if component in SINGLE else "audioldm2"
         try:
-            part = write()
+            parts = write()
         except ConversionError as error:
             refused[component] = str(error)
             continue
-        models.setdefault(model, []).append(part)
-        folders[component] = f"{folder.name}/{model}"
+        models.setdefault(model, []).extend(parts)
+        folders |= {part.component: f"{folder.name}/{model}" for part in parts}
     for model, parts in models.items():
         to_torch(bundle, parts, folder / model, progress)
     return Exports(folders, refused)
+
+
+def _several(write: Callable[[], Outgoing]) -> list[Outgoing]:
+    return [write()]

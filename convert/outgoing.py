@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mfm_jax.storage.store import Store, digest_array, part_folder
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A component and the files that are written for it."""
+    """A component and the files that are written for it; several may go into one file."""
 
     component: str
     table: Table
@@ -89,50 +90,57 @@ def to_torch(
             for ours, theirs in part.copies.items():
                 if (came := bundle.store(part.component).folder / ours).is_dir():
                     shutil.copytree(came, folder / theirs, dirs_exist_ok=True)
-            for prefix, name in part.weights.items():
-                file = folder / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                _write_weights(bundle.store(part.component), part, prefix, file, progress)
+            for name in part.weights.values():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for name in dict.fromkeys(name for part in parts for name in part.weights.values()):
+            pieces = [
+                _Piece(bundle.store(part.component), part, prefix)
+                for part in parts
+                for prefix, its in part.weights.items()
+                if its == name
+            ]
+            specs = {key: spec for piece in pieces for key, spec in piece.specs().items()}
+            arrays = chain.from_iterable(piece.arrays(progress) for piece in pieces)
+            write(folder / name, specs, arrays, {"format": "pt"})
 
 
-def _write_weights(
-    store: Store, part: Outgoing, prefix: str, file: Path, progress: Callable[[int], None]
-) -> None:
-    """Write the tensors whose longest prefix in `part.weights` is `prefix`."""
-    longer = tuple(p for p in part.weights if p.startswith(prefix) and p != prefix)
+class _Piece:
+    """The tensors of a component whose longest prefix in `part.weights` is `prefix`."""
 
-    def here(key: str) -> bool:
-        return key.startswith(prefix) and not (longer and key.startswith(longer))
+    def __init__(self, store: Store, part: Outgoing, prefix: str) -> None:
+        self.store, self.part, self.prefix = store, part, prefix
+        self.longer = tuple(p for p in part.weights if p.startswith(prefix) and p != prefix)
+        came_in, tied = kept(store)
+        self.extra = {key: tensor for key, tensor in came_in.items() if self._here(key)}
+        copies = {row.copy for row in part.table.tied}
+        self.left_out = set() if tied is None else copies - set(tied)
 
-    came_in, tied = kept(store)
-    extra = {key: tensor for key, tensor in came_in.items() if here(key)}
-    copies = {row.copy for row in part.table.tied}
-    left_out = set() if tied is None else copies - set(tied)
+    def _here(self, key: str) -> bool:
+        return key.startswith(self.prefix) and not (self.longer and key.startswith(self.longer))
 
-    def wanted(key: str) -> bool:
-        return here(key) and key not in extra and key not in left_out
+    def _wanted(self, key: str) -> bool:
+        return self._here(key) and key not in self.extra and key not in self.left_out
 
-    # Nothing is allocated: all elements of an array share one address.
-    nothing = {
-        name: np.broadcast_to(np.zeros((), listed.dtype), listed.shape)
-        for name, listed in store.arrays.items()
-    }
-    specs = {
-        key.removeprefix(prefix): (array.dtype, array.shape)
-        for key, array in part.table.to_theirs(nothing, wanted=wanted)
-    }
-    specs |= {
-        key.removeprefix(prefix): (tensor.dtype, tensor.shape) for key, tensor in extra.items()
-    }
+    def specs(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Return dtype and shape of every tensor by its name in the file."""
+        # Nothing is allocated: all elements of an array share one address.
+        nothing = {
+            name: np.broadcast_to(np.zeros((), listed.dtype), listed.shape)
+            for name, listed in self.store.arrays.items()
+        }
+        written = self.part.table.to_theirs(nothing, wanted=self._wanted)
+        specs = {key: (array.dtype, array.shape) for key, array in written}
+        specs |= {key: (tensor.dtype, tensor.shape) for key, tensor in self.extra.items()}
+        return {key.removeprefix(self.prefix): spec for key, spec in specs.items()}
 
-    def arrays() -> Iterator[tuple[str, np.ndarray]]:
-        order = {name: listed.part for name, listed in store.arrays.items()}
-        reader = Reader(store, progress)
-        written = part.table.to_theirs(reader, order=order.__getitem__, wanted=wanted)
-        yield from ((key.removeprefix(prefix), array) for key, array in written)
-        yield from ((key.removeprefix(prefix), tensor.read()) for key, tensor in extra.items())
-
-    write(file, specs, arrays(), {"format": "pt"})
+    def arrays(self, progress: Callable[[int], None]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the tensors by their names in the file."""
+        order = {name: listed.part for name, listed in self.store.arrays.items()}
+        reader = Reader(self.store, progress)
+        table = self.part.table
+        written = table.to_theirs(reader, order=order.__getitem__, wanted=self._wanted)
+        yield from ((key.removeprefix(self.prefix), array) for key, array in written)
+        yield from ((key.removeprefix(self.prefix), t.read()) for key, t in self.extra.items())
 
 
 def kept(store: Store) -> tuple[dict[str, Tensor], list[str] | None]:

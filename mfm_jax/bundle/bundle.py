@@ -137,6 +137,11 @@ class Bundle:
         """
         return self._entry(name).config
 
+    def come_together(self, *names: str) -> bool:
+        """Return whether components were trained or converted at once, as parts of one network."""
+        sources = [self.entries[name].source for name in names if name in self.entries]
+        return len(sources) == len(names) and len(set(sources)) == 1
+
     def abstract(self, name: str) -> Any:
         """Return the network `name` with shapes, in float32, instead of weights.
 

@@ -10,7 +10,7 @@ from mfm_jax import __version__
 from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
-from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
+from mfm_jax.models.cavp import CAVPAudio, CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.listener import Listener, ListenerConfig
@@ -42,6 +42,7 @@ COMPONENTS: dict[str, ComponentKind] = {
     "t5": ComponentKind(T5Config, T5Encoder),
     "gpt2": ComponentKind(GPT2Config, GPT2),  # initial weights of a mapper
     "sequence": ComponentKind(MapperConfig, build_mapper),  # AudioLDM2's own, from text to LOA
+    "cavp_audio": ComponentKind(CAVPConfig, CAVPAudio),  # for metrics, beside the same CAVP's video
     "cnn14": ComponentKind(Cnn14Config, Cnn14Tagger),  # for metrics
     "synchformer": ComponentKind(SynchformerConfig, Synchformer),  # for DeSync
     "listener": ComponentKind(ListenerConfig, Listener),  # for the scores of Foley clips

@@ -1,7 +1,8 @@
 """CAVP (Diff-Foley, arXiv 2306.17203): video frames and sound in one space, aligned in time.
 
 The video tower is SlowOnly, a ResNet3D-50 that never strides over time: one vector per frame.
-`CAVPVideo` alone is what generation needs; `CAVP` adds the audio tower for contrastive training.
+`CAVPVideo` alone is what generation needs; scores compare it with `CAVPAudio`. `CAVP` is both, for
+contrastive training.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from jax import numpy as jnp
 
 from mfm_jax.layers import batch_norm, conv, linear
 from mfm_jax.layers.remat import run
-from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tower
+from mfm_jax.models.cnn14 import Cnn14, Cnn14Config
 from mfm_jax.typing import Array, Float
 
 EXPANSION = 4  # output width of a block over its inner width
@@ -224,13 +225,48 @@ class CAVPVideo(nnx.Module):
         return _finish(features, self.steps if pool else None, normalize)
 
 
+class CAVPAudio(nnx.Module):
+    """The audio half: Cnn14's trunk and the projection (Diff-Foley `cavp_modules.py:1440-1545`)."""
+
+    def __init__(self, config: CAVPConfig, *, rngs: nnx.Rngs) -> None:
+        width = config.audio.widths[-1]
+        self.steps = config.pool
+        self.trunk = Cnn14(config.audio, rngs=rngs)
+        self.fc1 = linear(width, width, ("embed", "mlp"), rngs=rngs)
+        self.project = linear(width, config.embed, ("mlp", "embed"), rngs=rngs)
+
+    def __call__(
+        self,
+        mel: Float[Array, "B M T"],
+        *,
+        pool: bool = False,
+        normalize: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B ... D"]:
+        """Return one vector per time step (16 mel columns in the release), or per clip with `pool`.
+
+        `mel` is `cavp_mel`'s log-mel in [0, 1] as published, bins first. `rngs` draws the dropout
+        in training.
+
+        Raises:
+            ValueError: `pool` with a number of steps outside `config.pool` to twice that, less 1.
+        """
+        x = self.trunk(rearrange(mel, "b m t -> b t m"), rngs=rngs)
+        # Over each step and its neighbours. Only the average counts the zeros beyond the ends.
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+        average = (padded[:, :-2] + x + padded[:, 2:]) / 3.0
+        x = nnx.max_pool(x, (3,), padding=[(1, 1)]) + average
+        x = jax.nn.relu(self.fc1(x))
+        x = jax.nn.relu(self.fc1(x))  # the original applies the same layer twice
+        return _finish(self.project(x), self.steps if pool else None, normalize)
+
+
 class CAVP(nnx.Module):
     """Both towers and the temperature of the contrastive loss."""
 
     def __init__(self, config: CAVPConfig, *, rngs: nnx.Rngs) -> None:
-        self.steps = config.pool
         self.video = CAVPVideo(config, rngs=rngs)
-        self.audio = Cnn14Tower(config.audio, config.embed, rngs=rngs)
+        self.audio = CAVPAudio(config, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32), axes=())
 
     def encode_video(
@@ -247,16 +283,8 @@ class CAVP(nnx.Module):
         normalize: bool = True,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B ... D"]:
-        """Return one vector per time step (16 mel columns in the release), or per clip with `pool`.
-
-        `mel` is `cavp_mel`'s log-mel in [0, 1] as published, bins first. `rngs` draws the dropout
-        in training.
-
-        Raises:
-            ValueError: `pool` with a number of steps outside `config.pool` to twice that, less 1.
-        """
-        features = self.audio(rearrange(mel, "b m t -> b t m"), rngs=rngs)
-        return _finish(features, self.steps if pool else None, normalize)
+        """Encode a log-mel with the audio tower; see `CAVPAudio`."""
+        return self.audio(mel, pool=pool, normalize=normalize, rngs=rngs)
 
     def __call__(
         self,

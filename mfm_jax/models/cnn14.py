@@ -1,7 +1,7 @@
 """Cnn14 (PANNs, arXiv 1912.10211): convolutions over a log-mel, and the two heads it is used with.
 
-CAVP's audio tower keeps time and ends in the space it shares with video. PANNs' tagger pools time
-away and ends in AudioSet classes; metrics read its embedding.
+CAVP's audio tower (`mfm_jax.models.cavp`) keeps time and ends in the space it shares with video.
+PANNs' tagger pools time away and ends in AudioSet classes; metrics read its embedding.
 """
 
 from dataclasses import dataclass
@@ -113,28 +113,6 @@ class Cnn14(nnx.Module):
         for block in self.blocks:
             x_BTMC = run(block, x_BTMC, None if rngs is None else rngs.dropout())
         return x_BTMC.mean(axis=2)
-
-
-class Cnn14Tower(nnx.Module):
-    """CAVP's audio tower (Diff-Foley `cavp_modules.py:1440-1545`): one vector per time step."""
-
-    def __init__(self, config: Cnn14Config, embed: int, *, rngs: nnx.Rngs) -> None:
-        width = config.widths[-1]
-        self.trunk = Cnn14(config, rngs=rngs)
-        self.fc1 = linear(width, width, ("embed", "mlp"), rngs=rngs)
-        self.project = linear(width, embed, ("mlp", "embed"), rngs=rngs)
-
-    def __call__(
-        self, mel: Float[Array, "B T M"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "B T2 D"]:
-        x = self.trunk(mel, rngs=rngs)
-        # Over each step and its neighbours. Only the average counts the zeros beyond the ends.
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
-        average = (padded[:, :-2] + x + padded[:, 2:]) / 3.0
-        x = nnx.max_pool(x, (3,), padding=[(1, 1)]) + average
-        x = jax.nn.relu(self.fc1(x))
-        x = jax.nn.relu(self.fc1(x))  # the original applies the same layer twice
-        return self.project(x)
 
 
 class Cnn14Tagger(nnx.Module):

@@ -22,6 +22,7 @@ from mfm_jax.bundle.format2 import (
 )
 from mfm_jax.bundle.limits import abstract_network
 from mfm_jax.mapper import MapperConfig
+from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.models.listener import ListenerConfig
@@ -44,6 +45,7 @@ ALL = TINY | {
         fusion="wrapped",
         gpt2=GPT2Config(width=24, depth=2, heads=3, positions=17),
     ),
+    "cavp_audio": CAVPConfig.tiny(),
     "cnn14": Cnn14Config.tiny(),
     "synchformer": SynchformerConfig.tiny(),
     "listener": ListenerConfig(("metal", "wood")),

@@ -32,7 +32,7 @@ from mfm_jax.diffusion.schedule import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.mapper.fusion import FUSIONS
 from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
-from mfm_jax.models.cavp import CAVP, CAVPConfig, CAVPVideo
+from mfm_jax.models.cavp import CAVP, CAVPAudio, CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.eva_vit import EvaViTConfig
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
@@ -245,6 +245,7 @@ def always(table: Table) -> Callable[[Any], Table]:
 NETWORKS = {
     "cavp": Network(a_cavp, CAVP, always(cavp.TABLE)),
     "cavp's video half": Network(a_cavp, CAVPVideo, always(cavp.VIDEO_TABLE)),
+    "cavp's audio half": Network(a_cavp, CAVPAudio, always(cavp.AUDIO_TABLE)),
     "cnn14": Network(a_cnn14, partial(Cnn14Tagger, classes=7), always(cnn14.TABLE)),
     "timechat": Network(a_timechat, TimeChat, timechat.table),
     "audiomae": Network(an_audiomae, AudioMAE, audiomae.table),

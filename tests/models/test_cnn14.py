@@ -9,7 +9,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from convert.cnn14 import TABLE
-from mfm_jax.models.cnn14 import Cnn14, Cnn14Config, Cnn14Tagger, Cnn14Tower
+from mfm_jax.models.cnn14 import Cnn14, Cnn14Config, Cnn14Tagger
 from mfm_jax.storage.weights import abstract, cast, named_weights, with_weights
 
 SEED = 1234
@@ -97,7 +97,7 @@ def test_steps_of_the_trunk(config, steps):
 
 def test_dropout_draws_in_training_only():
     config = dataclasses.replace(Cnn14Config.tiny(), dropout=0.5)
-    net = random_weights(lambda rngs: Cnn14Tower(config, 5, rngs=rngs))
+    net = random_weights(lambda rngs: Cnn14(config, rngs=rngs))
     mel = random_mel(config)
     draw = jax.jit(lambda net, seed: net(mel, rngs=nnx.Rngs(dropout=jax.random.key(seed))))
     np.testing.assert_array_equal(draw(net, 1), draw(net, 2))

@@ -23,7 +23,7 @@ from mfm_jax.typing import Array, Float
 
 @dataclass(frozen=True)
 class CAVPRecipe(DecodedRecipe):
-    """Contrastive training of both towers; the bundle gets the video tower."""
+    """Contrastive training of both towers, which become two components of the bundle."""
 
     network: CAVPConfig = field(default_factory=CAVPConfig.tiny)
     objective: str = "moments"  # each moment against all of the batch; or the paper's "clips"
@@ -64,7 +64,9 @@ class CAVPRecipe(DecodedRecipe):
         return value, {"hits": hits, "scale": scale}
 
     def finish(self, module: CAVP, workdir: Path, command: str) -> Path:
-        return self.write_component("cavp", self.network, module.video, workdir, command).path
+        towers = {"cavp": module.video, "cavp_audio": module.audio}
+        networks = {name: (self.network, tower) for name, tower in towers.items()}
+        return self.write_components(networks, workdir, command).path
 
 
 def loudness(mel: Float[Array, "B M T"], steps: int) -> Float[Array, "B {steps}"]:

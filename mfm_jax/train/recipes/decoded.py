@@ -1,7 +1,7 @@
-"""Recipes that learn from pictures and sound themselves, and leave one component of a bundle."""
+"""Recipes that learn from pictures and sound themselves, and leave a component of a bundle."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -104,16 +104,31 @@ class BundleRecipe(Recipe):
         *,
         trained_with: tuple[str, ...] = (),
     ) -> Bundle:
-        """Write the trained network into the bundle.
+        """Write the trained network into the bundle; see `write_components`."""
+        return self.write_components(
+            {name: (config, module)}, workdir, command, trained_with=trained_with
+        )
+
+    def write_components(
+        self,
+        networks: Mapping[str, tuple[Any, nnx.Module]],
+        workdir: Path,
+        command: str,
+        *,
+        trained_with: tuple[str, ...] = (),
+    ) -> Bundle:
+        """Write networks that were trained at once into the bundle, with their configs.
 
         Args:
-            trained_with: components of the bundle whose outputs it was trained on.
+            trained_with: components of the bundle whose outputs they were trained on.
         """
         path = self.bundle_path(workdir)
         new = not (path / "bundle.json").exists()
         source = self.provenance(command, trained_with, None if new else Bundle.open(path))
-        component = Component(config, module, source)
-        return write_bundle(path, {name: component}, settings=self.settings if new else None)
+        components = {
+            name: Component(config, module, source) for name, (config, module) in networks.items()
+        }
+        return write_bundle(path, components, settings=self.settings if new else None)
 
 
 @dataclass(frozen=True)
