@@ -236,4 +236,6 @@ def write_sound(path: Path, wave: Float[np.ndarray, " A"], rate: int = RATE) -> 
     form = path.suffix[1:].upper()
     soundfile.write(file, np.clip(wave, -1, 1), rate, subtype="PCM_16", format=form)
     with atomic_write(path) as part:
-        part.write_bytes(file.getbuffer())
+        # A view of the buffer would stay in the traceback of an error, and Python 3.12.1 crashes
+        # when it collects one.
+        part.write_bytes(file.getvalue())

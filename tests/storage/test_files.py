@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -182,7 +183,12 @@ def test_no_room_is_one_line_that_names_the_file_and_leaves_nothing(tmp_path):
             (folder / "c").write_text("x" * 99)
         with pytest.raises(WriteError, match=r"write .*a\.txt \(.*\): make room there"):
             files.write_text(tmp_path / "a.txt", "x" * 99)
-        with pytest.raises(WriteError, match=r"write .*a\.wav \(.*\): make room there"):
+        with pytest.raises(WriteError, match=r"write .*a\.wav \(.*\): make room there") as error:
             write_sound(tmp_path / "a.wav", np.zeros(99, np.float32))
+    # Python 3.12 crashes when it collects a view of a BytesIO in a cycle, as tracebacks are.
+    cause = error.value.__context__
+    assert cause is not None
+    held = [v for f, _ in traceback.walk_tb(cause.__traceback__) for v in f.f_locals.values()]
+    assert {type(view.obj) for view in held if isinstance(view, memoryview)} == {bytes}
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
