@@ -8,6 +8,7 @@ import numpy as np
 from mfm_jax.bundle import Bundle
 from mfm_jax.evaluation import catalogue, sets
 from mfm_jax.evaluation.catalogue import Metric
+from mfm_jax.evaluation.cavp import why_not
 from mfm_jax.evaluation.clips import Pairing
 from mfm_jax.evaluation.figures import (
     Difference,
@@ -49,6 +50,7 @@ def assemble(
     known = (
         *catalogue.SIGNAL,
         catalogue.DESYNC,
+        *catalogue.CAVP,
         *catalogue.LOGITS,
         *catalogue.LANGUAGE_OF_AUDIO,
         *catalogue.PUBLISHED_SIGNAL,
@@ -163,7 +165,8 @@ def _not_computed(bundle: Bundle | None, clips: Sequence[Measured]) -> list[tupl
         found.append(("AV-Align", "no side has videos"))
     elif lacking := sum(clip.fps is None for clip in clips):
         found.append((f"AV-Align of {lacking} clips", "no side has a video of them"))
-    found.append(("CAVP cosine and retrieval", "bundles keep CAVP's video tower alone"))
+    if (reason := why_not(bundle)) is not None:
+        found.append(("CAVP cosine and retrieval", reason))
     if not any("desync" in scores for clip in clips for scores in clip.scores.values()):
         found.append(("DeSync", "no bundle with a synchformer is given: add it with mfm convert"))
     return found

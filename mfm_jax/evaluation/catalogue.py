@@ -81,6 +81,18 @@ DESYNC = Metric(
 )  # fmt: skip
 """The score of a bundle's Synchformer."""
 
+CAVP = (
+    Metric("cavp_cosine", "CAVP cosine", NETWORKS, "higher", "",
+           "Cosine of picture and sound in CAVP's space, each the maximum over a piece as long as "
+           "those of its training.", alone=True),
+    Metric("cavp_moments", "CAVP cosine of moments", NETWORKS, "higher", "",
+           "Mean cosine of each frame and the sound at its time.", main=False, alone=True),
+    Metric("cavp_recall", "CAVP retrieval R@1", NETWORKS, "higher", "",
+           "Share of clips whose sound is nearest to their own video, among up to 64.",
+           main=False, alone=True),
+)  # fmt: skip
+"""Scores of a bundle's CAVP, where it has both towers."""
+
 CNN14, MAE = "PANNs Cnn14", "AudioMAE"
 
 LOGITS = (

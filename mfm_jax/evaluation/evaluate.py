@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mfm_jax.bundle import Bundle
 from mfm_jax.errors import MediaError, UsageError, UserError, system_reason
 from mfm_jax.evaluation import sets
 from mfm_jax.evaluation.assemble import assemble
+from mfm_jax.evaluation.cavp import Towers, add_cavp, why_not
 from mfm_jax.evaluation.clips import Pairing, Sound, list_sounds, pair, system_names
 from mfm_jax.evaluation.measure import Measured, Picture, Wave, measure
 from mfm_jax.evaluation.networks import Heard, hear, open_ears
@@ -263,13 +265,15 @@ def _hear(pairing: Pairing, clips: Sequence[Measured], settings: Settings) -> di
     from mfm_jax.inference.generate import layout_and_batch  # slow to import, and only needed here
 
     layout, batch = layout_and_batch(settings.batch)
-    if "synchformer" in settings.bundle.entries:
+    bundle, precision = settings.bundle, jnp.dtype(settings.precision)
+    load = partial(bundle.load, dtype=precision, sharding=lambda *_: layout.replicated)
+    if "synchformer" in bundle.entries:
         from mfm_jax.evaluation.desync import add_desync
 
-        network = settings.bundle.load(
-            "synchformer", jnp.dtype(settings.precision), sharding=lambda *_: layout.replicated
-        )
-        add_desync(network, pairing, clips, layout=layout, batch=batch)
+        add_desync(load("synchformer"), pairing, clips, layout=layout, batch=batch)
+    if why_not(bundle) is None:
+        towers = Towers(bundle.config("cavp"), load("cavp"), load("cavp_audio"))
+        add_cavp(towers, pairing, clips, layout=layout, batch=batch)
     sides = {REFERENCE: pairing.reference, **pairing.systems}
     lengths = {clip.name: min(clip.seconds.values()) for clip in clips}
     ears = open_ears(settings.bundle, layout, settings.precision, exact=settings.published)

@@ -19,7 +19,7 @@ from mfm_jax.runtime.versions import version_of
 from mfm_jax.storage.store import digest_file
 
 LIBRARIES = ("numpy", "scipy", "soxr", "av", "soundfile", "jax", "flax")
-HEARING = ("cnn14", "audiomae", "synchformer")
+HEARING = ("cnn14", "audiomae", "synchformer", "cavp", "cavp_audio")
 """Components of a bundle that scores are computed with."""
 APART = 0.1
 """Seconds by which lengths may differ before the report says so."""

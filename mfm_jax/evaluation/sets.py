@@ -10,9 +10,9 @@ from mfm_jax.evaluation.catalogue import CNN14, MAE, Metric
 from mfm_jax.evaluation.figures import SetScore
 from mfm_jax.evaluation.networks import Heard
 from mfm_jax.metrics import distances
+from mfm_jax.metrics.retrieval import retrieval_hits
 from mfm_jax.typing import Float, Int
 
-GROUP = 64  # clips among which retrieval looks for one
 KERNEL_CLIPS = 5000  # most clips of a matrix of kernels; more are drawn at random
 NETWORKS = {"cnn14": CNN14, "audiomae": MAE}
 
@@ -45,24 +45,15 @@ def loa_scores(
     """Return the LOA error and retrieval by clip; nan where there is nothing to compare with.
 
     Each dimension is in units of its deviation over all real tokens. Retrieval compares clips of
-    consecutive groups of 64 by the cosine of their LOA without the mean, cut to the shortest.
+    consecutive groups by the cosine of their LOA without the mean, cut to the shortest.
     """
     tokens = np.concatenate(real).astype(np.float64)
     mean, std = tokens.mean(axis=0), np.maximum(tokens.std(axis=0), 1e-6)
     pairs = [[(np.asarray(a, np.float64) - mean) / std for a in side] for side in (real, made)]
     errors = np.array([float(((x - y) ** 2).mean()) for x, y in zip(*pairs, strict=True)])
-    hits = np.full(len(real), np.nan)
-    for at in range(0, len(real), GROUP):
-        group = slice(at, at + GROUP)
-        if len(real[group]) < 2:
-            continue
-        shortest = min(len(x) for x in pairs[0][group])
-        x, y = (np.stack([a[:shortest].ravel() for a in side[group]]) for side in pairs)
-        x, y = (a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12) for a in (x, y))
-        hits[group] = (y @ x.T).argmax(axis=1) == np.arange(len(x))
     if len(real) < 2:
         errors[:] = np.nan  # the deviation of one clip is none of real sounds
-    return errors, hits
+    return errors, retrieval_hits(pairs[1], pairs[0])
 
 
 def set_scores(reference: Heard, system: Heard, *, published: bool) -> list[SetResult]:
