@@ -25,9 +25,8 @@ from benchmarks.beside import Setting, by_turns, first_calls, speed
 from benchmarks.sizes import FPS, Sizes
 from benchmarks.stages import Decoder, generate_loa
 from mfm_jax.bundle import Bundle, write_sizes
-from mfm_jax.bundle.windows import sentence_length, window_spec
 from mfm_jax.cost import flops
-from mfm_jax.inference.encoders import encode_video
+from mfm_jax.encoders import encode_windows, read_by_mapper, window_spec
 from mfm_jax.inference.pipeline import (
     Made,
     Networks,
@@ -76,10 +75,14 @@ def our_model(setting: Setting) -> VideoToAudio:
     """Return our networks with drawn weights, ready to make sound."""
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
     with sizes_bundle(setting.sizes) as bundle:
-        spec, sentence = window_spec(bundle), sentence_length(bundle)
-    drawn = {name: setting.component(name) for name in Networks._fields}
+        encoders = read_by_mapper(bundle)
+        spec = window_spec(bundle, encoders)
+    drawn: dict[str, Any] = {
+        name: setting.component(name) for name in Networks._fields if name != "encoders"
+    }
+    drawn["encoders"] = {name: setting.component(name) for name in encoders}
     networks = Networks(**jax.device_put(drawn, layout.replicated))
-    return VideoToAudio(networks, setting.sizes.settings, spec, sentence, layout)
+    return VideoToAudio(networks, setting.sizes.settings, spec, encoders, layout)
 
 
 def their_model(setting: Setting) -> "TheirModel":
@@ -202,10 +205,10 @@ class Theirs:
 
     def _encode(self, window: Window) -> torch.Tensor:
         frames, tensor = self.ours.frames([window]), self.setting.tensor
-        cavp = np.asarray(frames.cavp.pixels, np.float32) / 255.0
-        pixels = np.asarray(normalise(frames.timechat.pixels))[0]
+        cavp = np.asarray(frames["cavp"].pixels, np.float32) / 255.0
+        pixels = np.asarray(normalise(frames["timechat"].pixels))[0]
         ids, mask = (
-            np.asarray(x[0], np.int64) for x in (frames.timechat.ids, frames.timechat.mask)
+            np.asarray(x[0], np.int64) for x in (frames["timechat"].ids, frames["timechat"].mask)
         )
         return self.model.encode(
             tensor(cavp.transpose(0, 4, 1, 2, 3)), tensor(pixels.transpose(0, 3, 1, 2)),
@@ -278,9 +281,7 @@ def count_operations(model: VideoToAudio, seen: Sequence[Window], sampling: Samp
     n, inputs = model.networks, model.inputs(seen, [0] * len(seen))
 
     def run(networks: Networks, inputs: Any) -> jax.Array:
-        streams = encode_video(
-            networks.cavp, networks.timechat, inputs.frames, tensor=n.mapper.config.timechat
-        )
+        streams = encode_windows(model.encoders, networks.encoders, inputs.frames)
         return sound_from_loa(
             networks.sound_networks, predict_loa(networks.mapper, streams), inputs.keys,
             inputs.text, inputs.negative, settings=model.settings, sampling=sampling,

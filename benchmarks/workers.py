@@ -42,13 +42,13 @@ def write_inputs(folder: Path, rows: int, parts: int) -> None:
 
 def work(manifest: str, out: str, milliseconds: float) -> None:
     """Do what `mfm generate` does, with a stand-in for the networks."""
+    from mfm_jax.data.decoded import ClipSpec
     from mfm_jax.inference.inputs import expand
     from mfm_jax.inference.pipeline import Made
     from mfm_jax.inference.record import Record
     from mfm_jax.inference.requests import targets
     from mfm_jax.inference.shares import do_together
     from mfm_jax.inference.work import Item, Job, Networks, Work
-    from mfm_jax.media.windows import WindowSpec
     from mfm_jax.storage.addresses import StorePath
     from mfm_jax.storage.paths import user_path
 
@@ -56,16 +56,16 @@ def work(manifest: str, out: str, milliseconds: float) -> None:
         until = time.thread_time() + len(items) * milliseconds / 1e3
         while time.thread_time() < until:
             pass
-        levels = [[[window.cavp_THWC.mean() / 256]] for _, window in items]
+        levels = [[[window.seen["cavp"].pixels.mean() / 256]] for _, window in items]
         waves = np.repeat(np.float32(levels), 6400, axis=2)
         return Made(waves, np.zeros((len(items), 1, 1), np.float32))
 
     folder = user_path(out)
     requests = expand([manifest])
     jobs = [Job(*pair) for pair in zip(requests, targets(requests, folder, "wav"), strict=True)]
-    spec = WindowSpec(
+    spec = ClipSpec(
         seconds=0.4, overlap=0.1, cavp_fps=12.5, cavp_size=16, timechat_frames=2, timechat_size=16
-    )
+    ).windows
     if isinstance(folder, StorePath):
         do_together(Work(jobs, spec), folder, lambda: Networks(start), 4)
     else:

@@ -5,8 +5,8 @@ python train.py --config configs/hard_cavp.py --workdir runs/hard/cavp
 
 from dataclasses import replace
 
+from mfm_jax.data.decoded import ClipSpec
 from mfm_jax.foley.clips import FoleyClips
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
@@ -18,7 +18,7 @@ def get_config() -> TrainConfig:
         recipe=CAVPRecipe(
             bundle="runs/hard/bundle",
             source=FoleyClips("runs/hard", grade="hard", train=1400, heldout=64),
-            spec=replace(WindowSpec.tiny(), cavp_fps=4.0),
+            spec=replace(ClipSpec.tiny(), cavp_fps=4.0),
             network=CAVPConfig.tiny_slow(),
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3),

@@ -5,9 +5,9 @@ python train.py --config configs/hard_timechat.py --workdir runs/hard/timechat
 
 from dataclasses import replace
 
+from mfm_jax.data.decoded import ClipSpec
 from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.foley.recipes.timechat import TimeChatRecipe
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 
@@ -17,7 +17,7 @@ def get_config() -> TrainConfig:
         recipe=TimeChatRecipe(
             bundle="runs/hard/bundle",
             source=FoleyClips("runs/hard", grade="hard", train=1400, heldout=64),
-            spec=replace(WindowSpec.tiny(), cavp_fps=4.0),
+            spec=replace(ClipSpec.tiny(), cavp_fps=4.0),
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3),
         steps=1500,

@@ -16,7 +16,7 @@ import soundfile
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.bundle.windows import window_spec
+from mfm_jax.encoders import window_spec
 from mfm_jax.foley.contacts import QUIET
 from mfm_jax.foley.scores import Heard
 from mfm_jax.foley.world import SPLITS, World, write_clip, write_world

@@ -10,9 +10,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.encoders import encode_windows
 from mfm_jax.foley.scores import Contacts
 from mfm_jax.foley.world import read_events
-from mfm_jax.inference.encoders import encode_video
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa, stitch
 from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.media.frames import windows
@@ -134,12 +134,8 @@ class Synthesiser:
                 mels = _through_vae(networks.vae, mels)
             return _vocode(networks.vocoder, mels)
         if way == "video":
-            streams = encode_video(
-                networks.cavp,
-                networks.timechat,
-                self.model.frames(pieces),
-                tensor=networks.mapper.config.timechat,
-            )
+            seen = self.model.frames(pieces)
+            streams = encode_windows(self.model.encoders, networks.encoders, seen)
             loa = predict_loa(networks.mapper, streams)
         else:
             frames = self.audiomae.config.frames

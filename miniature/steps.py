@@ -13,8 +13,8 @@ from jax import numpy as jnp
 from tqdm import tqdm
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.encoders import encode_windows
 from mfm_jax.foley.scores import Heard
-from mfm_jax.inference.encoders import encode_video
 from mfm_jax.inference.pipeline import (
     Sampling,
     VideoToAudio,
@@ -63,7 +63,7 @@ def mapped(
         group = clips[at : at + BATCH]
         seen = [next(windows(clip.path, model.spec)) for clip in group]
         frames = model.frames([*seen, *[seen[-1]] * (BATCH - len(seen))])
-        streams = encode_video(n.cavp, n.timechat, frames, tensor=n.mapper.config.timechat)
+        streams = encode_windows(model.encoders, n.encoders, frames)
         yield len(group), predict_loa(n.mapper, streams)
 
 

@@ -13,8 +13,8 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.foley.scores import Heard
-from mfm_jax.inference.encoders import hear_loa
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, sound_from_loa
+from mfm_jax.inference.sound_encoders import hear_loa
 from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.storage.files import write_text
 from mfm_jax.typing import Float

@@ -40,6 +40,7 @@ FLOORS = {
     "mfm_jax.evaluation": 5.5,
     "mfm_jax.inference": 5.4,
     "mfm_jax.data": 5.2,
+    "mfm_jax.encoders": 5,
     "mfm_jax.bundle": 4,
     "mfm_jax.metrics": 4,
     "mfm_jax.mapper": 3,

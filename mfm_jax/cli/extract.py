@@ -69,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract; return 1 where some clips failed, each named."""
     from mfm_jax.bundle import Bundle
-    from mfm_jax.bundle.windows import window_spec
     from mfm_jax.data.clips import list_clips
     from mfm_jax.data.decoded import every_window
     from mfm_jax.data.features import DESCRIPTION
+    from mfm_jax.encoders import window_spec
     from mfm_jax.inference.extract import extract
     from mfm_jax.runtime import distributed
     from mfm_jax.runtime.progress import Progress

@@ -6,7 +6,7 @@ Training the mapper needs no pictures or sound: it reads features (`mfm_jax.data
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mfm_jax.media.audio import RATE, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.windows import Window, WindowSpec, blank_window, cavp_view, timechat_view
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.workers import map_in_processes
 from mfm_jax.storage.copies import local_copy
@@ -38,7 +38,47 @@ DESCRIPTION = "media.json"
 """Written last: a folder of decoded clips with it is complete."""
 
 
-def samples_of(spec: WindowSpec) -> int:
+@dataclass(frozen=True)
+class ClipSpec:
+    """What is decoded of clips that CAVP and TimeChat learn from. Default: the released networks.
+
+    Raises:
+        ValueError: as `WindowSpec`.
+    """
+
+    seconds: float | int = 10.24  # length of a window
+    overlap: float | int = 1.28  # seconds that a window shares with the next
+    cavp_fps: float | int = 4  # frames per second
+    cavp_size: int = 224  # pixels a side
+    timechat_frames: int = 96  # per window
+    timechat_size: int = 224  # pixels a side
+
+    def __post_init__(self) -> None:
+        _ = self.windows  # which checks the numbers
+
+    @classmethod
+    def tiny(cls) -> "ClipSpec":
+        """Windows of the shipped miniature."""
+        return cls(
+            seconds=2.56,
+            overlap=0.32,
+            cavp_fps=12.5,
+            cavp_size=32,
+            timechat_frames=8,
+            timechat_size=64,
+        )
+
+    @property
+    def windows(self) -> WindowSpec:
+        """The windows of a clip, as both encoders see them."""
+        views = {
+            "cavp": cavp_view(self.cavp_fps, self.cavp_size),
+            "timechat": timechat_view(self.timechat_frames, self.timechat_size),
+        }
+        return WindowSpec(self.seconds, self.overlap, views)
+
+
+def samples_of(spec: WindowSpec | ClipSpec) -> int:
     """Return the audio samples of a window at 16 kHz."""
     return round(spec.seconds * RATE)
 
@@ -97,7 +137,7 @@ def every_window(clips: Sequence[Clip], spec: WindowSpec) -> list[Clip]:
         ]
 
 
-def decode_clip(clip: Clip, spec: WindowSpec) -> dict[str, np.ndarray]:
+def decode_clip(clip: Clip, spec: ClipSpec) -> dict[str, np.ndarray]:
     """Read the arrays of a clip's first window, padded or cut to its length.
 
     `cavp` and `timechat` are uint8 `[T, H, W, 3]`, `timechat_seconds` the float32 times of the
@@ -106,12 +146,13 @@ def decode_clip(clip: Clip, spec: WindowSpec) -> dict[str, np.ndarray]:
     Raises:
         MediaError: as `first_window`.
     """
-    window, wave = first_window(clip, spec)
+    window, wave = first_window(clip, spec.windows)
+    cavp, timechat = window.seen["cavp"], window.seen["timechat"]
     whole = np.pad(wave, (0, samples_of(spec) - len(wave)))
     return {
-        "cavp": window.cavp_THWC,
-        "timechat": window.timechat_THWC,
-        "timechat_seconds": window.timechat_seconds.astype(np.float32),
+        "cavp": cavp.pixels,
+        "timechat": timechat.pixels,
+        "timechat_seconds": timechat.seconds.astype(np.float32),
         "wave": np.rint(np.clip(whole, -1, 1) * 32767).astype(np.int16),
     }
 
@@ -127,20 +168,19 @@ def to_float(wave: np.ndarray) -> np.ndarray:
     return wave.astype(np.float32) / 32767
 
 
-def fields(spec: WindowSpec) -> dict[str, Field]:
+def fields(spec: ClipSpec) -> dict[str, Field]:
     """Return the arrays of a decoded clip."""
-    frames, pixels = spec.timechat_frames, spec.timechat_size
+    seen = blank_window(spec.windows).seen
     return {
-        "cavp": Field((spec.cavp_frames, spec.cavp_size, spec.cavp_size, 3), "uint8"),
-        "timechat": Field((frames, pixels, pixels, 3), "uint8"),
-        "timechat_seconds": Field((frames,), "float32"),
+        **{name: Field(its.pixels.shape, "uint8") for name, its in seen.items()},
+        "timechat_seconds": Field((spec.timechat_frames,), "float32"),
         "wave": Field((samples_of(spec),), "int16"),
     }
 
 
 def write_decoded(
     clips: Iterable[Clip],
-    spec: WindowSpec,
+    spec: ClipSpec,
     folder: Path,
     *,
     labels: Labels | None = None,
@@ -175,7 +215,7 @@ def write_decoded(
 
 
 def _write_shard(
-    writer: DatasetWriter, spec: WindowSpec, labels: Labels | None, shard: int
+    writer: DatasetWriter, spec: ClipSpec, labels: Labels | None, shard: int
 ) -> list[Failure]:
     log = FailureLog(writer.folder)
 

@@ -4,43 +4,63 @@
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mfm_jax.bundle import Bundle, format2
-from mfm_jax.bundle.windows import window_spec
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.records import RecordSource, check_same, digest, read_about
+from mfm_jax.encoders import ENCODERS, open_encoders, window_spec
 from mfm_jax.runtime.config import to_json
 
-ENCODERS = ("cavp", "timechat", "audiomae", "vae")
-"""Components whose outputs are stored, where the bundle has them."""
+SOUND_ENCODERS = ("audiomae", "vae")
+"""Components that read sound and whose outputs are stored, beside those of the video encoders."""
+
+KNOWN = (*ENCODERS, *SOUND_ENCODERS)
+"""Every encoder whose outputs can be stored."""
 
 DESCRIPTION = "features.json"
 """Written last: a folder of features with it is complete."""
 
 
-def describe(bundle: Bundle, timechat: str, encoders: Iterable[str] = ENCODERS) -> dict[str, Any]:
-    """Describe what features depend on: the encoders' weights, and how clips are decoded."""
-    present = [name for name in encoders if name in bundle.entries]
+def bundled(bundle: Bundle) -> list[str]:
+    """Return the encoders whose weights a bundle has."""
+    return [name for name in KNOWN if name in bundle.entries]
+
+
+def describe(
+    bundle: Bundle, timechat: str, encoders: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Describe what features depend on: the encoders' weights, and how clips are decoded.
+
+    Args:
+        timechat: which of TimeChat's tokens they have.
+        encoders: those that they are of; all that the bundle has if not given.
+
+    Raises:
+        BundleError: the bundle lacks an encoder, or its config does not fit.
+    """
+    names = bundled(bundle) if encoders is None else list(encoders)
+    video = open_encoders(bundle, [n for n in names if n in ENCODERS], {"timechat": timechat})
     about: dict[str, Any] = {
-        "encoders": {name: _identity(bundle, name) for name in present},
-        "spec": asdict(window_spec(bundle)),
+        "encoders": {name: _identity(bundle, name) for name in KNOWN if name in names},
+        "spec": window_spec(bundle, video).recorded(),
     }
-    if "timechat" in present:
+    if "timechat" in names:
         about["timechat"] = timechat
-    if "audiomae" in present:
+    if "audiomae" in names:
         about["grid"] = list(bundle.config("audiomae").grid)
     return about
 
 
 def _identity(bundle: Bundle, name: str) -> str:
-    """Return a digest of a component's config and weights, whenever they were written.
+    """Return a digest of an encoder's config and weights, whenever they were written.
 
-    Fields and weights have their names of bundle format 2, so that features stay valid when a later
-    format renames them.
+    One without weights says what it computes instead. Fields and weights have their names of bundle
+    format 2, so that features stay valid when a later format renames them.
     """
+    if name in ENCODERS and ENCODERS[name].formula:
+        return ENCODERS[name].formula
     arrays = bundle.store(name).arrays.items()
     weights = {format2.old_name(name, n): [its.dtype, its.sha256] for n, its in arrays}
     return digest([format2.old_config(name, to_json(bundle.config(name))), weights])
@@ -60,7 +80,8 @@ def check(folder: Path, bundle: Bundle) -> None:
         DataError: they are not, or they are not complete; the message says what differs.
     """
     found = read_about(folder / DESCRIPTION)
-    lacking = [name for name in found["encoders"] if name not in bundle.entries]
+    known = [name for name in ENCODERS if ENCODERS[name].formula] + bundled(bundle)
+    lacking = [name for name in found["encoders"] if name not in known]
     if lacking:
         raise DataError(
             f"{folder} was made with {', '.join(lacking)}, which bundle {bundle.path} does not "

@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle
 from mfm_jax.evaluation.clips import Sound
 from mfm_jax.evaluation.measure import Wave
-from mfm_jax.inference.encoders import encode_audiomae, encode_cnn14
+from mfm_jax.inference.sound_encoders import encode_audiomae, encode_cnn14
 from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
 from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14

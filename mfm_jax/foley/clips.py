@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mfm_jax.data.clips import Clip
+from mfm_jax.data.decoded import ClipSpec
 from mfm_jax.data.sources import ClipSource, Split
 from mfm_jax.errors import SettingError
 from mfm_jax.foley.labels import FoleyLabels
 from mfm_jax.foley.world import SPLITS, World, stage, write_world
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.storage.files import check_folder
 from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.storage.paths import local_path
 
-WINDOW = WindowSpec.tiny().seconds
+WINDOW = ClipSpec.tiny().seconds
 """Seconds of each clip that a longer video is cut into."""
 
 GRADES = {"base": World(), "hard": World.hard()}

@@ -15,8 +15,8 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import UsageError
-from mfm_jax.inference.encoders import encode_audiomae, encode_cnn14
 from mfm_jax.inference.pipeline import Made, VideoToAudio
+from mfm_jax.inference.sound_encoders import encode_audiomae, encode_cnn14
 from mfm_jax.mapper import Mapper
 from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14

@@ -1,7 +1,6 @@
 """Extraction: the features that training reads, computed once for each clip.
 
-The encoders are those of `mfm_jax.inference.encoders`, which generation runs: a mapper is trained
-on the features that it will be given.
+Generation runs the same encoders: a mapper is trained on the features that it will be given.
 """
 
 import time
@@ -9,33 +8,33 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
 
-from mfm_jax.bundle import COMPONENTS, Bundle
-from mfm_jax.bundle.windows import sentence_length, window_spec
+from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.decoded import first_window, samples_of
-from mfm_jax.data.features import DESCRIPTION, ENCODERS, describe
+from mfm_jax.data.features import DESCRIPTION, KNOWN, SOUND_ENCODERS, bundled, describe
 from mfm_jax.data.records import LEASES, DatasetWriter, Failure, Field
-from mfm_jax.inference.encoders import (
-    encode_audiomae,
-    encode_cavp,
-    encode_timechat,
-    stack_cavp,
-    stack_timechat,
+from mfm_jax.encoders import (
+    Encoder,
+    encode_windows,
+    encoder_network,
+    open_encoders,
+    stack_windows,
+    window_spec,
 )
+from mfm_jax.inference.sound_encoders import encode_audiomae
 from mfm_jax.inference.stream import Device, in_full, read_ahead
 from mfm_jax.media.audio import kaldi_fbank, level, log_mel, prepare_for_audiomae
-from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.windows import Window, WindowSpec, blank_window
 from mfm_jax.models.vae import VAE
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
@@ -43,8 +42,7 @@ from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.files import check_folder
 from mfm_jax.storage.leases import Lease, Leases
 from mfm_jax.storage.paths import array_path
-from mfm_jax.storage.weights import abstract
-from mfm_jax.typing import Array, Float, Shaped
+from mfm_jax.typing import Array, Float
 
 SILENT = -60.0
 """dBFS RMS below which a clip counts as silent."""
@@ -61,7 +59,7 @@ POLL = 2.0
 DROPS = ("silent", "static")
 """Kinds of clips that can be left out: they teach that sound does not follow the picture."""
 
-Networks = Mapping[str, nnx.Module]
+Networks = Mapping[str, Any]
 
 
 class Prepared(NamedTuple):
@@ -74,20 +72,36 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """Turns clips into batches for the encoders of a bundle."""
+    """Turns clips into batches for encoders."""
 
     bundle: Bundle
+    encoders: Mapping[str, Encoder]  # of video
+    sounds: tuple[str, ...]  # of `SOUND_ENCODERS`
     drop: tuple[str, ...] = ()  # of `DROPS`
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, names: Iterable[str], timechat: str, drop: Iterable[str] = ()
+    ) -> "Preparation":
+        """Prepare for the encoders of these names.
+
+        Raises:
+            BundleError: the bundle lacks one, or there is no such encoder.
+        """
+        sounds = tuple(name for name in names if name in SOUND_ENCODERS)
+        video = [name for name in names if name not in sounds]
+        opened = open_encoders(bundle, video, {"timechat": timechat})
+        return cls(bundle, opened, sounds, tuple(drop))
+
+    def networks(self, component: Callable[[str], Any]) -> dict[str, Any]:
+        """Return what encodes, by name; `component` returns the bundle's component of a name."""
+        video = {n: encoder_network(e, n, component) for n, e in self.encoders.items()}
+        return video | {name: component(name) for name in self.sounds}
 
     @cached_property
     def spec(self) -> WindowSpec:
         """The frames and the seconds that are decoded of a clip."""
-        return window_spec(self.bundle)
-
-    @cached_property
-    def sentence(self) -> int:
-        """Tokens of a timestamp sentence, padding included."""
-        return sentence_length(self.bundle)
+        return window_spec(self.bundle, self.encoders)
 
     def clip(self, clip: Clip) -> Prepared | Failure:
         """Decode a clip's first window, unless it is to be dropped.
@@ -98,7 +112,7 @@ class Preparation:
         window, wave = first_window(clip, self.spec)
         if "silent" in self.drop and (loud := level(wave)) < SILENT:
             return Failure(clip.id, f"dropped: silent, {loud:.0f} dBFS")
-        if "static" in self.drop and (change := _change(window.timechat_THWC)) < STATIC:
+        if "static" in self.drop and (change := _change(window)) < STATIC:
             return Failure(clip.id, f"dropped: static, its frames differ by {change:.2f} of 255")
         return self.spectrograms(window, wave)
 
@@ -110,65 +124,40 @@ class Preparation:
         """
         wave = prepare_for_audiomae(wave, samples_of(self.spec))
         fbank = None
-        if "audiomae" in self.bundle.entries:
+        if "audiomae" in self.sounds:
             fbank = kaldi_fbank(wave, self.bundle.config("audiomae").frames)
         return Prepared(window, fbank, np.asarray(log_mel(wave)))
 
     def blank(self) -> Prepared:
         """Return a black and silent clip, for its shapes."""
-        spec = self.spec
-        cavp, timechat = (
-            np.zeros((frames, size, size, 3), np.uint8)
-            for frames, size in (
-                (spec.cavp_frames, spec.cavp_size),
-                (spec.timechat_frames, spec.timechat_size),
-            )
-        )
-        window = Window(
-            index=0,
-            start=0.0,
-            seconds=float(spec.seconds),
-            cavp_THWC=cavp,
-            cavp_seconds=np.zeros(len(cavp)),
-            timechat_THWC=timechat,
-            timechat_seconds=np.zeros(len(timechat)),
-        )
-        return self.spectrograms(window, np.zeros(samples_of(spec), np.float32))
+        silence = np.zeros(samples_of(self.spec), np.float32)
+        return self.spectrograms(blank_window(self.spec), silence)
 
     def batch(self, clips: Sequence[Prepared]) -> dict[str, Any]:
-        """Return the input of each encoder of the bundle."""
-        inputs: dict[str, Any] = {}
-        windows = [clip.window for clip in clips]
-        if "cavp" in self.bundle.entries:
-            inputs["cavp"] = stack_cavp(windows)
-        if "timechat" in self.bundle.entries:
-            vocabulary = self.bundle.config("timechat").vocabulary
-            inputs["timechat"] = stack_timechat(windows, vocabulary, self.sentence)
-        if "audiomae" in self.bundle.entries:
+        """Return the input of each encoder."""
+        inputs = stack_windows(self.encoders, [clip.window for clip in clips])
+        if "audiomae" in self.sounds:
             inputs["audiomae"] = np.stack([c.fbank for c in clips if c.fbank is not None])
-        if "vae" in self.bundle.entries:
+        if "vae" in self.sounds:
             inputs["vae"] = np.stack([c.mel for c in clips])[..., None]
         return inputs
 
 
-def _change(frames: Shaped[np.ndarray, "T H W 3"]) -> float:
-    """Return the largest mean difference of a frame from the first."""
+def _change(window: Window) -> float:
+    """Return the largest mean difference of a frame from the first, as TimeChat sees them.
+
+    Without TimeChat it is as the first encoder sees them.
+    """
+    seen = window.seen.get("timechat") or next(iter(window.seen.values()))
+    frames = seen.pixels
     return float(np.abs(frames.astype(np.float32) - frames[0]).mean(axis=(1, 2, 3)).max())
 
 
-def encode(networks: Networks, inputs: Mapping[str, Any], *, timechat: str) -> dict[str, Array]:
-    """Compute the features of a batch: float16, and times in float32 seconds.
-
-    Args:
-        timechat: name of the TimeChat tokens, as in `MapperConfig`.
-    """
-    streams = {}
-    if "cavp" in inputs:
-        streams["cavp"] = encode_cavp(networks["cavp"], inputs["cavp"])
-    if "timechat" in inputs:
-        streams["timechat"] = encode_timechat(
-            networks["timechat"], inputs["timechat"], tensor=timechat
-        )
+def encode(
+    networks: Networks, inputs: Mapping[str, Any], *, encoders: Mapping[str, Encoder]
+) -> dict[str, Array]:
+    """Compute the features of a batch: float16, and times in float32 seconds."""
+    streams = encode_windows(encoders, networks, inputs)
     features = {name: stream.tokens for name, stream in streams.items()}
     if "audiomae" in inputs:
         # Unpooled: the LOA grid is a choice of training.
@@ -192,6 +181,7 @@ def extract(
     folder: Path,
     *,
     batch: int = 8,
+    encoders: Sequence[str] | None = None,
     timechat: str = "video",
     precision: str = "float32",
     drop: Sequence[str] = (),
@@ -204,10 +194,11 @@ def extract(
 ) -> list[Failure]:
     """Store the features of the first window of each clip, where `folder` lacks them.
 
-    An element holds, as the bundle has the encoder: `cavp` and `timechat` `[T, D]` with
-    `cavp_seconds` and `timechat_seconds` `[T]`, `audiomae` `[1 + patches, D]`, and `latents`
-    `[H, W, C]`. Clips are in the order of their ids. An interrupted run goes on where it stopped.
-    Clips that cannot be read or have no sound are left out, listed in `failed.csv` and returned.
+    An element holds, of each video encoder, its tokens `[T, D]` under its name and their times
+    `[T]`, as `cavp` and `cavp_seconds`; of AudioMAE, `audiomae` `[1 + patches, D]`; and of the VAE,
+    `latents` `[H, W, C]`. Clips are in the order of their ids. An interrupted run goes on where it
+    stopped. Clips that cannot be read or have no sound are left out, listed in `failed.csv` and
+    returned.
     Exceptions that nobody expected are recorded in `failures.log` as well.
     `progress` is called with the number of clips just done, and `say` with a line for each that is
     left out. A batch is divided over this process's devices. Clips are decoded ahead, and a batch
@@ -215,6 +206,8 @@ def extract(
 
     Args:
         batch: clips computed at once, a multiple of the devices.
+        encoders: those that are run, of `ENCODERS` and `SOUND_ENCODERS`; all that the bundle has if
+            not given.
         timechat: which of TimeChat's tokens, as in `MapperConfig`.
         precision: of the weights and the arithmetic, one of `PRECISIONS`; features are float16.
         drop: kinds of clips to leave out as well: `silent`, `static`.
@@ -226,25 +219,21 @@ def extract(
         shard: clips in one file, which is written whole or not at all; 256 if not given.
 
     Raises:
-        DataError: the bundle has no encoder or no such TimeChat tokens, `folder` holds something
-            else, or no clip can be read.
-        BundleError: a component's weights cannot be read.
+        DataError: the bundle has no encoder, `folder` holds something else, or no clip can be read.
+        BundleError: the bundle lacks an encoder or such TimeChat tokens, or weights cannot be read.
         WriteError: nothing can be written into `folder`, or there is no room for it.
     """
-    names = [name for name in ENCODERS if name in bundle.entries]
+    names = bundled(bundle) if encoders is None else list(dict.fromkeys(encoders))
     if not names:
-        raise DataError(f"bundle {bundle.path} has none of {', '.join(ENCODERS)}: add one")
-    llama = timechat == "llama" and "timechat" in names
-    if llama and bundle.config("timechat").llama_width is None:
-        raise DataError(f"TimeChat in bundle {bundle.path} has no llama tokens: use video or frame")
+        raise DataError(f"bundle {bundle.path} has none of {', '.join(KNOWN)}: add one")
     check_folder(array_path(folder))
-    preparation = Preparation(bundle, tuple(drop))
+    preparation = Preparation.of(bundle, names, timechat, drop)
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))
     sharding = layout.batch(batch)
-    about = describe(bundle, timechat) | ({"drop": sorted(drop)} if drop else {})
+    about = describe(bundle, timechat, names) | ({"drop": sorted(drop)} if drop else {})
     about |= {"licence": licence} if licence else {}
     about |= {"precision": precision} if precision != "float32" else {}
-    fields = element_fields(preparation, names, timechat)
+    fields = element_fields(preparation)
     writer = DatasetWriter.open(folder, DESCRIPTION, about, fields, clips, shard=shard)
     index, parts = share
     mine = range(index, len(writer.shards), parts)
@@ -257,17 +246,16 @@ def extract(
         progress(clips)
 
     skip(set(range(len(writer.shards))) - left)
-    networks: dict[str, nnx.Module] = {}
+    networks: dict[str, Any] = {}
     with Leases(folder / LEASES) as leases:
         shards = SharedShards(writer, mine, leases)
         while shards.wait():
-            networks = networks or {
-                name: bundle.load(name, jnp.dtype(precision), sharding=lambda *_: layout.replicated)
-                for name in names
-            }
-            extraction = Extraction(
-                preparation, networks, sharding, timechat, FailureLog(folder), throughput
+            networks = networks or preparation.networks(
+                lambda name: bundle.load(
+                    name, jnp.dtype(precision), sharding=lambda *_: layout.replicated
+                )
             )
+            extraction = Extraction(preparation, networks, sharding, FailureLog(folder), throughput)
             # One stream over all files, so that the device does not wait at the end of each.
             with closing(extraction.features(shards.clips(), batch)) as found:
                 for first in found:
@@ -336,17 +324,11 @@ def _told(
         progress(1)
 
 
-def element_fields(
-    preparation: Preparation, names: Sequence[str], timechat: str
-) -> dict[str, Field]:
+def element_fields(preparation: Preparation) -> dict[str, Field]:
     """Return the arrays of an element, from shapes alone."""
-    bundle = preparation.bundle
-    networks = {
-        n: abstract(lambda rngs, n=n: COMPONENTS[n].build(bundle.config(n), rngs=rngs))
-        for n in names
-    }
+    networks = preparation.networks(preparation.bundle.abstract)
     inputs = preparation.batch([preparation.blank()])
-    features = jax.eval_shape(lambda n, x: encode(n, x, timechat=timechat), networks, inputs)
+    features = jax.eval_shape(partial(encode, encoders=preparation.encoders), networks, inputs)
     return {name: Field(tuple(f.shape[1:]), str(f.dtype)) for name, f in features.items()}
 
 
@@ -361,7 +343,6 @@ class Extraction:
     preparation: Preparation
     networks: Networks
     sharding: NamedSharding
-    timechat: str  # which of its tokens
     log: FailureLog
     throughput: Throughput = field(default_factory=Throughput)
 
@@ -395,7 +376,7 @@ class Extraction:
         if not prepared:
             return {}
         inputs = jax.device_put(self.preparation.batch(prepared), self.sharding)
-        return encode(self.networks, inputs, timechat=self.timechat)
+        return encode(self.networks, inputs, encoders=self.preparation.encoders)
 
     def _encoded(
         self,

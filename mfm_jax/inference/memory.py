@@ -17,20 +17,15 @@ from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs, program_name
 from mfm_jax.runtime.sharding import Layout
 
 STAGES: Mapping[str, tuple[str, ...]] = {
-    "encoders": ("cavp", "timechat"),
+    "encoders": ("encoders",),
     "mapper": ("mapper",),
     # The mapper is an argument of this stage's program, which reads its config only.
     "diffusion": ("mapper", "unet", "vae", "vocoder", "text"),
 }
-"""The networks that are on the device together, in the order in which windows pass them."""
+"""The networks that are on the device together, in the order in which windows pass them.
 
-PROGRAMS: Mapping[str, tuple[str, ...]] = {
-    "text": ("T5",),
-    "encoders": ("CAVP", "TimeChat"),
-    "mapper": ("mapper",),
-    "diffusion": ("AudioLDM2",),
-}
-"""The programs that each stage runs, by their names in `mfm_jax.inference.programs`."""
+They have the names of the fields of `mfm_jax.inference.pipeline.Networks`.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,10 +96,10 @@ def plan(
         known.append(text_encoder(bundle, layout, dtype))
     always = sum(size(abstract_network(bundle, name, layout, dtype)) for name in beside)
     compiled: dict[str, Any] = dict(ready.known)
-    found = {program.name: _measured(program, layout, compiled) for program in known}
+    found = [(program.stage, _measured(program, layout, compiled)) for program in known]
     stages = []
-    for name, of_stage in PROGRAMS.items():
-        parts = [found[one] for one in of_stage if one in found]
+    for name in ("text", *STAGES):
+        parts = [measured for stage, measured in found if stage == name]
         if parts:
             weights, arrays, temporaries, code = (
                 np.array(column) for column in zip(*parts, strict=True)

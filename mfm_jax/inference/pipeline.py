@@ -4,7 +4,7 @@ Imports jax, flax, einops, numpy and orbax (which reads the weights), and nothin
 in as arrays and waveforms go out as arrays; `mfm_jax.inference.work` reads and writes files.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,21 +17,20 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle, Settings
-from mfm_jax.bundle.windows import sentence_length, window_spec
 from mfm_jax.diffusion import guide, sample
 from mfm_jax.diffusion.guidance import Denoiser
-from mfm_jax.inference.encoders import (
-    Frames,
-    encode_video,
-    stack_cavp,
-    stack_timechat,
+from mfm_jax.encoders import (
+    Encoder,
+    encode_windows,
+    encoder_network,
+    read_by_mapper,
+    stack_windows,
+    window_spec,
 )
 from mfm_jax.mapper import Mapper, Streams
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.windows import Window, WindowSpec
-from mfm_jax.models.cavp import CAVPVideo
 from mfm_jax.models.text import EmptyText
-from mfm_jax.models.timechat import TimeChat
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
@@ -65,8 +64,7 @@ class SoundNetworks(NamedTuple):
 class Networks(NamedTuple):
     """The frozen networks and the mapper; `text` is None unless the UNet reads text."""
 
-    cavp: CAVPVideo
-    timechat: TimeChat
+    encoders: Mapping[str, Any]  # by the streams that the mapper reads
     mapper: Mapper
     unet: UNet
     vae: VAE
@@ -82,7 +80,7 @@ class Networks(NamedTuple):
 class GenerationInputs(NamedTuple):
     """Everything that generation reads for a batch of windows, apart from the networks."""
 
-    frames: Frames
+    frames: Mapping[str, Any]  # inputs of each encoder
     keys: Shaped[Array, " B"]  # random keys, one for each window
     text: Text | None
     negative: Text | None
@@ -216,7 +214,7 @@ class VideoToAudio:
     networks: Networks
     settings: Settings
     spec: WindowSpec  # length of a window and the frames that the encoders see of it
-    sentence: int  # tokens of a timestamp sentence, padding included
+    encoders: Mapping[str, Encoder]  # those that the mapper reads
     layout: Layout  # shardings of the weights and the windows
     programs: Programs = NO_PROGRAMS  # those that are compiled already
 
@@ -239,7 +237,8 @@ class VideoToAudio:
             precision: type of the weights, in which the networks then compute.
             layout: shardings on devices of this process; its first device alone if None.
             verify: compare the weights with their checksums.
-            only: the networks to load; the others have shapes in place of weights.
+            only: the networks to load, of the fields of `Networks`; the others have shapes in place
+                of weights.
             programs: those that are compiled already.
 
         Raises:
@@ -248,32 +247,39 @@ class VideoToAudio:
         if layout is None:
             layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
         opened = Bundle.open(TINY_BUNDLE if bundle is None else bundle, verify=verify)
-        names = list(Networks._fields)
+        encoders = read_by_mapper(opened)
+        names = [name for name in Networks._fields if name != "encoders"]
         if len(opened.config("unet").contexts) == 1:
             names.remove("text")
 
-        def load(name: str) -> Any:
-            if only is not None and name not in only:
+        def component(name: str) -> Any:
+            if only is not None and ("encoders" if name in encoders else name) not in only:
                 return opened.abstract(name)
             return opened.load(name, jnp.dtype(precision), sharding=layout.weight)
+
+        def load(name: str) -> Any:
+            if name in encoders:
+                return encoder_network(encoders[name], name, component)
+            return component(name)
 
         # Threads read one network's files while another is described. Orbax has barriers where
         # there are several processes, and then threads would get in each other's way.
         with ThreadPoolExecutor(LOADERS if jax.process_count() == 1 else 1) as pool:
-            loaded = dict(zip(names, pool.map(load, names), strict=True))
+            every = [*encoders, *names]
+            loaded = dict(zip(every, pool.map(load, every), strict=True))
+        networks = {"encoders": {name: loaded.pop(name) for name in encoders}, **loaded}
         return cls(
-            Networks(**{"text": None} | loaded),
+            Networks(**{"text": None} | networks),
             opened.settings,
-            window_spec(opened),
-            sentence_length(opened),
+            window_spec(opened, encoders),
+            encoders,
             layout,
             programs,
         )
 
-    def frames(self, windows: Sequence[Window]) -> Frames:
-        """Stack the frames of `windows` and tokenise their timestamps."""
-        vocabulary = self.networks.timechat.config.vocabulary
-        return Frames(stack_cavp(windows), stack_timechat(windows, vocabulary, self.sentence))
+    def frames(self, windows: Sequence[Window]) -> dict[str, Any]:
+        """Return what each encoder reads of `windows`."""
+        return stack_windows(self.encoders, windows)
 
     def __call__(
         self,
@@ -322,24 +328,18 @@ class VideoToAudio:
         return self.sound(loa, windows, seeds, sampling, prompts, negatives, candidates=candidates)
 
     def encode(self, windows: Sequence[Window]) -> Streams:
-        """Start to encode windows: the first stage, which needs CAVP and TimeChat.
+        """Start to encode windows: the first stage, which needs the encoders.
 
         Raises:
             SettingError: the devices of the layout do not divide the windows.
         """
-        n, frames = self.networks, self.put(self.frames(windows), len(windows))
+        frames = self.put(self.frames(windows), len(windows))
         with jax.set_mesh(self.layout.mesh):
-            return encode_video(
-                n.cavp,
-                n.timechat,
-                frames,
-                tensor=n.mapper.config.timechat,
-                programs=self.programs,
-            )
+            return encode_windows(self.encoders, self.networks.encoders, frames, self.programs)
 
     def predict(self, streams: Streams) -> Float[Array, "B L E"]:
         """Start to predict the LOA of encoded windows: the second stage, which needs the mapper."""
-        streams = self.put(streams, len(streams["cavp"].tokens))
+        streams = self.put(streams, len(next(iter(streams.values())).tokens))
         with jax.set_mesh(self.layout.mesh):
             return self.programs(predict_loa, self.networks.mapper, streams)
 

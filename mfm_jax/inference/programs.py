@@ -14,17 +14,12 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.bundle.windows import sentence_length, window_spec
-from mfm_jax.inference.encoders import (
-    CAVPFrames,
-    TimeChatFrames,
-    encode_cavp,
-    encode_timechat,
-)
+from mfm_jax.encoders import encoder_network, read_by_mapper, stack_windows, window_spec
 from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.inference.prompts import LENGTH, encode_tokens
 from mfm_jax.mapper import Stream
 from mfm_jax.mapper.fusion import stream_of
+from mfm_jax.media.windows import blank_window
 from mfm_jax.runtime.sharding import Layout
 from mfm_jax.storage.weights import cast, named_axes, named_weights, with_weights
 
@@ -37,6 +32,7 @@ class Program:
     function: Any  # jitted
     arguments: tuple[Any, ...]
     options: Mapping[str, Any]  # its static arguments
+    stage: str = ""  # of generation: "text", "encoders", "mapper" or "diffusion"
 
     def traced(self, layout: Layout) -> Any:
         """Trace the function on the mesh."""
@@ -62,7 +58,7 @@ def generation(
         BundleError: a network is missing.
         SettingError: the devices do not divide the batch.
     """
-    settings, spec = bundle.settings, window_spec(bundle)
+    settings, encoders = bundle.settings, read_by_mapper(bundle)
     sharding = layout.batch(batch)
     sampling = sampling or Sampling(settings.sampler, settings.steps, settings.guidance)
 
@@ -72,15 +68,9 @@ def generation(
     def network(name: str) -> Any:
         return abstract_network(bundle, name, layout, dtype)
 
+    one = stack_windows(encoders, [blank_window(window_spec(bundle, encoders))])
+    frames = jax.tree.map(lambda x: array(x.dtype, *x.shape[1:]), one)
     mapper = network("mapper")
-    frames, size = spec.cavp_frames, spec.cavp_size
-    cavp = CAVPFrames(array(jnp.uint8, frames, size, size, 3), array(jnp.float32, frames))
-    frames, size = spec.timechat_frames, spec.timechat_size
-    words = frames, sentence_length(bundle)
-    timechat = TimeChatFrames(
-        array(jnp.uint8, frames, size, size, 3), array(jnp.float32, frames),
-        array(jnp.int32, *words), array(jnp.bool_, *words),
-    )  # fmt: skip
     streams = {
         stream_of(name): Stream(array(dtype, length, width), array(jnp.float32, length))
         for name, length, width in mapper.config.encoders
@@ -96,19 +86,23 @@ def generation(
     loa = array(jnp.float32, mapper.config.loa.tokens, mapper.config.loa_width)
     keys = array(jax.random.key(0).dtype)
     return [
-        Program("CAVP", encode_cavp, (network("cavp"), cavp), {}),
-        Program(
-            "TimeChat",
-            encode_timechat,
-            (network("timechat"), timechat),
-            {"tensor": mapper.config.timechat},
+        *(
+            Program(
+                encoder.title,
+                encoder.encode,
+                (encoder_network(encoder, name, network), frames[name]),
+                encoder.options,
+                "encoders",
+            )
+            for name, encoder in encoders.items()
         ),
-        Program("mapper", predict_loa, (mapper, streams), {}),
+        Program("mapper", predict_loa, (mapper, streams), {}, "mapper"),
         Program(
             "AudioLDM2",
             sound_from_loa,
             (networks, loa, keys, states, states),
             {"settings": settings, "sampling": sampling},
+            "diffusion",
         ),
     ]
 
@@ -124,7 +118,7 @@ def text_encoder(bundle: Bundle, layout: Layout, dtype: DTypeLike = jnp.bfloat16
         return jax.ShapeDtypeStruct((1, LENGTH), dtype, sharding=layout.replicated)
 
     t5 = abstract_network(bundle, "t5", layout, dtype)
-    return Program("T5", encode_tokens, (t5, array(jnp.int32), array(jnp.bool_)), {})
+    return Program("T5", encode_tokens, (t5, array(jnp.int32), array(jnp.bool_)), {}, "text")
 
 
 def abstract_network(bundle: Bundle, name: str, layout: Layout, dtype: DTypeLike) -> nnx.Module:

@@ -12,7 +12,7 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.errors import UsageError
-from mfm_jax.inference.encoders import hear_loa
+from mfm_jax.inference.sound_encoders import hear_loa
 from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.media.sounds import read_sound
 from mfm_jax.storage.copies import local_copy

@@ -46,6 +46,11 @@ class MapperConfig:
         """Names of the streams that the encoders read, each once."""
         return tuple(dict.fromkeys(map(stream_of, self.widths)))
 
+    @property
+    def tensors(self) -> dict[str, str]:
+        """The kind of tokens that is read of a stream, where there is a choice."""
+        return {"timechat": self.timechat}
+
     @classmethod
     def base(cls) -> "MapperConfig":
         """GPT-2 small between the released encoders and AudioLDM2."""

@@ -1,42 +1,21 @@
 """The frames of a video that each encoder sees, window by window."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
-from PIL import Image
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media.containers import opened, reading
-from mfm_jax.media.orientation import Orientation
 from mfm_jax.media.packets import numbered_packets, packet_of
 from mfm_jax.media.sandbox import sandboxed_items
+from mfm_jax.media.scaling import Picture
 from mfm_jax.media.timeline import Timeline, read_timeline
-from mfm_jax.media.windows import (
-    Window,
-    WindowSpec,
-    cavp_frame_indices,
-    cavp_frame_seconds,
-    timechat_frame_indices,
-)
-from mfm_jax.typing import UInt8
-
-BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-"""TimeChat's scaler. Without the flags it darkens by one level and halves the colour width."""
-
-
-def resize_cavp(
-    frame_HWC: UInt8[np.ndarray, "H W 3"], size: int = 224
-) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Squash a frame to a square with Pillow's antialiased bilinear filter, as CAVP does."""
-    resized = Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+from mfm_jax.media.windows import Seen, Window, WindowSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,44 +25,29 @@ class _Plan:
     index: int
     start: float
     seconds: float
-    cavp: np.ndarray
-    cavp_seconds: np.ndarray
-    timechat: np.ndarray
-    timechat_seconds: np.ndarray
+    shown: Mapping[str, tuple[np.ndarray, np.ndarray]]  # by encoder: numbers and moments
 
     @property
     def first(self) -> int:
-        return int(min(self.cavp[0], self.timechat[0]))
+        return int(min(numbers[0] for numbers, _ in self.shown.values()))
 
     @property
     def last(self) -> int:
-        return int(max(self.cavp[-1], self.timechat[-1]))
+        return int(max(numbers[-1] for numbers, _ in self.shown.values()))
 
     def blank(self, spec: WindowSpec) -> Window:
         """Return the window with no frame in it yet."""
-        cavp, timechat = (
-            np.zeros((len(numbers), size, size, 3), np.uint8)
-            for numbers, size in (
-                (self.cavp, spec.cavp_size),
-                (self.timechat, spec.timechat_size),
-            )
-        )
-        return Window(
-            self.index,
-            self.start,
-            self.seconds,
-            cavp,
-            self.cavp_seconds,
-            timechat,
-            self.timechat_seconds,
-        )
+        seen = {
+            name: Seen(np.zeros((len(moments), *spec.views[name].size, 3), np.uint8), moments)
+            for name, (_, moments) in self.shown.items()
+        }
+        return Window(self.index, self.start, self.seconds, seen)
 
-    def paint(self, window: Window, number: int, picture: "_Picture") -> None:
+    def paint(self, window: Window, spec: WindowSpec, number: int, picture: Picture) -> None:
         """Put frame `number` of the video wherever the window shows it."""
-        if (slots := self.cavp == number).any():
-            window.cavp_THWC[slots] = picture.cavp_HWC
-        if (slots := self.timechat == number).any():
-            window.timechat_THWC[slots] = picture.timechat_HWC
+        for name, (numbers, _) in self.shown.items():
+            if (slots := numbers == number).any():
+                window.seen[name].pixels[slots] = picture(spec.views[name])
 
 
 def _plans(line: Timeline, spec: WindowSpec, begin_at: float, end_at: float) -> Iterator[_Plan]:
@@ -94,41 +58,9 @@ def _plans(line: Timeline, spec: WindowSpec, begin_at: float, end_at: float) -> 
         # From the frame that is shown when the window begins to one after its end.
         near = max(0, int(np.searchsorted(all_times, start)) - 1)
         times = all_times[near : np.searchsorted(all_times, start + spec.seconds) + 1] - start
-        begin, end = np.searchsorted(times, [-1e-6, spec.seconds - 1e-6])
-        if begin == end:  # no frame appears in this window: one from before it stays on
-            begin = end - 1
-        picked = begin + timechat_frame_indices(int(end - begin), spec.timechat_frames)
-        picked = picked[np.arange(spec.timechat_frames) * len(picked) // spec.timechat_frames]
-        slots = cavp_frame_indices(times, spec.cavp_fps, spec.cavp_frames)
-        yield _Plan(
-            index,
-            start,
-            seconds=min(float(spec.seconds), end_at - start),
-            cavp=near + slots,
-            cavp_seconds=cavp_frame_seconds(times, slots, spec.cavp_fps),
-            timechat=near + picked,
-            timechat_seconds=np.maximum(times[picked], 0.0),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Picture:
-    """A decoded frame, upright and in the sizes of the encoders; converted on demand, once."""
-
-    frame: av.VideoFrame
-    spec: WindowSpec
-    orientation: Orientation
-
-    @cached_property
-    def cavp_HWC(self) -> UInt8[np.ndarray, "side side 3"]:
-        upright = self.orientation.apply(self.frame.to_ndarray(format="rgb24"))
-        return resize_cavp(upright, self.spec.cavp_size)
-
-    @cached_property
-    def timechat_HWC(self) -> UInt8[np.ndarray, "side side 3"]:
-        size = self.spec.timechat_size
-        squashed = self.frame.reformat(size, size, "rgb24", interpolation=BICUBIC)
-        return self.orientation.apply(squashed.to_ndarray())
+        chosen = {name: view.choose(times, spec.seconds) for name, view in spec.views.items()}
+        shown = {name: (near + picked, moments) for name, (picked, moments) in chosen.items()}
+        yield _Plan(index, start, min(float(spec.seconds), end_at - start), shown)
 
 
 @sandboxed_items
@@ -168,15 +100,15 @@ def windows(
         return
     begun: deque[tuple[_Plan, Window]] = deque()
     for number, frame in decoded_frames(path, line, plan.first):
-        picture = _Picture(frame, spec, line.orientation)
+        picture = Picture(frame, line.orientation)
         for waiting, window in begun:
-            waiting.paint(window, number, picture)
+            waiting.paint(window, spec, number, picture)
         while begun and begun[0][0].last <= number:
             yield begun.popleft()[1]
         # A frame that stays for hours fills one window after another.
         while plan is not None and plan.first <= number:
             window = plan.blank(spec)
-            plan.paint(window, number, picture)
+            plan.paint(window, spec, number, picture)
             if plan.last <= number and not begun:
                 yield window
             else:

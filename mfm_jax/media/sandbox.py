@@ -27,7 +27,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from mfm_jax.errors import MediaError, UsageError, WriteError
-from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.windows import Seen, View, Window, WindowSpec
 
 SWITCH = "MFM_SANDBOX"
 IN_CHILD = "MFM_IN_SANDBOX"
@@ -210,7 +210,9 @@ def _packed(value: Any, arrays: list[np.ndarray]) -> Any:
         return {"object": type(value).__name__, "fields": parts}
     if isinstance(value, dict):
         return {"dict": {key: _packed(item, arrays) for key, item in value.items()}}
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
+        return {"tuple": [_packed(item, arrays) for item in value]}
+    if isinstance(value, list):
         return [_packed(item, arrays) for item in value]
     return value
 
@@ -224,6 +226,8 @@ def _unpacked(value: Any, pipe: BufferedIOBase) -> Any:
         return _array(str(value["array"]), value["shape"], pipe)
     if "path" in value:
         return Path(value["path"])
+    if "tuple" in value:
+        return tuple(_unpacked(item, pipe) for item in value["tuple"])
     if "object" in value:
         return _objects()[value["object"]](
             **{name: _unpacked(item, pipe) for name, item in value["fields"].items()}
@@ -243,4 +247,4 @@ def _array(name: str, shape: list[int], pipe: BufferedIOBase) -> np.ndarray:
 def _objects() -> dict[str, type]:
     from mfm_jax.media.probe import VideoInfo
 
-    return {kind.__name__: kind for kind in (WindowSpec, Window, VideoInfo)}
+    return {kind.__name__: kind for kind in (WindowSpec, View, Window, Seen, VideoInfo)}

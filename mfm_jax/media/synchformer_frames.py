@@ -7,11 +7,11 @@ Synchformer cuts its square out of frames that are 256 pixels high instead.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media.frames import decoded_frames
 from mfm_jax.media.sandbox import sandboxed
+from mfm_jax.media.scaling import resize_synchformer
 from mfm_jax.media.timeline import read_timeline
 from mfm_jax.media.windows import cavp_frame_indices
 from mfm_jax.typing import UInt8
@@ -52,23 +52,3 @@ def synchformer_frames(
         if number >= picked[-1]:
             break
     return frames
-
-
-def resize_synchformer(
-    frame_HWC: UInt8[np.ndarray, "H W 3"], image: tuple[int, int] = (224, 224)
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Scale a frame with Pillow's antialiased bicubic filter until it covers `image`; cut the rest.
-
-    For a square that is the original's geometry: the shorter side becomes the square's, the longer
-    one is rounded down. The original scales with torchvision's kernel of bytes, from which Pillow's
-    differs by at most two levels, in a few pixels.
-    """
-    height, width = frame_HWC.shape[:2]
-    high, wide = image
-    if height * wide <= width * high:
-        size = high, high * width // height
-    else:
-        size = wide * height // width, wide
-    scaled = Image.fromarray(frame_HWC).resize(size[::-1], Image.Resampling.BICUBIC)
-    top, left = (round((n - m) / 2) for n, m in zip(size, image, strict=True))
-    return np.asarray(scaled)[top : top + high, left : left + wide]

@@ -11,8 +11,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.bundle.windows import window_spec
 from mfm_jax.data.clips import VIDEO_SUFFIXES
+from mfm_jax.encoders import read_by_mapper, window_spec
 from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.generate import layout_and_batch
 from mfm_jax.media.probe import VideoInfo, probe
@@ -76,7 +76,7 @@ class Service:
             limits.candidates if self.sounds.judge is not None else 1,
         )
         self.visitors = Visitors(limits.per_minute)
-        self.spec = window_spec(bundle)
+        self.spec = window_spec(bundle, read_by_mapper(bundle))
         self.watchers = 0
 
     def start(self) -> None:

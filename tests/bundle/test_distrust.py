@@ -12,7 +12,7 @@ import pytest
 
 from mfm_jax.bundle import Bundle, BundleError, Settings, write_bundle
 from mfm_jax.bundle.bundle import component_checksum
-from mfm_jax.bundle.windows import window_spec
+from mfm_jax.encoders import window_spec
 from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.models.text import EmptyTextConfig
 from mfm_jax.models.unet import UNetConfig

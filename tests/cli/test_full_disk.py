@@ -11,12 +11,12 @@ from mfm_jax.bundle import write_bundle
 from mfm_jax.cli import main
 from mfm_jax.inference.requests import Request
 from mfm_jax.inference.work import Job, Work
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.bundles import SETTINGS, untrained
 from tests.full_disk import full_disk
 from tests.inference.stand_in import networks
+from tests.windows import pair_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def test_a_full_disk_is_one_line_and_a_rerun_goes_on(command, made, tmp_path, ca
 
 
 def test_videos_that_cannot_be_written_fail_each_with_a_line(made, tmp_path):
-    spec = WindowSpec(seconds=1.28, overlap=0.16, cavp_size=16, timechat_frames=2, timechat_size=16)
+    spec = pair_spec(seconds=1.28, overlap=0.16, cavp_size=16, timechat_frames=2, timechat_size=16)
     for name in ("new.mp4", "new.mkv", "new.wav"):
         job = Job(Request(made / "clips/a.mp4"), tmp_path / name)
         with full_disk():

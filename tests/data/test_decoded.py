@@ -5,16 +5,15 @@ import pytest
 
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError, list_clips
-from mfm_jax.data.decoded import DecodedSource, decode_clip, to_float, write_decoded
+from mfm_jax.data.decoded import ClipSpec, DecodedSource, decode_clip, to_float, write_decoded
 from mfm_jax.errors import MediaError
 from mfm_jax.foley.labels import FoleyLabels
 from mfm_jax.foley.world import World, write_world
 from mfm_jax.media.frames import windows
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.windows import WindowSpec
 from tests.silent import write_silent
 
-SPEC = WindowSpec(
+SPEC = ClipSpec(
     seconds=2.56, overlap=0.32, cavp_fps=12.5, cavp_size=32, timechat_frames=8, timechat_size=48
 )
 SHAPES = {
@@ -60,10 +59,12 @@ def same(ours, theirs):
 
 def test_a_clip_is_its_first_window(clips):
     decoded = decode_clip(clips[1], SPEC)
-    window = next(windows(clips[1].path, SPEC))
-    np.testing.assert_array_equal(decoded["cavp"], window.cavp_THWC)
-    np.testing.assert_array_equal(decoded["timechat"], window.timechat_THWC)
-    np.testing.assert_allclose(decoded["timechat_seconds"], window.timechat_seconds, rtol=1e-6)
+    window = next(windows(clips[1].path, SPEC.windows))
+    np.testing.assert_array_equal(decoded["cavp"], window.seen["cavp"].pixels)
+    np.testing.assert_array_equal(decoded["timechat"], window.seen["timechat"].pixels)
+    np.testing.assert_allclose(
+        decoded["timechat_seconds"], window.seen["timechat"].seconds, rtol=1e-6
+    )
     wave = read_audio(clips[1].path)
     np.testing.assert_allclose(to_float(decoded["wave"]), wave, rtol=0, atol=0.51 / 32767)
 

@@ -5,10 +5,10 @@ import numpy as np
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.decoded import every_window, first_window
 from mfm_jax.media.frames import windows
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(
+SPEC = pair_spec(
     seconds=1.28, overlap=0.16, cavp_fps=12.5, cavp_size=16, timechat_frames=4, timechat_size=16
 )
 
@@ -33,7 +33,7 @@ def test_every_window_of_a_long_clip_and_the_only_one_of_a_short_or_broken_one(t
     whole = list(windows(tmp_path / "long.mp4", SPEC))
     for clip, window in zip(found[1:5], whole, strict=True):
         seen, _ = first_window(clip, SPEC)
-        np.testing.assert_array_equal(seen.cavp_THWC, window.cavp_THWC)
-        np.testing.assert_array_equal(seen.timechat_THWC, window.timechat_THWC)
+        np.testing.assert_array_equal(seen.seen["cavp"].pixels, window.seen["cavp"].pixels)
+        np.testing.assert_array_equal(seen.seen["timechat"].pixels, window.seen["timechat"].pixels)
     (last,) = every_window([Clip("x", tmp_path / "long.mp4", start=3.0)], SPEC)
     assert (last.id, last.start) == ("x", 3.0)

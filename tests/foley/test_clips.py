@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from mfm_jax.data.decoded import ClipSpec
 from mfm_jax.data.sources import ClipFiles
 from mfm_jax.errors import SettingError
 from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.foley.recipes.labelled import LabelledRecipe
 from mfm_jax.foley.world import World, read_events, stage
 from mfm_jax.media.probe import probe
-from mfm_jax.media.windows import WindowSpec
 
 
 def made(folder: Path, **fields) -> tuple[list, list]:
@@ -45,7 +45,7 @@ def test_hard_videos_are_clips_one_after_the_other(tmp_path):
         seconds = stage(World.hard(), seed).seconds
         assert len(its) == int(seconds / 2.56) >= 1
         assert [clip.start for clip in its] == [i * 2.56 for i in range(len(its))]
-        assert its[-1].start + WindowSpec.tiny().seconds <= seconds
+        assert its[-1].start + ClipSpec.tiny().seconds <= seconds
         assert len({event.material for event in read_events(its[0].path)}) == 2
     assert len(heldout) >= 1
 

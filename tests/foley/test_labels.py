@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from mfm_jax.data.clips import Clip, list_clips
-from mfm_jax.data.decoded import decode_clip, to_float
+from mfm_jax.data.decoded import ClipSpec, decode_clip, to_float
 from mfm_jax.foley.labels import FoleyLabels
 from mfm_jax.foley.world import KINDS, MATERIALS, World, read_events, write_world
-from mfm_jax.media.windows import WindowSpec
 
-SPEC = WindowSpec.tiny()
+SPEC = ClipSpec.tiny()
 LABELS = FoleyLabels()
 NAMES = [material.name for material in MATERIALS]
 

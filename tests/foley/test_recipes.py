@@ -6,17 +6,16 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.data.decoded import prepared_wave, samples_of
+from mfm_jax.data.decoded import ClipSpec, prepared_wave, samples_of
 from mfm_jax.foley.contacts import BEFORE
 from mfm_jax.foley.labels import ONSETS
 from mfm_jax.foley.recipes.listener import ListenerRecipe, shifted
 from mfm_jax.foley.recipes.timechat import TimeChatRecipe, classify
 from mfm_jax.foley.world import KINDS, MATERIALS, World, generate_clip
 from mfm_jax.media.audio import RATE
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.train.recipes.vocoder import RESOLUTIONS, VocoderRecipe, mel_loss
 
-SPEC = WindowSpec.tiny()
+SPEC = ClipSpec.tiny()
 RNG = np.random.default_rng(0)
 
 
@@ -28,7 +27,7 @@ def element(seed=0, times=None, material=2):
     onsets[: len(times)] = times
     seconds = np.linspace(0, 2.24, SPEC.timechat_frames, dtype=np.float32)
     return {
-        "cavp": np.zeros((SPEC.cavp_frames, 32, 32, 3), np.uint8),
+        "cavp": np.zeros((32, 32, 32, 3), np.uint8),
         "timechat": np.zeros((SPEC.timechat_frames, 64, 64, 3), np.uint8),
         "timechat_seconds": seconds,
         "wave": np.rint(np.pad(made.audio, (0, samples_of(SPEC) - len(made.audio))) * 32767).astype(

@@ -14,8 +14,8 @@ import numpy as np
 
 from mfm_jax.bundle import Bundle, Component, Source, write_bundle
 from mfm_jax.bundle.bundle import TRAINED, Entry, component_checksum, trained
-from mfm_jax.bundle.windows import window_spec
 from mfm_jax.cli import bundle as cli
+from mfm_jax.encoders import window_spec
 from mfm_jax.errors import UserError
 from mfm_jax.models.gpt2 import GPT2Config
 from mfm_jax.models.t5 import T5Config

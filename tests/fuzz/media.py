@@ -11,11 +11,11 @@ from mfm_jax.errors import UserError
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_video
 from tests.media.field import FPS, write_clip, write_fields
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(1.0, 0.25, cavp_fps=FPS, cavp_size=16, timechat_frames=8, timechat_size=16)
+SPEC = pair_spec(1.0, 0.25, cavp_fps=FPS, cavp_size=16, timechat_frames=8, timechat_size=16)
 NAMED = (b"stts", b"ctts", b"stss", b"stsz", b"stsc", b"stco", b"elst", b"mvhd", b"mdhd", b"tkhd")
 """Boxes of an mp4 with times, sizes and places."""
 MOST_WINDOWS = 200
@@ -102,7 +102,7 @@ def check(target: Path) -> str:
         seen = 0
         for window in windows(target, SPEC):
             assert window.index == seen
-            assert np.isfinite(window.cavp_seconds).all()
+            assert np.isfinite(window.seen["cavp"].seconds).all()
             seen += 1
             if seen == MOST_WINDOWS:
                 break

@@ -25,8 +25,9 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 from mfm_jax.cli import main  # noqa: E402
+from mfm_jax.encoders.cavp import encode_cavp  # noqa: E402
+from mfm_jax.encoders.timechat import encode_timechat  # noqa: E402
 from mfm_jax.foley.world import World, write_clip  # noqa: E402
-from mfm_jax.inference.encoders import encode_cavp, encode_timechat  # noqa: E402
 from mfm_jax.inference.generate import layout_and_batch  # noqa: E402
 from mfm_jax.inference.joint import Row, start_joint_sound  # noqa: E402
 from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
@@ -69,8 +70,10 @@ def memory(model: VideoToAudio, windows: list[Window]) -> dict[str, list[int]]:
     tensor = n.mapper.config.timechat
     with jax.set_mesh(model.layout.mesh):
         lowered = {
-            "cavp": encode_cavp.lower(n.cavp, inputs.frames.cavp),
-            "timechat": encode_timechat.lower(n.timechat, inputs.frames.timechat, tensor=tensor),
+            "cavp": encode_cavp.lower(n.encoders["cavp"], inputs.frames["cavp"]),
+            "timechat": encode_timechat.lower(
+                n.encoders["timechat"], inputs.frames["timechat"], tensor=tensor
+            ),
         }
         streams = {name: abstract(program.out_info, sharding) for name, program in lowered.items()}
         lowered["loa"] = predict_loa.lower(n.mapper, streams)

@@ -14,8 +14,8 @@ from mfm_jax.bundle import Bundle, write_bundle
 from mfm_jax.errors import UsageError
 from mfm_jax.foley.world import World, generate_clip
 from mfm_jax.inference.candidates import CLASSES, Judge
-from mfm_jax.inference.encoders import encode_audiomae
 from mfm_jax.inference.pipeline import Made, VideoToAudio
+from mfm_jax.inference.sound_encoders import encode_audiomae
 from mfm_jax.media.audio import kaldi_fbank, prepare_for_audiomae
 from mfm_jax.media.write import write_frames
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14

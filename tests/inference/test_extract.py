@@ -10,14 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.bundle import Bundle, BundleError, write_bundle
 from mfm_jax.cli import main
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import FeatureSource, check, describe
+from mfm_jax.encoders import encode_windows
 from mfm_jax.foley.world import World, generate_clip, write_world
 from mfm_jax.inference import extract as extraction
-from mfm_jax.inference.encoders import encode_video as encode_streams
 from mfm_jax.inference.extract import extract
 from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
@@ -99,13 +99,7 @@ def test_clips_are_in_the_order_of_their_ids(extracted):
 def test_video_features_are_what_generation_reads(extracted, bundle, clips):
     source, model = FeatureSource(extracted[0]), VideoToAudio.open(bundle.path)
     frames = model.frames([next(windows(clip.path, model.spec)) for clip in clips[2:4]])
-    networks = model.networks
-    streams = encode_streams(
-        networks.cavp,
-        networks.timechat,
-        frames,
-        tensor=networks.mapper.config.timechat,
-    )
+    streams = encode_windows(model.encoders, model.networks.encoders, frames)
     for row in range(2):
         for name, stream in streams.items():
             close(source[2 + row][name], stream.tokens[row])
@@ -161,7 +155,7 @@ def test_a_clip_fails_alone_whatever_it_raises_and_whatever_it_is_called(
     shutil.copy(clips[0].path, tmp_path / f"{name}.mp4")
     (tmp_path / "._x.mp4").write_bytes(clips[0].path.read_bytes())
     odd = [Clip(n, tmp_path / f"{n}.mp4") for n in (name, "._x")]
-    bad = extraction.Preparation(bundle).clip(clips[4]).fbank
+    bad = extraction.Preparation.of(bundle, ["audiomae"], "video").clip(clips[4]).fbank
     read, encode = extraction.first_window, extraction.encode
 
     def reading(clip, spec):
@@ -317,7 +311,7 @@ def test_a_bundle_with_one_encoder_gives_its_features(bundle, clips, tmp_path):
 
 
 def test_bundles_that_cannot_extract(bundle, clips, tmp_path):
-    with pytest.raises(DataError, match="no llama tokens"):
+    with pytest.raises(BundleError, match=r"timechat in bundle .* it has no llama tokens"):
         extract(bundle, clips, tmp_path / "f", timechat="llama")
     none = write_bundle(tmp_path / "b", {"vocoder": untrained()["vocoder"]}, settings=SETTINGS)
     with pytest.raises(DataError, match="has none of cavp, timechat, audiomae, vae"):

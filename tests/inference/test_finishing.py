@@ -12,12 +12,12 @@ from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.audio import level
 from mfm_jax.media.loudness import loudness
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from mfm_jax.runtime.progress import Progress
 from tests.inference.stand_in import networks
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(seconds=1.28, overlap=0.16, cavp_size=16, timechat_frames=2, timechat_size=16)
+SPEC = pair_spec(seconds=1.28, overlap=0.16, cavp_size=16, timechat_frames=2, timechat_size=16)
 SECONDS = 2.0
 
 

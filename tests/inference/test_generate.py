@@ -71,7 +71,7 @@ def test_a_video_that_fails_raises_once_the_others_are_done(folder, tmp_path):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_precision_is_a_word(folder, precision):
     model = mfm_jax.VideoToAudio.open(str(folder / "bundle"), precision)
-    assert model.networks.cavp is not None
+    assert model.networks.encoders["cavp"] is not None
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(model.networks.unet)}
     assert precision in kinds
 

@@ -82,7 +82,7 @@ def test_a_video_that_fails_is_alone(folder, tmp_path, model):
     """Once while its windows are encoded, and once while they are denoised."""
 
     def predict(items):
-        if any(window.timechat_THWC.mean() > 200 for _, window in items):
+        if any(window.seen["timechat"].pixels.mean() > 200 for _, window in items):
             raise IndexError("too bright")
         return np.zeros((len(items), 1, 1), np.float32)
 

@@ -14,14 +14,15 @@ from convert.vae import TABLE as VAE_TABLE
 from convert.vocoder import table as vocoder_table
 from mfm_jax.diffusion import Schedule, guide, sample
 from mfm_jax.inference.pipeline import Sampling, Text, VideoToAudio, stitch
-from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.media.windows import Seen, Window
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE, VAEConfig
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
 from mfm_jax.storage.weights import abstract, with_weights
 from tests.bundles import untrained_bundle
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(2.56, 0.32, cavp_fps=12.5, cavp_size=32, timechat_frames=8, timechat_size=64)
+SPEC = pair_spec(2.56, 0.32, cavp_fps=12.5, cavp_size=32, timechat_frames=8, timechat_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +36,16 @@ def window(index: int, seed: int) -> Window:
         index=index,
         start=2.24 * index,
         seconds=2.56,
-        cavp_THWC=rng.integers(0, 256, (32, 32, 32, 3), np.uint8),
-        cavp_seconds=np.arange(32) / 12.5,
-        timechat_THWC=rng.integers(0, 256, (8, 64, 64, 3), np.uint8),
-        timechat_seconds=np.arange(8) * 0.32,
+        seen={
+            "cavp": Seen(rng.integers(0, 256, (32, 32, 32, 3), np.uint8), np.arange(32) / 12.5),
+            "timechat": Seen(rng.integers(0, 256, (8, 64, 64, 3), np.uint8), np.arange(8) * 0.32),
+        },
     )
 
 
 def test_spec_follows_from_the_configs(model):
     assert model.spec == SPEC
-    assert model.sentence == 12
+    assert model.encoders["timechat"].sentence == 12
 
 
 def test_a_window_sounds_the_same_in_any_company_and_place(model):
@@ -78,7 +79,7 @@ def test_a_prompt_needs_a_unet_that_reads_text(model):
 
 def test_stitched_windows_cover_the_video_at_constant_power():
     rng = np.random.default_rng(0)
-    spec = WindowSpec(2.56, 0.64, cavp_fps=4, cavp_size=8, timechat_frames=2, timechat_size=8)
+    spec = pair_spec(2.56, 0.64, cavp_fps=4, cavp_size=8, timechat_frames=2, timechat_size=8)
     waves = [rng.standard_normal(40_960).astype(np.float32) for _ in range(40)]
     total = stitch(waves, spec, 39 * 30_720 + 40_960)
     np.testing.assert_array_equal(total[:30_720], waves[0][:30_720])

@@ -18,11 +18,11 @@ import pytest
 from mfm_jax.inference.record import FAILED, NAME, Record
 from mfm_jax.inference.requests import Request, targets
 from mfm_jax.inference.work import Job, Work
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from tests.inference.stand_in import networks
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(
+SPEC = pair_spec(
     seconds=1.28, overlap=0.16, cavp_fps=12.5, cavp_size=16, timechat_frames=2, timechat_size=16
 )
 CLIPS = 12
@@ -46,7 +46,10 @@ def run(clips: Path, out: Path, *, skip: bool = True, slow: float = 0.0, **chang
     def sound(items):
         time.sleep(slow)
         computed.extend(job.source.name for job, _ in dict.fromkeys(items))
-        level = [[window.cavp_THWC.mean() / 256 + job.request.seed / 99] for job, window in items]
+        level = [
+            [window.seen["cavp"].pixels.mean() / 256 + job.request.seed / 99]
+            for job, window in items
+        ]
         return np.repeat(np.float32(level), 20480, axis=1)
 
     requests = [Request(path, **changes) for path in sorted(clips.glob("*.mp4"))]

@@ -26,13 +26,13 @@ from mfm_jax.inference.requests import targets
 from mfm_jax.inference.segments import FOLDER
 from mfm_jax.inference.shares import do_together
 from mfm_jax.inference.work import Job, Work
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from mfm_jax.storage import leases
 from mfm_jax.storage.paths import user_path
 from tests.inference.stand_in import networks
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(
+SPEC = pair_spec(
     seconds=1.28, overlap=0.16, cavp_fps=12.5, cavp_size=16, timechat_frames=2, timechat_size=16
 )
 CLIPS = 12
@@ -85,7 +85,7 @@ def run(place: Path, work: Work | None = None, *, slow=0.0, batch=2, **how) -> l
     def sound(items):
         time.sleep(slow)
         computed.update((job.source.name, None) for job, _ in items)
-        level = [[window.cavp_THWC.mean() / 256] for _, window in items]
+        level = [[window.seen["cavp"].pixels.mean() / 256] for _, window in items]
         return np.repeat(np.float32(level), 20480, axis=1)
 
     work = work or work_of(place)
@@ -111,7 +111,9 @@ def alone(clips, tmp_path_factory):
     work = work_of(out.parent)
     work = Work(work.jobs, SPEC, record=Record(out), settings=work.settings)
     level = lambda items: np.repeat(  # noqa: E731
-        np.float32([[window.cavp_THWC.mean() / 256] for _, window in items]), 20480, axis=1
+        np.float32([[window.seen["cavp"].pixels.mean() / 256] for _, window in items]),
+        20480,
+        axis=1,
     )
     work.run(lambda: networks(level), 2)
     return out
@@ -209,7 +211,9 @@ def test_an_unfinished_job_gives_way_to_another_and_keeps_its_outputs(place, alo
         if any(job.source.stem == "08" for job, _ in items):
             raise KeyboardInterrupt
         return np.repeat(
-            np.float32([[window.cavp_THWC.mean() / 256] for _, window in items]), 20480, axis=1
+            np.float32([[window.seen["cavp"].pixels.mean() / 256] for _, window in items]),
+            20480,
+            axis=1,
         )
 
     work = work_of(place)

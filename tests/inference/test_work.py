@@ -16,13 +16,13 @@ from mfm_jax.inference.inputs import expand
 from mfm_jax.inference.requests import Request, targets
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.probe import probe
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_frames
 from mfm_jax.runtime.failures import LOG
 from mfm_jax.runtime.progress import Progress
 from tests.inference.stand_in import networks
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(
+SPEC = pair_spec(
     seconds=1.28, overlap=0.16, cavp_fps=12.5, cavp_size=16, timechat_frames=2, timechat_size=16
 )
 NOT_UTF_8 = os.fsdecode(b"caf\xe9.mp4")
@@ -40,7 +40,9 @@ def clips(tmp_path_factory):
 
 def sound(items):
     """Stand in for the networks: a sound as loud as the picture is bright."""
-    return np.stack([np.full(20480, w.cavp_THWC.mean() / 256, np.float32) for _, w in items])
+    return np.stack(
+        [np.full(20480, w.seen["cavp"].pixels.mean() / 256, np.float32) for _, w in items]
+    )
 
 
 def jobs_of(sources, output, form=None):
@@ -71,7 +73,7 @@ def folder(clips, tmp_path):
 
 def test_windows_that_fail_together_are_tried_by_video(folder, capsys):
     def compute(items):
-        if any(w.cavp_THWC.mean() > 150 for _, w in items):
+        if any(w.seen["cavp"].pixels.mean() > 150 for _, w in items):
             raise IndexError("too bright")
         return sound(items)
 

@@ -8,12 +8,12 @@ from struct import pack, unpack_from
 import av
 import numpy as np
 
-from mfm_jax.media.windows import WindowSpec
+from tests.windows import pair_spec
 
 FPS = 25
 STEP = 6
 """Levels of brightness from one frame to the next."""
-SMALL = WindowSpec(1.0, 0.0, cavp_fps=FPS, cavp_size=16, timechat_frames=4, timechat_size=16)
+SMALL = pair_spec(1.0, 0.0, cavp_fps=FPS, cavp_size=16, timechat_frames=4, timechat_size=16)
 
 
 def write_clip(

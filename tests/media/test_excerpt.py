@@ -7,10 +7,10 @@ from mfm_jax.errors import MediaError
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.media.write import write_excerpt, write_frames
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(
+SPEC = pair_spec(
     seconds=1.28, overlap=0.16, cavp_fps=12.5, cavp_size=16, timechat_frames=8, timechat_size=16
 )
 FPS, SECONDS = 25, 14
@@ -41,16 +41,18 @@ def test_what_is_written_is_what_is_read(film, tmp_path, start, end, suffix):
     assert len(found) == len(wanted)
     for one, other in zip(wanted, found, strict=True):
         assert other.seconds == pytest.approx(one.seconds, abs=0.003)
-        for kind in ("cavp_THWC", "timechat_THWC"):
-            levels = [getattr(w, kind).mean(axis=(1, 2, 3)) for w in (one, other)]
+        for name in one.seen:
+            levels = [w.seen[name].pixels.mean(axis=(1, 2, 3)) for w in (one, other)]
             np.testing.assert_allclose(*levels, atol=1.5)
-        np.testing.assert_allclose(one.timechat_seconds, other.timechat_seconds, atol=0.002)
+        np.testing.assert_allclose(
+            one.seen["timechat"].seconds, other.seen["timechat"].seconds, atol=0.002
+        )
 
 
 def test_nothing_behind_the_end_is_seen(film):
     (window,) = windows(film, SPEC, 1.0, end=1.5)
     assert window.seconds == 0.5
-    levels = window.cavp_THWC.mean(axis=(1, 2, 3))
+    levels = window.seen["cavp"].pixels.mean(axis=(1, 2, 3))
     np.testing.assert_allclose(levels[6:], levels[6], atol=1)
     assert levels[6] == pytest.approx(20 + 4 * 37, abs=2)
 

@@ -14,8 +14,9 @@ from av.stream import Disposition
 from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.media import packets as media_packets
 from mfm_jax.media.clock import Stamps, shifts
-from mfm_jax.media.frames import resize_cavp, windows
+from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
+from mfm_jax.media.scaling import resize_cavp
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.write import check_video_target, write_video
 from tests.media.field import (
@@ -34,7 +35,7 @@ from tests.media.field import (
 def shown(path: Path) -> list[int]:
     """Return the numbers of the frames that CAVP sees at the clip's own rate."""
     count = round(probe(path).seconds * FPS)
-    return numbers(np.concatenate([w.cavp_THWC for w in windows(path, SMALL)])[:count])
+    return numbers(np.concatenate([w.seen["cavp"].pixels for w in windows(path, SMALL)])[:count])
 
 
 def heard(path: Path) -> list[float]:
@@ -176,7 +177,7 @@ def test_a_later_start_lies_in_the_recording_without_the_leap(tmp_path, kind):
     )
     for start in (11.0, 13.0):
         (window,) = windows(path, SMALL, start=start, count=1)
-        assert numbers(window.cavp_THWC) == frames[round(start * FPS) :][:FPS]
+        assert numbers(window.seen["cavp"].pixels) == frames[round(start * FPS) :][:FPS]
     wave = read_audio(path, start=13.0, seconds=1.0)
     assert np.flatnonzero(np.abs(wave) > 0.3)[0] / 16_000 == near(0.7)
 
@@ -229,7 +230,7 @@ def test_a_part_of_a_video_that_an_edit_list_joins(tmp_path):
     with_edits(path, [(1.0, 0.4), (1.0, 8.8)])
     (window,) = windows(path, SMALL, start=0.6, count=1)
     frames = [*range(25, 35), *range(220, 235)]
-    assert numbers(window.cavp_THWC) == [i // 10 for i in frames]
+    assert numbers(window.seen["cavp"].pixels) == [i // 10 for i in frames]
 
 
 def test_the_work_grows_with_the_packets_and_not_with_their_square():
@@ -330,11 +331,13 @@ def test_a_stream_without_whole_keyframes(tmp_path, kind):
             out.mux(track.encode(av.VideoFrame.from_ndarray(rolled, "rgb24")))
         out.mux(track.encode())
     with av.open(str(path)) as container:
-        every = [resize_cavp(f.to_ndarray(format="rgb24"), 16) for f in container.decode(video=0)]
+        every = [
+            resize_cavp(f.to_ndarray(format="rgb24"), (16, 16)) for f in container.decode(video=0)
+        ]
     for start in (8.2, 10.2):
         (window,) = windows(path, SMALL, start=start, count=1)
         first = round(start * FPS)
-        np.testing.assert_array_equal(window.cavp_THWC, every[first : first + FPS])
+        np.testing.assert_array_equal(window.seen["cavp"].pixels, every[first : first + FPS])
 
 
 @pytest.mark.parametrize(
@@ -464,7 +467,7 @@ def test_all_eight_orientations(tmp_path, name, kind):
         if path.stem == "b":
             assert write_video(tmp_path / f"a.{kind}", path, np.zeros(3200, np.float32)) == []
         (window,) = windows(path, SMALL)
-        for frame in (window.cavp_THWC[0], window.timechat_THWC[0]):
+        for frame in (window.seen["cavp"].pixels[0], window.seen["timechat"].pixels[0]):
             for colour, (x, y) in quarters.items():
                 rows = slice(0, 8) if y < 0 else slice(8, 16)
                 columns = slice(0, 8) if x < 0 else slice(8, 16)
@@ -777,7 +780,7 @@ def test_a_frame_that_stays_for_hours_takes_no_memory(tmp_path):
     path = write_clip(tmp_path / "a.mp4", range(4), None, shift=lambda s: s * 67_500)
     later = next(islice(windows(path, SMALL), 3000, None))
     assert later.index == 3000
-    assert numbers(later.cavp_THWC)[0] == 1
+    assert numbers(later.seen["cavp"].pixels)[0] == 1
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "ts"])
@@ -790,9 +793,9 @@ def test_a_clip_late_in_a_long_file_costs_what_one_at_its_beginning_does(
     )
     (early,) = windows(path, SMALL, start=2.0, count=1)
     (late,) = windows(path, SMALL, start=50.12, count=1)
-    assert numbers(late.timechat_THWC) == [16] * 4
-    assert numbers(early.timechat_THWC)[0] == 0
-    np.testing.assert_allclose(late.cavp_seconds[:3], [0, 0.04, 0.08], atol=0.021)
+    assert numbers(late.seen["timechat"].pixels) == [16] * 4
+    assert numbers(early.seen["timechat"].pixels)[0] == 0
+    np.testing.assert_allclose(late.seen["cavp"].seconds[:3], [0, 0.04, 0.08], atol=0.021)
     wave = read_audio(path, start=50.12, seconds=1.0)
     assert len(wave) == 16_000
     assert np.flatnonzero(np.abs(wave) > 0.3)[0] / 16_000 == pytest.approx(0.38, abs=0.001)

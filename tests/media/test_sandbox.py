@@ -48,8 +48,10 @@ def test_the_sandbox_reads_and_writes_the_same(clip, tmp_path, request):
             theirs.start,
             theirs.seconds,
         )
-        np.testing.assert_array_equal(ours.cavp_THWC, theirs.cavp_THWC)
-        np.testing.assert_array_equal(ours.timechat_seconds, theirs.timechat_seconds)
+        np.testing.assert_array_equal(ours.seen["cavp"].pixels, theirs.seen["cavp"].pixels)
+        np.testing.assert_array_equal(
+            ours.seen["timechat"].seconds, theirs.seen["timechat"].seconds
+        )
     np.testing.assert_array_equal(inside[2], outside[2])
     assert inside[3:] == outside[3:]
     with pytest.raises(MediaError, match="does not exist"):

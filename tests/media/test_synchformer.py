@@ -7,8 +7,9 @@ import pytest
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media import audio, sandbox
+from mfm_jax.media.scaling import resize_synchformer
 from mfm_jax.media.segments import mel_segments, segment_samples, segments
-from mfm_jax.media.synchformer_frames import resize_synchformer, synchformer_frames
+from mfm_jax.media.synchformer_frames import synchformer_frames
 from mfm_jax.media.write import write_frames
 from tests.media.field import FPS, STEP, write_clip
 

@@ -16,17 +16,19 @@ from PIL import Image
 from mfm_jax.errors import MediaError, WriteError
 from mfm_jax.media.encode import mux, picture_packets, sound_packets, sound_track
 from mfm_jax.media.formats import FORMATS
-from mfm_jax.media.frames import _Plan, resize_cavp, windows
+from mfm_jax.media.frames import _Plan, windows
 from mfm_jax.media.probe import probe
+from mfm_jax.media.scaling import resize_cavp
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.timeline import read_timeline
-from mfm_jax.media.windows import WindowSpec, cavp_frame_indices
+from mfm_jax.media.windows import cavp_frame_indices
 from mfm_jax.media.write import write_frames, write_video
 from tests.silent import write_silent
+from tests.windows import pair_spec
 
 RATES = [Fraction(374, 25), 24, 25, Fraction(30_000, 1001), 30]
 IRREGULAR = np.cumsum([0, *np.random.default_rng(3).integers(1, 400, 70)]).tolist()
-SMALL = WindowSpec(1.0, 0.25, cavp_fps=4, cavp_size=24, timechat_frames=6, timechat_size=28)
+SMALL = pair_spec(1.0, 0.25, cavp_fps=4, cavp_size=24, timechat_frames=6, timechat_size=28)
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -150,17 +152,17 @@ def test_windows_of_a_longer_video(tmp_path):
     assert [(w.index, w.start) for w in (first, second, third)] == [(0, 0), (1, 0.75), (2, 1.5)]
     assert [w.seconds for w in (first, second, third)] == pytest.approx([1, 1, 0.9])
     for window in (first, second, third):
-        assert window.cavp_THWC.shape == (4, 24, 24, 3)
-        assert window.timechat_THWC.shape == (6, 28, 28, 3)
-        assert window.cavp_THWC.dtype == window.timechat_THWC.dtype == np.uint8
+        assert window.seen["cavp"].pixels.shape == (4, 24, 24, 3)
+        assert window.seen["timechat"].pixels.shape == (6, 28, 28, 3)
+        assert window.seen["cavp"].pixels.dtype == window.seen["timechat"].pixels.dtype == np.uint8
     # At 25 fps a slot of 1/4 s takes frames up to half a slot, 3 frames, later.
-    assert numbers(first.cavp_THWC) == [3, 9, 15, 21]
-    assert numbers(first.timechat_THWC) == [0, 4, 8, 12, 16, 20]
-    np.testing.assert_allclose(first.timechat_seconds, np.arange(0, 24, 4) / 25)
+    assert numbers(first.seen["cavp"].pixels) == [3, 9, 15, 21]
+    assert numbers(first.seen["timechat"].pixels) == [0, 4, 8, 12, 16, 20]
+    np.testing.assert_allclose(first.seen["timechat"].seconds, np.arange(0, 24, 4) / 25)
     # Frame 19 (0.76 s) is the first one after 0.75 s.
-    assert numbers(second.timechat_THWC) == [19, 23, 27, 31, 35, 39]
-    np.testing.assert_allclose(second.timechat_seconds, np.arange(1, 25, 4) * 0.04 - 0.03)
-    assert numbers(second.cavp_THWC) == [21, 28, 34, 40]
+    assert numbers(second.seen["timechat"].pixels) == [19, 23, 27, 31, 35, 39]
+    np.testing.assert_allclose(second.seen["timechat"].seconds, np.arange(1, 25, 4) * 0.04 - 0.03)
+    assert numbers(second.seen["cavp"].pixels) == [21, 28, 34, 40]
 
 
 def test_windows_agree_with_the_sampling_functions(tmp_path):
@@ -168,9 +170,11 @@ def test_windows_agree_with_the_sampling_functions(tmp_path):
     times = read_timeline(tmp_path / "a.mp4").times
     for window in windows(tmp_path / "a.mp4", SMALL):
         slots = cavp_frame_indices(times - window.start, 4, 4)
-        assert numbers(window.cavp_THWC) == slots.tolist()
-        chosen = numbers(window.timechat_THWC)
-        np.testing.assert_allclose(window.timechat_seconds, times[chosen] - window.start, atol=1e-9)
+        assert numbers(window.seen["cavp"].pixels) == slots.tolist()
+        chosen = numbers(window.seen["timechat"].pixels)
+        np.testing.assert_allclose(
+            window.seen["timechat"].seconds, times[chosen] - window.start, atol=1e-9
+        )
         inside = np.flatnonzero((times >= window.start) & (times < window.start + 1))
         assert set(chosen) <= set(inside.tolist())
         assert len(set(chosen)) == min(6, len(inside))
@@ -181,9 +185,9 @@ def test_a_short_video_gives_one_window_that_holds_its_end(tmp_path):
     write_frames(numbered(4), tmp_path / "a.mp4", fps=8)
     (window,) = windows(tmp_path / "a.mp4", SMALL)
     assert window.seconds == 0.5
-    assert numbers(window.cavp_THWC) == [0, 2, 3, 3]
-    assert numbers(window.timechat_THWC) == [0, 0, 1, 2, 2, 3]
-    np.testing.assert_allclose(window.timechat_seconds, [0, 0, 0.125, 0.25, 0.25, 0.375])
+    assert numbers(window.seen["cavp"].pixels) == [0, 2, 3, 3]
+    assert numbers(window.seen["timechat"].pixels) == [0, 0, 1, 2, 2, 3]
+    np.testing.assert_allclose(window.seen["timechat"].seconds, [0, 0, 0.125, 0.25, 0.25, 0.375])
 
 
 def test_a_video_of_one_window_and_a_frame_gives_one(tmp_path):
@@ -196,7 +200,7 @@ def test_a_video_of_one_window_and_a_frame_gives_one(tmp_path):
 
 def test_a_window_without_a_frame_of_its_own_shows_the_one_before(tmp_path):
     write_ticks(tmp_path / "a.mp4", [0, 40, 4000, 4040])
-    shown = [numbers(w.timechat_THWC) for w in windows(tmp_path / "a.mp4", SMALL)]
+    shown = [numbers(w.seen["timechat"].pixels) for w in windows(tmp_path / "a.mp4", SMALL)]
     assert shown[1:5] == [[1] * 6] * 4
     assert shown[5] == [2, 2, 2, 3, 3, 3]
 
@@ -206,8 +210,8 @@ def test_windows_from_a_later_start(tmp_path):
     first, second = windows(tmp_path / "a.mp4", SMALL, start=1.0)
     assert [(w.index, w.start) for w in (first, second)] == [(0, 1.0), (1, 1.75)]
     assert [w.seconds for w in (first, second)] == pytest.approx([1, 0.65])
-    assert numbers(first.timechat_THWC) == [25, 29, 33, 37, 41, 45]
-    np.testing.assert_allclose(first.timechat_seconds, np.arange(0, 24, 4) / 25, atol=1e-9)
+    assert numbers(first.seen["timechat"].pixels) == [25, 29, 33, 37, 41, 45]
+    np.testing.assert_allclose(first.seen["timechat"].seconds, np.arange(0, 24, 4) / 25, atol=1e-9)
     with pytest.raises(MediaError, match=r"ends at 2\.40 s: nothing is left from 2\.4 s on"):
         list(windows(tmp_path / "a.mp4", SMALL, start=2.4))
 
@@ -237,12 +241,12 @@ def test_timechat_frames_are_close_to_an_antialiased_bicubic(tmp_path):
     texture = np.random.default_rng(0).integers(0, 255, (12, 16, 3)).astype(np.uint8)
     picture = Image.fromarray(texture).resize((320, 240), Image.Resampling.BICUBIC)
     write_frames([np.asarray(picture)] * 4, tmp_path / "a.mp4", fps=4, crf=4)
-    spec = WindowSpec(1.0, 0.0, timechat_frames=4, timechat_size=56)
+    spec = pair_spec(1.0, 0.0, timechat_frames=4, timechat_size=56)
     (window,) = windows(tmp_path / "a.mp4", spec)
     theirs = np.asarray(picture.resize((56, 56), Image.Resampling.BICUBIC), np.int32)
-    assert np.abs(window.timechat_THWC[0] - theirs).mean() < 3
+    assert np.abs(window.seen["timechat"].pixels[0] - theirs).mean() < 3
     cavp = resize_cavp(np.asarray(picture)).astype(np.int32)
-    assert np.abs(window.cavp_THWC[0] - cavp).mean() < 3
+    assert np.abs(window.seen["cavp"].pixels[0] - cavp).mean() < 3
 
 
 def corners(frame: np.ndarray) -> list[int]:
@@ -264,8 +268,8 @@ def test_rotation_is_applied(tmp_path, degrees):
     (window,) = windows(path, SMALL)
     # Turned clockwise by a quarter, the bottom left corner comes to the top left.
     upright = np.roll([0, 1, 2, 3], degrees // 90).tolist()
-    assert corners(window.cavp_THWC[0]) == upright
-    assert corners(window.timechat_THWC[0]) == upright
+    assert corners(window.seen["cavp"].pixels[0]) == upright
+    assert corners(window.seen["timechat"].pixels[0]) == upright
 
 
 # --- probing and bad files ------------------------------------------------------------------------
@@ -294,8 +298,8 @@ def test_frames_outside_the_edit_list_are_not_shown(tmp_path):
     assert probe(path).frames == 25
     assert probe(path).seconds == 1
     (window,) = windows(path, SMALL)
-    assert numbers(window.timechat_THWC)[0] == 13
-    assert numbers(window.cavp_THWC) == [16, 22, 28, 34]
+    assert numbers(window.seen["timechat"].pixels)[0] == 13
+    assert numbers(window.seen["cavp"].pixels) == [16, 22, 28, 34]
 
 
 def sound_only(path: Path) -> None:
@@ -656,7 +660,10 @@ def test_a_picture_that_the_target_cannot_hold_is_encoded_anew(tmp_path):
             assert write_video(source, tmp_path / target, sine(0.4)) == []
             assert [d for d, *_ in packets(tmp_path / target)] == [d for d, *_ in packets(source)]
         (theirs,), (ours,) = windows(source, SMALL), windows(tmp_path / target, SMALL)
-        assert np.abs(ours.timechat_THWC.astype(int) - theirs.timechat_THWC).max() <= 3
+        assert (
+            np.abs(ours.seen["timechat"].pixels.astype(int) - theirs.seen["timechat"].pixels).max()
+            <= 3
+        )
 
 
 @pytest.mark.parametrize("when", [0, 5])
@@ -718,12 +725,12 @@ def test_real_clips(videos, tmp_path, name):
     assert info.fps == pytest.approx(fps, abs=1e-3)
     assert (info.width, info.height, info.has_audio) == (width, height, has_audio)
 
-    made = list(windows(source, WindowSpec(cavp_size=32, timechat_size=32)))
+    made = list(windows(source, pair_spec(cavp_size=32, timechat_size=32)))
     assert len(made) == (2 if seconds > 10.24 else 1)
-    assert made[0].cavp_THWC.shape == (40, 32, 32, 3)
-    assert made[0].timechat_THWC.shape == (96, 32, 32, 3)
-    assert made[0].timechat_THWC[-1].any()
-    assert len(np.unique(made[0].timechat_seconds)) == min(96, info.frames)
+    assert made[0].seen["cavp"].pixels.shape == (40, 32, 32, 3)
+    assert made[0].seen["timechat"].pixels.shape == (96, 32, 32, 3)
+    assert made[0].seen["timechat"].pixels[-1].any()
+    assert len(np.unique(made[0].seen["timechat"].seconds)) == min(96, info.frames)
 
     wave = read_audio(source)
     assert (wave is not None) == has_audio

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfm_jax.media import windows
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.text.timestamps import timestamp_sentences
+from tests.windows import pair_spec
 
 
 @given(
@@ -70,7 +70,7 @@ def test_timechat_frames_lie_in_the_file_and_do_not_repeat(frames, count):
     share=st.floats(0, 0.5),
 )
 def test_windows_cover_the_video_and_none_is_for_next_to_nothing(seconds, window, share):
-    spec = WindowSpec(window, window * share)
+    spec = pair_spec(window, window * share)
     starts = spec.starts(seconds)
     assert starts[0] == 0
     assert starts[-1] + window >= seconds - windows.SLACK - 1e-4
@@ -81,9 +81,9 @@ def test_windows_cover_the_video_and_none_is_for_next_to_nothing(seconds, window
 @pytest.mark.parametrize("wrong", [{"overlap": -0.1}, {"overlap": 6.0}, {"cavp_fps": 0.05}])
 def test_a_window_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=r"windows of 10\.24 s"):
-        WindowSpec(**wrong)
+        pair_spec(**wrong)
 
 
 def test_real_windows_have_forty_and_ninety_six_frames():
-    assert WindowSpec().cavp_frames == 40
-    assert WindowSpec(2.56, 0, cavp_fps=12.5).cavp_frames == 32
+    assert pair_spec().views["cavp"].count(10.24) == 40
+    assert pair_spec(2.56, 0, cavp_fps=12.5).views["cavp"].count(2.56) == 32

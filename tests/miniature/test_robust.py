@@ -12,14 +12,14 @@ from mfm_jax.bundle import Source, write_bundle
 from mfm_jax.foley.world import MATERIALS, World, write_world
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.models.listener import Listener, ListenerConfig
 from miniature.document import LABELS, POINTS, markdown
 from miniature.robust import VARIANTS, Variant, as_variant, first_clips, read_frames, robust
 from miniature.scores import open_clips
 from tests.bundles import untrained_bundle
+from tests.windows import pair_spec
 
-SPEC = WindowSpec(2.56, 0.32, 12.5, 64, 8, 64)
+SPEC = pair_spec(2.56, 0.32, 12.5, 64, 8, 64)
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
@@ -63,7 +63,7 @@ def through_fps_filter(path, fps):
 
 def seen(clip):
     """Return the frames of the first window that CAVP reads."""
-    return next(windows(clip.path, SPEC)).cavp_THWC.astype(float)
+    return next(windows(clip.path, SPEC)).seen["cavp"].pixels.astype(float)
 
 
 @pytest.mark.parametrize("name", [v.name for v in VARIANTS if v.fps])

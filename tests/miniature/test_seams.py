@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mfm_jax.data.decoded import ClipSpec
 from mfm_jax.foley.scores import Contacts
-from mfm_jax.media.windows import WindowSpec
 from miniature.seams import seam_frames, spreads, tables
 from miniature.sounds import KnownClip
 from miniature.unwanted import others, table
 
-SPEC = WindowSpec.tiny()
+SPEC = ClipSpec.tiny().windows
 
 
 def test_seams_are_in_the_middle_of_overlaps():

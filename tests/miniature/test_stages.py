@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mfm_jax.bundle import Bundle, write_bundle
+from mfm_jax.data.decoded import ClipSpec
 from mfm_jax.foley.recipes.listener import foley_listener
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.runtime.config import override
 from mfm_jax.storage.paths import TINY_BUNDLE
@@ -31,7 +31,7 @@ from miniature.stages import (
 from tests.bundles import untrained_component
 
 ROOT = Path(__file__).parents[2]
-SPEC = WindowSpec.tiny()
+SPEC = ClipSpec.tiny()
 CONFIG = {"log_every": 20, "steps": 40}
 LINES = (
     {"step": 0, "heldout_loss": 3.0},

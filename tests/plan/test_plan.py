@@ -80,8 +80,8 @@ def test_the_programs_of_generation_are_called_with_what_is_planned():
     )
     n = model.networks
     for program, arguments in (
-        (cavp, (n.cavp, given.frames.cavp)),
-        (timechat, (n.timechat, given.frames.timechat)),
+        (cavp, (n.encoders["cavp"], given.frames["cavp"])),
+        (timechat, (n.encoders["timechat"], given.frames["timechat"])),
     ):
         assert _sizes(program.arguments) == _sizes(arguments), program.name
     streams = {

@@ -13,11 +13,10 @@ from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
 from mfm_jax.bundle.bundle import check_settings
 from mfm_jax.bundle.licences import trained_source
 from mfm_jax.data.clips import Clip
-from mfm_jax.data.decoded import DESCRIPTION, DecodedSource, write_decoded
+from mfm_jax.data.decoded import DESCRIPTION, ClipSpec, DecodedSource, write_decoded
 from mfm_jax.data.loader import CachedDataset, Element
 from mfm_jax.data.records import FAILED, Failure, check_same
 from mfm_jax.data.sources import SPLITS, Split
-from mfm_jax.media.windows import WindowSpec
 from mfm_jax.runtime.distributed import say
 from mfm_jax.storage.files import check_folder
 from mfm_jax.storage.locks import one_at_a_time
@@ -135,7 +134,7 @@ class BundleRecipe(Recipe):
 class DecodedRecipe(BundleRecipe):
     """A recipe that learns from decoded clips: the frames and the sound of one window of each."""
 
-    spec: WindowSpec = field(default_factory=WindowSpec.tiny)  # what is decoded of a clip
+    spec: ClipSpec = field(default_factory=ClipSpec.tiny)  # what is decoded of a clip
 
     def prepare(self, workdir: Path) -> Split:
         top = self.source.decoded(workdir)

@@ -1,0 +1,32 @@
+"""Video encoders: the frames of a window become tokens with times, which a mapper fuses.
+
+An encoder is a class in a file of its own, listed here. It says which frames it sees (`View`),
+stacks them, and encodes them with the bundle's component of its name. Everything else (decoding,
+extraction, generation, plans of memory, mappers) knows encoders by their names alone.
+"""
+
+from mfm_jax.encoders.bundled import (
+    ENCODERS,
+    bundled_names,
+    encode_windows,
+    encoder_network,
+    open_encoder,
+    open_encoders,
+    read_by_mapper,
+    stack_windows,
+    window_spec,
+)
+from mfm_jax.encoders.encoder import Encoder
+
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "bundled_names",
+    "encode_windows",
+    "encoder_network",
+    "open_encoder",
+    "open_encoders",
+    "read_by_mapper",
+    "stack_windows",
+    "window_spec",
+]
