@@ -39,6 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="divide the work with others that run the same command with the same output folder, "
         "on any machines; always so where the folder is in an object store",
     )
+    parser.add_argument(
+        "--on",
+        choices=("ray",),
+        help="let the machines of a Ray cluster do it, which see the same paths: the running one "
+        "(RAY_ADDRESS), or one of this machine alone",
+    )
+    parser.add_argument(
+        "--workers",
+        type=options.at_least_one,
+        metavar="N",
+        help="on Ray: so many; default: as many as the cluster has accelerators for",
+    )
     options.add_bundle(parser)
     options.add_verify(parser)
     options.add_sandbox(parser)
@@ -123,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
                 mix=args.mix,
                 overwrite=args.overwrite,
                 shared=args.shared,
+                on=args.on,
+                workers=args.workers,
                 progress=progress,
                 **options.generation(args),
             )

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +16,8 @@ from mfm_jax.inference.candidates import CLASSES
 from mfm_jax.inference.exported import Exports, has_programs
 from mfm_jax.inference.finishing import LOUDEST, QUIETEST, RATES, Finishing
 from mfm_jax.inference.inputs import expand
-from mfm_jax.inference.networks import MEMORY, Loader
+from mfm_jax.inference.networks import MEMORY, Loader, absolute_name, open_loader
+from mfm_jax.inference.on_ray import do_on_ray
 from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.inference.record import Record
 from mfm_jax.inference.requests import FORMATS, Request, is_file_name, targets
@@ -81,6 +83,8 @@ def generate(
     mix: float | int | None = None,
     overwrite: bool = False,
     shared: bool = False,
+    on: str | None = None,
+    workers: int | None = None,
     fsdp: int = 1,
     tensor: int = 1,
     progress: Progress | None = None,
@@ -129,6 +133,9 @@ def generate(
         mix: dB by which the video's own sound is changed and added to the new one; at most 0.
         overwrite: make everything anew, also what is recorded.
         shared: divide the work with others also where the folder of outputs is on a disk.
+        on: "ray" lets the machines of a Ray cluster do it (`mfm_jax.inference.on_ray`), which see
+            the same paths. This process needs no device then.
+        workers: on Ray, so many; by default as many as there are accelerators for now.
         fsdp: shard the weights over so many of this process's devices.
         tensor: divide every layer over so many of them; the windows are divided over the others.
         progress: counts videos and prints a line for each file.
@@ -142,6 +149,10 @@ def generate(
     check_seed(seed)
     _check_choice("format", format, FORMATS)
     _check_choice("memory", memory, MEMORY)
+    _check_choice("on", on, ("ray",))
+    _check_least(1, workers=workers)
+    if workers is not None and on is None:
+        raise UsageError("workers are those on Ray: leave the number out, or ask for ray")
     if joint and memory == "low":
         raise UsageError("memory low makes each window alone: leave it out, or joint")
     vetoed = _veto(veto, candidates)
@@ -155,7 +166,11 @@ def generate(
     default = Request(Path(), prompt=prompt, negative_prompt=negative_prompt, seed=seed)
     requests = expand(names, default)
     output = user_path(out)
+    if on is not None:  # other machines have other current folders
+        requests = [replace(each, source=each.source.absolute()) for each in requests]
+        output = output.absolute()
     one_file = is_file_name(output)
+    shared = shared or on is not None
     if shared and one_file:
         raise UsageError(f"{output} is one file, which workers cannot share: name a folder")
     shared = not one_file and (shared or isinstance(output, StorePath))
@@ -186,29 +201,34 @@ def generate(
     with ExitStack() as held:
         # Programs beside a bundle are for full batches.
         most = BATCH if has_programs(opened) else windows_at_most(BATCH, requests, spec, held)
-        layout, batch = layout_and_batch(batch, most=most, fsdp=fsdp, tensor=tensor)
-        load = Loader(
-            opened,
-            requests,
-            sampling,
-            layout,
-            batch,
-            precision,
+        devices = partial(layout_and_batch, batch, most=most, fsdp=fsdp, tensor=tensor)
+        loader = partial(
+            Loader,
+            requests=requests,
+            sampling=sampling,
+            precision=precision,
             memory=memory,
             candidates=candidates,
             veto=vetoed,
-            say=work.say,
-            note=work.note,
             joint=joint,
             negative_sound=unwanted,
         )
         held.enter_context(output_folder(output.parent if one_file else output))
-        if shared:
-            failures = do_together(work, output, load, batch, overwrite=overwrite)
+        if on is not None:
+            name = absolute_name(TINY_BUNDLE if bundle is None else bundle)
+            opener = partial(open_loader, name, opened.identity, verify, devices, loader)
+            failures = do_on_ray(
+                work, output, opener, gpus=fsdp * tensor, workers=workers, overwrite=overwrite
+            )
         else:
-            work.check_targets()
-            work.run(load, batch)
-            failures = [job.failed for job in jobs if job.failed]
+            layout, batch = devices()
+            load = loader(bundle=opened, layout=layout, batch=batch, say=work.say, note=work.note)
+            if shared:
+                failures = do_together(work, output, load, batch, overwrite=overwrite)
+            else:
+                work.check_targets()
+                work.run(load, batch)
+                failures = [job.failed for job in jobs if job.failed]
     if failures:
         raise GenerationError(failures)
     return [job.target for job in jobs]

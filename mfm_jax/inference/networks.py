@@ -1,5 +1,6 @@
 """Load the networks of a run: all at once, or stage by stage."""
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle
+from mfm_jax.bundle import Bundle, BundleError
 from mfm_jax.inference.candidates import Choice, Judge
 from mfm_jax.inference.exported import Exports
 from mfm_jax.inference.joint import (
@@ -28,6 +29,8 @@ from mfm_jax.inference.unwanted import unwanted_loa
 from mfm_jax.inference.work import Item, Maker, Networks, the_only_one
 from mfm_jax.runtime.compiled import Programs, in_background
 from mfm_jax.runtime.sharding import Layout
+from mfm_jax.storage.hub import is_of_hub
+from mfm_jax.storage.paths import TINY_BUNDLE, array_path
 from mfm_jax.typing import Float
 
 Unwanted = Float[np.ndarray, "L E"] | None
@@ -172,3 +175,39 @@ class Loader:
         for line in found.lines():
             self.say(line)
         return found.programs
+
+
+def absolute_name(bundle: str | Path) -> str | Path | None:
+    """Return by what name other machines open a bundle; None for the shipped miniature."""
+    if isinstance(bundle, str) and is_of_hub(bundle):
+        return bundle
+    path = array_path(bundle)
+    return None if path == TINY_BUNDLE else path.absolute()
+
+
+def open_loader(
+    name: str | Path | None,
+    expected: str,
+    verify: bool,
+    devices: Callable[[], tuple[Layout, int]],
+    loader: Callable[..., Loader],
+) -> tuple[Loader, int]:
+    """Return what loads the networks in this process, and the windows that it computes at once.
+
+    Args:
+        name: of the bundle, from `absolute_name`.
+        expected: identity of the bundle.
+        devices: chooses a layout of this process's devices, and so many windows.
+        loader: makes a `Loader` of a bundle, a layout, the windows, `say` and `note`.
+
+    Raises:
+        BundleError: there is no such bundle on this machine, or another one.
+    """
+    bundle = Bundle.open(TINY_BUNDLE if name is None else name, verify=verify)
+    if bundle.identity != expected:
+        raise BundleError(
+            f"{bundle.path} on {platform.node()} is another bundle than where the command was "
+            "given: use the same everywhere"
+        )
+    layout, batch = devices()
+    return loader(bundle=bundle, layout=layout, batch=batch, say=print, note=print), batch

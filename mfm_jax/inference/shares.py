@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import random
 import threading
 import time
@@ -51,7 +52,13 @@ GOODBYE = 3.0
 
 
 def do_together(
-    work: Work, folder: Path, load: Callable[[], Maker], batch: int, *, overwrite: bool = False
+    work: Work,
+    folder: Path,
+    load: Callable[[], Maker],
+    batch: int,
+    *,
+    overwrite: bool = False,
+    number: int | None = None,
 ) -> list[str]:
     """Do the jobs of a run together with other workers; return the failures of all.
 
@@ -62,12 +69,14 @@ def do_together(
         load: loads the networks; called once there is a window for them.
         batch: windows computed at once.
         overwrite: make everything anew, also what is recorded.
+        number: of a job in the folder that another process has begun, and that asks for this.
 
     Raises:
-        UsageError: workers that were asked for something else are at work there.
+        UsageError: workers that were asked for something else are at work there, or the folder is
+            not the one in which the job was begun.
     """
     load = functools.cache(load)
-    with _joined(work, folder, overwrite=overwrite) as share:
+    with _joined(work, folder, number, overwrite=overwrite) as share:
         work = replace(work, record=share)
         while share.wait():
             work.do(_checked(work, share), load, batch)
@@ -88,14 +97,19 @@ def _checked(work: Work, share: "Share") -> Iterator[Job]:
 
 
 @contextmanager
-def _joined(work: Work, folder: Path, *, overwrite: bool) -> Iterator["Share"]:
+def _joined(work: Work, folder: Path, number: int | None, *, overwrite: bool) -> Iterator["Share"]:
     """Take part in the job of a folder while the block runs."""
     seconds = float(os.environ.get(SECONDS) or lease_module.SECONDS)
+    asked = asked_for(work, folder, overwrite=overwrite)
+    if number is not None and JobFiles(folder, number).description().get("asked") != asked:
+        raise UsageError(
+            f"{platform.node()} does not see the job in {folder}: name a folder that all machines "
+            "share, or one in a store"
+        )
     with Leases(folder / FOLDER / LEASES, seconds) as leases:
         here = leases.take(f"{WORKER}{leases.worker}")
-        size = max(1, min(PIECE, len(work.jobs) // PIECE))
-        files = begin(folder, asked_for(work, folder, size, overwrite=overwrite), leases)
-        share = Share(work, files, leases, size, overwrite=overwrite)
+        files = JobFiles(folder, number) if number else begin(folder, asked, leases)
+        share = Share(work, files, leases, _piece(work), overwrite=overwrite)
         with signals.undone(lambda: _leave(share)), share:
             yield share
         if here is not None:
@@ -115,7 +129,12 @@ def workers(folder: Path) -> list[str]:
     return sorted(present.values())
 
 
-def asked_for(work: Work, folder: Path, size: int, *, overwrite: bool) -> dict[str, Any]:
+def _piece(work: Work) -> int:
+    """Return how many requests a piece has."""
+    return max(1, min(PIECE, len(work.jobs) // PIECE))
+
+
+def asked_for(work: Work, folder: Path, *, overwrite: bool) -> dict[str, Any]:
     """Return what tells one job from another."""
     digest = hashlib.sha256()
     for job in work.jobs:
@@ -130,7 +149,7 @@ def asked_for(work: Work, folder: Path, size: int, *, overwrite: bool) -> dict[s
         "requests": digest.hexdigest(),
         "settings": dict(work.settings),
         "overwrite": overwrite,
-        "piece": size,
+        "piece": _piece(work),
     }
     return json.loads(json.dumps(told))
 

@@ -1,0 +1,145 @@
+"""A Ray cluster of two nodes does a job, and one of them is killed."""
+
+import importlib.util
+import os
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mfm_jax.cli import main
+from mfm_jax.errors import UsageError
+from mfm_jax.inference import shares
+from mfm_jax.inference.inputs import expand
+from mfm_jax.inference.on_ray import do_on_ray
+from mfm_jax.inference.record import FAILED, NAME, Record, read_record
+from mfm_jax.inference.requests import targets
+from mfm_jax.inference.segments import FOLDER
+from mfm_jax.inference.work import Job, Work
+from mfm_jax.media.write import write_frames
+from mfm_jax.runtime.progress import Progress
+from tests.inference.stand_in import networks
+from tests.inference.test_shares import SPEC
+
+CLIPS, BEFORE, BROKEN = 16, 3, "05"
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'mfm-jax[ray]'"
+)
+
+
+def open_stand_in(slow: float):
+    """Return what loads a stand-in for the networks, and the windows that it takes at once."""
+
+    def sound(items):
+        time.sleep(slow)
+        levels = [[(job.request.seed + window.index + 1) / 64] for job, window in items]
+        return np.repeat(np.float32(levels), 20480, axis=1)
+
+    return lambda: networks(sound), 2
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Videos, of which one is longer than a window and one is broken."""
+    folder = tmp_path_factory.mktemp("clips")
+    lines = ["file,seed"]
+    for i in range(CLIPS):
+        frames = np.zeros((50 if i == 3 else 10, 32, 32, 3), np.uint8)
+        write_frames(iter(frames), folder / f"{i:02d}.mp4", fps=25)
+        lines.append(f"{i:02d}.mp4,{i}")
+    broken = folder / f"{BROKEN}.mp4"
+    broken.write_bytes(broken.read_bytes()[:300])
+    (folder / "clips.csv").write_text("\n".join(lines))
+    return folder
+
+
+def work_of(clips: Path, out: Path) -> Work:
+    requests = expand([clips / "clips.csv"])
+    jobs = [Job(*pair) for pair in zip(requests, targets(requests, out, "wav"), strict=True)]
+    out.mkdir(exist_ok=True)
+    return Work(jobs, SPEC, record=Record(out), settings={"steps": 2})
+
+
+def sounds(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in out.glob("*.wav")}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two nodes, whose processes would find no device of JAX."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    changed = {
+        "JAX_PLATFORMS": "none_at_all",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        shares.SECONDS: "2",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changed.items():
+            patch.setenv(name, value)
+        node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        cluster.second = cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@needs_ray
+def test_a_node_that_is_killed_leaves_its_work_to_the_other(cluster, clips, tmp_path, capsys):
+    load, _ = open_stand_in(0.0)
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    work_of(clips, alone).run(load, 2)
+    first = work_of(clips, out)
+    replace(first, jobs=first.jobs[:BEFORE]).run(load, 2)  # and Ray goes on with the rest
+    before = read_record(out)
+
+    def kill_when_half_is_made():
+        while len(sounds(out)) < CLIPS // 2:
+            time.sleep(0.02)
+        assert main(["status", str(out)]) == 0
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        return capsys.readouterr()
+
+    with ThreadPoolExecutor(1) as pool, Progress(None, "clips") as progress:
+        killing = pool.submit(kill_when_half_is_made)
+        work = replace(work_of(clips, out), record=None, progress=progress)
+        failures = do_on_ray(work, out, partial(open_stand_in, 0.2))
+        status, before_that = killing.result()
+    assert re.search(rf"out: \d+ of {CLIPS} clips made, 1 failed, \d at work", status)
+    assert [BROKEN in failure for failure in failures] == [True]
+    assert sounds(out) == sounds(alone)
+    lines = (out / NAME).read_text().splitlines()
+    assert len(lines) == len(sounds(out)) == CLIPS - 1
+    record = read_record(out)
+    assert before.items() <= record.items()
+    for name, entry in read_record(alone).items():
+        assert {**record[name], "at": 0} == {**entry, "at": 0}
+    assert (out / FAILED).read_text() == (alone / FAILED).read_text()
+    assert {file.name for file in out.iterdir()} == {*sounds(out), NAME, FAILED, FOLDER}
+    told = before_that + capsys.readouterr().err
+    assert f"{BEFORE} of {CLIPS} clips are there already" in told
+    assert told.count(" -> ") == len(lines) - BEFORE
+
+
+def test_without_ray_a_line_names_the_extra(monkeypatch, clips, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["generate", str(clips / "clips.csv"), "-o", str(tmp_path / "out"), "--on", "ray"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "mfm generate: this needs Ray: pip install 'mfm-jax[ray]'\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_other_machines_do_not_see_is_refused(clips, tmp_path):
+    with pytest.raises(UsageError, match="does not see the job in"):
+        shares.do_together(work_of(clips, tmp_path), tmp_path, *open_stand_in(0.0), number=1)
+    assert os.listdir(tmp_path) == []
