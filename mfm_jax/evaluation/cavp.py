@@ -25,7 +25,7 @@ from mfm_jax.evaluation.report import REFERENCE
 from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
 from mfm_jax.media.audio import RATE, cavp_mel
 from mfm_jax.media.frames import windows
-from mfm_jax.media.windows import WindowSpec
+from mfm_jax.media.windows import WindowSpec, cavp_view
 from mfm_jax.metrics.alignment import Agreement, agreement
 from mfm_jax.metrics.retrieval import retrieval_hits
 from mfm_jax.models.cavp import CAVPAudio, CAVPConfig, CAVPVideo
@@ -158,16 +158,14 @@ def pieces(
     length = config.pool / config.fps
     size = round(length * RATE)
     columns = config.pool * prod(time for time, _ in config.audio.pools)
-    spec = WindowSpec(
-        length, 0, cavp_fps=config.fps, cavp_size=config.size, timechat_frames=1, timechat_size=2
-    )
+    spec = WindowSpec(length, 0, {"cavp": cavp_view(config.fps, config.size)})
     for window in windows(picture.path, spec, picture.start, end=picture.start + seconds):
         steps = min(config.pool, int(window.seconds * config.fps + 0.5))
         if window.index and steps < HALF * config.pool:
             return
         at = window.index * size
         mels = [_mel(wave[at : at + size], size, config.hop, columns) for wave in waves]
-        yield Piece(window.cavp_THWC, np.stack(mels), max(steps, 1))
+        yield Piece(window.seen["cavp"].pixels_THWC, np.stack(mels), max(steps, 1))
 
 
 def _mel(
