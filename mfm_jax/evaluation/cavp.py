@@ -165,7 +165,7 @@ def pieces(
             return
         at = window.index * size
         mels = [_mel(wave[at : at + size], size, config.hop, columns) for wave in waves]
-        yield Piece(window.seen["cavp"].pixels_THWC, np.stack(mels), max(steps, 1))
+        yield Piece(window.seen["cavp"].pixels, np.stack(mels), max(steps, 1))
 
 
 def _mel(
