@@ -3,17 +3,13 @@
 import json
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mfm_jax.evaluation.assemble import assemble
+from benchmarks.page import write_page
 from mfm_jax.evaluation.clips import Pairing, Sound
 from mfm_jax.evaluation.evaluate import Settings, evaluate_pairs
-from mfm_jax.evaluation.measure import Measured, Wave, measure
-from mfm_jax.evaluation.page import Page
 from mfm_jax.media.audio import write_sound
 from mfm_jax.media.write import write_frames
 
@@ -156,34 +152,7 @@ def test_a_phone_shows_a_clip_on_a_sheet_of_its_own(chromium, report):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """The page of a thousand clips, whose files are those of one."""
-    folder = tmp_path_factory.mktemp("large")
-    names = tuple(f"clip-{number:04d}" for number in range(1000))
-    sounds = dict.fromkeys(names, Sound(Path("x.wav")))
-    pairing = Pairing(names, sounds, {"ours": sounds}, {})
-    real, made = Wave(strike(0.3), RATE), Wave(strike(0.35), RATE)
-    page = Page(folder)
-    one = measure("one", real, {"ours": made}, None)
-    one.media = page.add(0, {"reference": real, "ours": made}, None)
-    rng, clips = np.random.default_rng(0), []
-    for name in names:
-        scores = {key: float(rng.random()) for key in one.scores["ours"]}
-        clips.append(replace(one, name=name, scores={**one.scores, "ours": scores}))
-    found = without_files(pairing, clips)
-    page.write(found)
-    return folder / "index.html"
-
-
-def without_files(pairing: Pairing, clips: list[Measured]):
-    """Assemble a report of clips whose files are not there to be digested."""
-    few = replace(pairing, names=())
-    patch = pytest.MonkeyPatch()
-    patch.setattr("mfm_jax.evaluation.protocol._content", lambda sounds, names: "0" * 64)
-    try:
-        found = assemble(few, clips, [], {})
-    finally:
-        patch.undo()
-    found.protocol |= {"command": "", "seconds": 0.0, "onsets": "detected in the real sound"}
-    return found
+    return write_page(tmp_path_factory.mktemp("large"), 1000)
 
 
 @browsers
