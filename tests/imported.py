@@ -2,6 +2,8 @@
 
 import logging
 
+import gcsfs
+
 import mfm_jax.cli.extract
 import mfm_jax.inference.generate
 import train
@@ -9,4 +11,4 @@ import train
 # Orbax warns of every array that it writes. The commands hide that as well.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-IMPORTED = (mfm_jax, train)
+IMPORTED = (gcsfs, mfm_jax, train)

@@ -5,8 +5,6 @@ compares what comes out with what an unbroken run on a disk makes.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import random
@@ -23,26 +21,20 @@ import numpy as np
 import transformers
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.cli import main as mfm
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.foley.world import World, write_world
 from mfm_jax.inference.record import FAILED, read_record
-from mfm_jax.runtime import distributed
 from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.files import publish
 from mfm_jax.storage.store import digest_file
 from mfm_jax.storage.weights import named_weights
 from tests.bundles import CONFIGS, untrained_bundle
 from tests.forked import Forked
+from tests.journey_worker import worker
 from tests.ports import free_port
 from tests.randomise import randomise
-from train import main as train
 
 CLIPS = {"train": 6, "heldout": 2, "new": 7}
-SECONDS = "3"
-"""How long the lease of a worker is good in these runs."""
-
-
 SMALL = {
     "convert": [],
     "extract": ["--batch", "2", "--shard", "2"],
@@ -86,41 +78,17 @@ def prepare(folder: Path) -> None:
         first += clips
 
 
-def command(words: Sequence[str]) -> str:
-    """Run a command in this process; return what it printed.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = (train if words[0] == "train" else mfm)(words[1:] if words[0] == "train" else words)
-    if code != 0:
-        raise RuntimeError(f"{' '.join(words)} ends with {code}: {out.getvalue()}")
-    return out.getvalue()
-
-
-def worker(words: Sequence[str], number: int, coordinator: str | None, processes: int) -> str:
-    """Run a command that several processes run together."""
-    os.environ["MFM_LEASE_SECONDS"] = SECONDS
-    if coordinator is not None:
-        distributed.start(distributed.Processes(False, coordinator, processes, number))
-    return command(words)
-
-
 Trigger = Callable[[], bool]
 
 
 @dataclass
 class Journey:
-    """The commands, one after the other, at `place`."""
+    """The commands, one after the other, at `place`, each in processes of its own."""
 
     place: Path
     programs: Path  # compiled ones, for all processes
     kill: Callable[[Sequence[str]], Trigger | None] = lambda words: None
     """Returns what tells when one of the processes of a command is killed, if one is."""
-    apart: bool = False
-    """Whether every command gets processes of its own, and not only those of several workers."""
     kills: int = field(default=0, init=False)
 
     def go(self) -> None:
@@ -130,12 +98,12 @@ class Journey:
             kind = words[0]
             if kind == "train" and "tiny" in words:  # of two processes, also on a disk
                 self.run(words, workers=2, together=True)
-            elif kind == "generate" or (kind == "extract" and words[1].endswith("train")):
-                self.run(words, workers=(3 if kind == "generate" else 2) if several else 1)
-            elif self.apart:
-                self.run(words)
+            elif several and kind == "generate":
+                self.run(words, workers=3)
+            elif several and kind == "extract" and words[1].endswith("train"):
+                self.run(words, workers=2)
             else:
-                command(words)
+                self.run(words)
 
     def run(self, words: Sequence[str], *, workers: int = 1, together: bool = False) -> None:
         """Run one command in several processes, which begin anew where they are killed."""
@@ -218,7 +186,7 @@ def main() -> None:
         began = time.monotonic()
         bucket = new_bucket(url, "journey")
         upload(folder, bucket)
-        Journey(folder, programs, apart=True).go()
+        Journey(folder, programs).go()
         print(f"on a disk: {time.monotonic() - began:.0f} s", flush=True)
         expected, kills, rounds = result(folder), 0, 0
         while kills < args.kills:
@@ -234,7 +202,7 @@ def main() -> None:
                 due = time.monotonic() + random.expovariate(1 / args.seconds)
                 return lambda: time.monotonic() > due
 
-            journey = Journey(at, programs, kill, apart=True)
+            journey = Journey(at, programs, kill)
             journey.go()
             kills += journey.kills
             different = differences(result(at), expected)
