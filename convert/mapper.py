@@ -23,6 +23,8 @@ from mfm_jax.runtime.config import to_json
 
 GPT2 = "gpt2."
 """The prefix of GPT-2's tensors."""
+STEM = ("first", "second", "last")
+"""The convolutions of a stem."""
 REST = "fusion.safetensors"
 """The file of all other tensors."""
 
@@ -33,7 +35,7 @@ def table(config: MapperConfig) -> Table:
     if config.kind != "gpt2":
         return Table((*named("proj", "proj", DENSE), *units))
     head = [*named("loa_in", "loa_in", DENSE), *named("loa_out", "loa_out", DENSE), *units]
-    rest = _fusion(config) + (head if config.head else [])
+    rest = _fusion(config) + _stems(config) + (head if config.head else [])
     return Table((*rows(GPT2, "gpt2."), words(GPT2, "gpt2.", config.gpt2.width), *rest))
 
 
@@ -48,6 +50,11 @@ def _fusion(config: MapperConfig) -> list[Row]:
         found += [*norm(f"{part}.norm", f"{part}.norm"), Row(f"{part}.encoder", f"{part}.encoder")]
         found += named(f"{part}.proj", f"{part}.proj", DENSE)
     return found
+
+
+def _stems(config: MapperConfig) -> list[Row]:
+    parts = [f"stems.{name}.{part}" for name in config.stems for part in STEM]
+    return [row for part in parts for row in named(part, part, "o i k -> k i o")]
 
 
 def read(request: Request) -> Read:

@@ -30,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sandbox(parser)
     parser.add_argument("--batch", type=int, default=8, help="clips computed at once; default: 8")
     parser.add_argument(
+        "--encoders",
+        nargs="+",
+        metavar="NAME",
+        help="the networks to run, such as cavp and audiomae; default: all that the bundle has. "
+        "One without weights, such as motion, must be named",
+    )
+    parser.add_argument(
         "--timechat",
         choices=("frame", "video", "llama"),
         default="video",
@@ -94,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
             clips,
             args.output,
             batch=args.batch,
+            encoders=args.encoders,
             timechat=args.timechat,
             precision=args.precision,
             drop=args.drop,

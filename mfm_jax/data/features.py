@@ -9,15 +9,15 @@ from typing import Any
 
 from mfm_jax.bundle import Bundle, format2
 from mfm_jax.data.clips import DataError
-from mfm_jax.data.records import RecordSource, check_same, digest, read_about
+from mfm_jax.data.records import UNFINISHED, RecordSource, check_same, digest, read_about
 from mfm_jax.encoders import ENCODERS, open_encoders, window_spec
 from mfm_jax.runtime.config import to_json
 
 SOUND_ENCODERS = ("audiomae", "vae")
 """Components that read sound and whose outputs are stored, beside those of the video encoders."""
 
-KNOWN = (*ENCODERS, *SOUND_ENCODERS)
-"""Every encoder whose outputs can be stored."""
+WITH_WEIGHTS = (*(name for name in ENCODERS if not ENCODERS[name].formula), *SOUND_ENCODERS)
+"""The encoders that a bundle may have."""
 
 DESCRIPTION = "features.json"
 """Written last: a folder of features with it is complete."""
@@ -25,7 +25,7 @@ DESCRIPTION = "features.json"
 
 def bundled(bundle: Bundle) -> list[str]:
     """Return the encoders whose weights a bundle has."""
-    return [name for name in KNOWN if name in bundle.entries]
+    return [name for name in WITH_WEIGHTS if name in bundle.entries]
 
 
 def describe(
@@ -43,7 +43,9 @@ def describe(
     names = bundled(bundle) if encoders is None else list(encoders)
     video = open_encoders(bundle, [n for n in names if n in ENCODERS], {"timechat": timechat})
     about: dict[str, Any] = {
-        "encoders": {name: _identity(bundle, name) for name in KNOWN if name in names},
+        "encoders": {
+            name: _identity(bundle, name) for name in (*ENCODERS, *SOUND_ENCODERS) if name in names
+        },
         "spec": window_spec(bundle, video).recorded(),
     }
     if "timechat" in names:
@@ -64,6 +66,18 @@ def _identity(bundle: Bundle, name: str) -> str:
     arrays = bundle.store(name).arrays.items()
     weights = {format2.old_name(name, n): [its.dtype, its.sha256] for n, its in arrays}
     return digest([format2.old_config(name, to_json(bundle.config(name))), weights])
+
+
+def begun_with(folder: Path) -> list[str] | None:
+    """Return the encoders of the features in a folder, finished or not; None if there are none.
+
+    Raises:
+        DataError: the description of the features is damaged.
+    """
+    for name in (DESCRIPTION, UNFINISHED):
+        if (folder / name).exists():
+            return list(read_about(folder / name).get("encoders", ())) or None
+    return None
 
 
 class FeatureSource(RecordSource):

@@ -6,6 +6,8 @@ from typing import Any
 from mfm_jax.bundle import Bundle, BundleError
 from mfm_jax.encoders.cavp import CAVPEncoder
 from mfm_jax.encoders.encoder import Encoder
+from mfm_jax.encoders.motion import MotionEncoder
+from mfm_jax.encoders.synchformer import SynchformerEncoder
 from mfm_jax.encoders.timechat import TimeChatEncoder
 from mfm_jax.mapper import MapperConfig, Streams
 from mfm_jax.media.windows import Window, WindowSpec, timechat_view
@@ -14,6 +16,8 @@ from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs
 ENCODERS: Mapping[str, type[Encoder]] = {
     "cavp": CAVPEncoder,
     "timechat": TimeChatEncoder,
+    "synchformer": SynchformerEncoder,
+    "motion": MotionEncoder,
 }
 """Every encoder that is known. Its name is that of its stream, and of its component in a bundle."""
 

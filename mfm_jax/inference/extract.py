@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.decoded import first_window, samples_of
-from mfm_jax.data.features import DESCRIPTION, KNOWN, SOUND_ENCODERS, bundled, describe
+from mfm_jax.data.features import DESCRIPTION, SOUND_ENCODERS, WITH_WEIGHTS, bundled, describe
 from mfm_jax.data.records import LEASES, DatasetWriter, Failure, Field
 from mfm_jax.encoders import (
     Encoder,
@@ -225,7 +225,7 @@ def extract(
     """
     names = bundled(bundle) if encoders is None else list(dict.fromkeys(encoders))
     if not names:
-        raise DataError(f"bundle {bundle.path} has none of {', '.join(KNOWN)}: add one")
+        raise DataError(f"bundle {bundle.path} has none of {', '.join(WITH_WEIGHTS)}: add one")
     check_folder(array_path(folder))
     preparation = Preparation.of(bundle, names, timechat, drop)
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()))

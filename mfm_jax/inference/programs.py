@@ -71,10 +71,11 @@ def generation(
     one = stack_windows(encoders, [blank_window(window_spec(bundle, encoders))])
     frames = jax.tree.map(lambda x: array(x.dtype, *x.shape[1:]), one)
     mapper = network("mapper")
-    streams = {
-        stream_of(name): Stream(array(dtype, length, width), array(jnp.float32, length))
-        for name, length, width in mapper.config.encoders
-    }
+    streams = {}
+    for name, length, width in mapper.config.encoders:
+        stream = stream_of(name)
+        kind = jnp.float32 if encoders[stream].formula else dtype
+        streams[stream] = Stream(array(kind, length, width), array(jnp.float32, length))
     unet = network("unet")
     text, states = None, None
     if len(unet.config.contexts) > 1:

@@ -15,9 +15,11 @@ from mfm_jax.errors import SettingError
 from mfm_jax.layers import KV, linear, time_embedding
 from mfm_jax.layers.backend import apart
 from mfm_jax.mapper.fusion import FUSIONS, select, stream_of
+from mfm_jax.mapper.stem import Stem
 from mfm_jax.mapper.streams import Streams
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.runtime.config import later
 from mfm_jax.typing import Array, Bool, Float
 
 
@@ -35,6 +37,8 @@ class MapperConfig:
     gpt2: GPT2Config = field(default_factory=GPT2Config.small)
     head: bool = False  # a Linear in and out of GPT-2; needed where LOA is standardised
     timechat: str = "video"  # which TimeChat tokens are read: "frame", "video" or "llama"
+    # Streams whose tokens pass a stem of convolutions over time first, which is trained with GPT-2.
+    stems: tuple[str, ...] = later(())
 
     @property
     def widths(self) -> dict[str, int]:
@@ -121,6 +125,9 @@ class GPT2Mapper(_Mapper):
         if config.head:
             self.loa_in = linear(config.loa_width, width, ("mlp", "embed"), rngs=rngs)
             self.loa_out = linear(width, config.loa_width, ("embed", "mlp"), rngs=rngs)
+        if config.stems:
+            widths = {stream_of(name): w for name, w in config.widths.items()}
+            self.stems = nnx.Dict({name: Stem(widths[name], rngs=rngs) for name in config.stems})
 
     def _time_embedding(self, first: int | Array, length: int) -> Float[Array, "1 {length} D"]:
         """Return the embedded times of `length` LOA vectors from number `first` on.
@@ -145,6 +152,8 @@ class GPT2Mapper(_Mapper):
 
     def _prefix(self, streams: Streams) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"] | None]:
         """Return the fused prefix and its mask."""
+        if stems := [name for name in self.config.stems if name in streams]:
+            streams = {**streams, **{name: self.stems[name](streams[name]) for name in stems}}
         prefix, mask = self.fusion(streams)
         return prefix.at[:, -1:].add(self._time_embedding(0, 1)), mask
 
@@ -253,8 +262,8 @@ def build_mapper(config: MapperConfig, *, rngs: nnx.Rngs) -> Mapper:
     """Return the mapper that `config.kind` names.
 
     Raises:
-        SettingError: an unknown kind, fusion or TimeChat tensor; an encoder named twice, or a
-            stream of two sizes.
+        SettingError: an unknown kind, fusion or TimeChat tensor; an encoder named twice, a stream
+            of two sizes, or a stem of a stream that is not read.
     """
     for name, known in (
         ("kind", tuple(MAPPERS)),
@@ -264,6 +273,7 @@ def build_mapper(config: MapperConfig, *, rngs: nnx.Rngs) -> Mapper:
         if getattr(config, name) not in known:
             raise SettingError(f"{name}={getattr(config, name)!r} is not one of {', '.join(known)}")
     _check_encoders(config)
+    _check_stems(config)
     return MAPPERS[config.kind](config, rngs=rngs)
 
 
@@ -280,3 +290,15 @@ def _check_encoders(config: MapperConfig) -> None:
                 f"encoders: {name} is {tokens} tokens of {width}, but {stream_of(name)} was "
                 f"{first[0]} of {first[1]}: give them the same"
             )
+
+
+def _check_stems(config: MapperConfig) -> None:
+    """Refuse a stem of a stream that is not read, and one before a linear map, which has none."""
+    if config.stems and config.kind != "gpt2":
+        raise SettingError(f"stems go with kind='gpt2', not with {config.kind!r}: leave them out")
+    for i, name in enumerate(config.stems):
+        if name not in config.streams:
+            read = ", ".join(config.streams)
+            raise SettingError(f"stems names {name}, which is not read: this mapper reads {read}")
+        if name in config.stems[:i]:
+            raise SettingError(f"stems names {name} twice: name it once")

@@ -12,10 +12,24 @@ from mfm_jax.errors import SettingError
 C = TypeVar("C")
 
 
+def later(default: Any) -> Any:
+    """Return a field that its class got after configs of it had been stored.
+
+    It is stored only where it is set. So a config without it stays the same to the letter, as do
+    checksums of it, and versions from before read it.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def to_json(config: Any) -> Any:
     """Return `config` as dicts, lists, strings and numbers."""
     if dataclasses.is_dataclass(config):
-        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        fields = {f.name: (f, getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {
+            name: to_json(value)
+            for name, (field, value) in fields.items()
+            if not (field.metadata.get("later") and value == field.default)
+        }
     if isinstance(config, tuple):
         return [to_json(item) for item in config]
     return config

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def gpt2_config(fusion: str, head: bool) -> MapperConfig:
 CONFIGS = {
     **{fusion: gpt2_config(fusion, head=False) for fusion in FUSIONS},
     **{f"{fusion}, head": gpt2_config(fusion, head=True) for fusion in FUSIONS},
+    "tokens, stem": replace(gpt2_config("tokens", head=True), stems=("timechat",)),
     **{
         kind: MapperConfig(SIZES, LOA_WIDTH, LOA(grid=(6, 8), pool=(2, 4)), kind=kind)
         for kind in ("linear_pooled", "linear_flat")

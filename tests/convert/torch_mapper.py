@@ -18,7 +18,7 @@ def files() -> set[str]:
 def tensors(config: MapperConfig) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor that the document expects in `fusion.safetensors`."""
     baseline = config.kind != "gpt2"
-    facts = {config.kind} if baseline else {config.fusion, *["head"] * config.head}
+    facts = {config.kind} if baseline else {config.fusion, *["head"] * config.head, "stems"}
     counted = config.kind == "linear_flat"
     sizes = {
         "W": config.gpt2.width,
@@ -31,6 +31,8 @@ def tensors(config: MapperConfig) -> dict[str, tuple[int, ...]]:
         if facts.isdisjoint(re.findall(r"`(\w+)`", where)):
             continue
         for encoder, width in config.widths.items():
+            if "`stems`" in where and encoder not in config.stems:
+                continue
             key = re.sub(r"\bE\b", encoder, name.strip("`"))
             factors = (axis.split(" * ") for axis in shape.strip("`[]").split(", "))
             numbers = [[{**sizes, "C": width}.get(f) or int(f) for f in axis] for axis in factors]

@@ -314,7 +314,7 @@ def test_bundles_that_cannot_extract(bundle, clips, tmp_path):
     with pytest.raises(BundleError, match=r"timechat in bundle .* it has no llama tokens"):
         extract(bundle, clips, tmp_path / "f", timechat="llama")
     none = write_bundle(tmp_path / "b", {"vocoder": untrained()["vocoder"]}, settings=SETTINGS)
-    with pytest.raises(DataError, match="has none of cavp, timechat, audiomae, vae"):
+    with pytest.raises(DataError, match="has none of cavp, timechat, synchformer, audiomae, vae"):
         extract(none, clips, tmp_path / "f")
 
 

@@ -1,13 +1,13 @@
 """Recipes that learn from the features that a bundle's encoders compute of each clip."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.data.features import DESCRIPTION, FeatureSource, check
-from mfm_jax.data.records import check_same
+from mfm_jax.data.clips import Clip
+from mfm_jax.data.features import DESCRIPTION, FeatureSource, begun_with, bundled, check
+from mfm_jax.data.records import Failure, check_same
 from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.inference.extract import extract
 from mfm_jax.runtime.distributed import say
@@ -21,8 +21,14 @@ BATCH = 16
 class FeatureRecipe(BundleRecipe):
     """A recipe that learns from features: those that its source is, or those of its clips.
 
-    Features of clips are computed on first use, into the workdir.
+    Features of clips are computed on first use, into the workdir, by all encoders of the bundle and
+    those that the recipe reads. A folder that is begun keeps to its encoders.
     """
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The video encoders whose tokens are read."""
+        return ()
 
     @property
     def expects(self) -> dict[str, Any]:
@@ -39,9 +45,20 @@ class FeatureRecipe(BundleRecipe):
         if folders is None:
             folders = Split(*(workdir / "features" / name for name in SPLITS))
             tensor = self.expects.get("timechat", "video")
-            compute = partial(
-                extract, bundle, batch=BATCH, timechat=tensor, licence=self.source.licence, say=say
-            )
+            names = list(dict.fromkeys((*bundled(bundle), *self.reads)))
+
+            def compute(clips: list[Clip], folder: Path) -> list[Failure]:
+                return extract(
+                    bundle,
+                    clips,
+                    folder,
+                    batch=BATCH,
+                    encoders=begun_with(folder) or names,
+                    timechat=tensor,
+                    licence=self.source.licence,
+                    say=say,
+                )
+
             self.fill(folders, DESCRIPTION, workdir, compute)
         for folder in folders:
             check(folder, bundle)

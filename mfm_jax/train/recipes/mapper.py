@@ -45,6 +45,10 @@ class LOARecipe(FeatureRecipe):
         raise NotImplementedError
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return self.mapper.streams
+
+    @property
     def expects(self) -> dict[str, Any]:
         return {"timechat": self.mapper.timechat, "grid": list(self.mapper.loa.grid)}
 
@@ -52,10 +56,17 @@ class LOARecipe(FeatureRecipe):
         """Return the streams that the mapper reads, and the true LOA.
 
         Raises:
-            DataError: the features lack one of them.
+            DataError: the features lack one of them, or have other widths.
         """
         names = [n for s in self.mapper.streams for n in (s, f"{s}_seconds")]
         found, loa = take(element, (*names, "audiomae")), self.mapper.loa
+        for name, width in self.mapper.widths.items():
+            stream = stream_of(name)
+            if (there := found[stream].shape[-1]) != width:
+                raise DataError(
+                    f"the features have {stream} of width {there}, the mapper reads {width}: "
+                    "set the encoders of its config to what there is"
+                )
         tokens = np.asarray(found.pop("audiomae"), np.float32)
         return {**found, "loa": pool_loa(tokens[None], loa.grid, loa.pool)[0]}
 
