@@ -23,6 +23,8 @@ class Proxy:
         """The share of requests that are answered with 503, half of them after they were done."""
         self.cut = False
         """Whether connections are closed without an answer."""
+        self.unknown: set[str] = set()
+        """Headers of requests, in lower case, that the store does not get."""
         self.sent = self.requests = self.failed = 0
         """Bytes of bodies sent to the client, requests, and those that failed."""
         self._random, self._lock = random.Random(0), threading.Lock()
@@ -84,7 +86,9 @@ class Proxy:
                 for name, value in headers:
                     if name.lower() not in NOT_PASSED_ON:
                         self.send_header(name, value.replace(proxy.store, proxy.url))
-                self.send_header("Content-Length", str(len(data)))
+                told = {name.lower(): value for name, value in headers}
+                size = told.get("content-length") if self.command == "HEAD" else None
+                self.send_header("Content-Length", size or str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
                 with proxy._lock:
@@ -104,7 +108,8 @@ class Proxy:
 
             def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
                 connection = http.client.HTTPConnection(urlsplit(proxy.store).netloc)
-                kept = {k: v for k, v in self.headers.items() if k.lower() not in NOT_PASSED_ON}
+                dropped = NOT_PASSED_ON | proxy.unknown
+                kept = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
                 try:
                     connection.request(self.command, self.path, body, kept)
                     answer = connection.getresponse()

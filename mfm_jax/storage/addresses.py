@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import re
+import secrets
 import stat
 import time
 import warnings
@@ -181,13 +182,23 @@ class StorePath(type(Path())):  # type: ignore[misc]
 
         Raises:
             FileExistsError: there is one.
+            AddressError: the store would let two processes do so.
         """
+        _check_exclusive(self.parent)
         try:
-            self.store.pipe_file(self.key, data, mode="create")
+            self._create(data)
         except FileExistsError:
             # The answer to an earlier try of this very call may have been lost.
             if self.read_bytes() != data:
                 raise
+
+    def _create(self, data: bytes) -> None:
+        try:
+            self.store.pipe_file(self.key, data, mode="create")
+        except OSError as error:
+            if _code(error) == 412:  # which not every store of S3 tells as s3fs expects it
+                raise FileExistsError(17, os.strerror(17), str(self)) from None
+            raise
 
     @asked
     def put(self, file: Path) -> None:
@@ -291,6 +302,8 @@ class StorePath(type(Path())):  # type: ignore[misc]
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove an object."""
         try:
+            if not missing_ok and str(self).startswith("s3:"):
+                self.store.info(self.key)  # S3 is content to remove what is not there
             self.store.rm_file(self.key)
         except FileNotFoundError:
             if not missing_ok:
@@ -398,6 +411,39 @@ def file_system(scheme: str) -> Any:
         raise AddressError(f"{scheme}:// cannot be used ({first_line(error)}): log in") from None
 
 
+_exclusive: set[str] = set()
+"""Buckets that are known to refuse a second object of one name."""
+
+
+def _check_exclusive(folder: StorePath) -> None:
+    """Check once that the store refuses a second object of one name where this is asked for.
+
+    Google's and Amazon's do. Other servers with the interface of S3 may not know the header for it
+    (If-None-Match), and then let each of two workers believe that it is alone.
+
+    Raises:
+        AddressError: it does not.
+    """
+    bucket = "/".join(str(folder).split("/")[:3])
+    if bucket in _exclusive or bucket.startswith("gs:"):
+        return
+    probe = folder / f".probe-{secrets.token_hex(8)}"
+    try:
+        probe._create(b"1")
+        try:
+            probe._create(b"2")
+        except FileExistsError:
+            _exclusive.add(bucket)
+            return
+    finally:
+        probe.unlink(missing_ok=True)
+    raise AddressError(
+        f"the store of {bucket} lets two workers write one object (it does not know "
+        "If-None-Match), so that nothing can be divided there: use another store, or one worker "
+        "and a folder of this machine"
+    )
+
+
 def _changed(info: dict[str, Any]) -> float:
     """Return when an object was written, as unix time; 0 if the store does not say."""
     for name in ("mtime", "updated", "LastModified"):
@@ -410,7 +456,8 @@ def _changed(info: dict[str, Any]) -> float:
 
 
 def _code(error: Exception) -> int | None:
-    """Return the HTTP status in a library's error."""
+    """Return the HTTP status in a library's error, or in the one that it was made of (s3fs)."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     response = getattr(error, "response", None)
     found = getattr(error, "code", None) or getattr(error, "status", None)
     if found is None and isinstance(response, dict):
@@ -422,7 +469,7 @@ def _may_pass(error: Exception) -> bool:
     """Return whether an error is one of the network, or of a store that has too much to do."""
     code = _code(error)
     if code is not None:
-        return code in (408, 429) or 500 <= code < 600
+        return code in (408, 409, 429) or 500 <= code < 600  # 409: another writes this object now
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | AddressError):
         return False
     if isinstance(error, ConnectionError | TimeoutError):

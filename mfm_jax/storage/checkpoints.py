@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from mfm_jax.errors import UserError, first_line, full_disk
 from mfm_jax.runtime import signals
 from mfm_jax.runtime.sharding import copied
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.array_sums import sums
 from mfm_jax.storage.files import flush_tree, remove_folder
 from mfm_jax.storage.paths import user_path
@@ -25,6 +26,19 @@ TEMPORARY = ".orbax-checkpoint-tmp"
 
 class CheckpointError(UserError):
     """A run whose checkpoints cannot be used or written; the message says what to do."""
+
+
+def check_place(folder: Path) -> None:
+    """Check that checkpoints can be written into a folder: on a disk, or in Google's store.
+
+    Raises:
+        CheckpointError: Orbax takes its address for a relative path.
+    """
+    if isinstance(folder, StorePath) and not str(folder).startswith("gs://"):
+        raise CheckpointError(
+            f"{folder} cannot hold the checkpoints of a run: use a folder of a disk, a mounted "
+            "bucket, or gs://"
+        )
 
 
 class Checkpoints:

@@ -10,6 +10,7 @@ import jax
 
 from mfm_jax.errors import UserError
 from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.checkpoints import check_place
 from mfm_jax.storage.files import check_folder, write_text
 from mfm_jax.storage.locks import claimed_folder
 from mfm_jax.storage.paths import array_path
@@ -30,10 +31,12 @@ def claimed(workdir: Path, config: TrainConfig) -> Iterator[dict[str, tuple[Any,
     Nothing that is there is changed. Of several processes of a run the first one holds the folder.
 
     Raises:
+        CheckpointError: checkpoints cannot be written there.
         WorkdirError: another process trains there, or the run there has another seed or a config
             that cannot be read.
         WriteError: nothing can be written there.
     """
+    check_place(array_path(workdir))
     if jax.process_index() != 0:
         yield _changes(workdir, config)
         return
