@@ -114,7 +114,7 @@ def compare(unbroken: Path, broken: Path) -> str:
         if not ((unbroken / name).exists() and (broken / name).exists())
         or (unbroken / name).read_bytes() != (broken / name).read_bytes()
     ]
-    left = sorted(files - set(sounds) - {"generated.jsonl", "failed.csv"})
+    left = sorted(files - set(sounds) - {"generated.jsonl", "failed.csv", "generated"})
     return (
         f"{len(sounds)} outputs, {len(other)} of them differ; {len(twice)} recorded twice; "
         f"{len(left)} other files"

@@ -115,7 +115,7 @@ def test_a_node_that_is_killed_leaves_its_work_to_the_other(cluster, clips, tmp_
         work = replace(work_of(clips, out), record=None, progress=progress)
         failures = do_on_ray(work, out, partial(open_stand_in, 0.2))
         status, before_that = killing.result()
-    assert re.search(rf"out: \d+ of {CLIPS} clips made, 1 failed, \d at work", status)
+    assert re.search(rf"out: \d+ of {CLIPS} clips made, (1 failed, )?\d at work", status)
     assert [BROKEN in failure for failure in failures] == [True]
     assert sounds(out) == sounds(alone)
     lines = (out / NAME).read_text().splitlines()
