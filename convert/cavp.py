@@ -77,7 +77,7 @@ def read(request: Request) -> Read:
 def write(bundle: Bundle) -> list[Outgoing]:
     """Return both towers, for one file; the video tower alone where they do not belong together."""
     towers = write_own("cavp", lambda config: VIDEO_TABLE)(bundle)
-    if bundle.come_together("cavp", "cavp_audio"):
+    if bundle.made_together("cavp", "cavp_audio"):
         towers += write_own("cavp_audio", lambda config: AUDIO_TABLE)(bundle)
     return towers
 

@@ -137,7 +137,7 @@ class Bundle:
         """
         return self._entry(name).config
 
-    def come_together(self, *names: str) -> bool:
+    def made_together(self, *names: str) -> bool:
         """Return whether components were trained or converted at once, as parts of one network."""
         sources = [self.entries[name].source for name in names if name in self.entries]
         return len(sources) == len(names) and len(set(sources)) == 1

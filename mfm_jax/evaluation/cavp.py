@@ -44,7 +44,7 @@ def why_not(bundle: Bundle | None) -> str | None:
     for name, tower in COMPONENTS.items():
         if name not in bundle.entries:
             return f"the bundle has no {tower} tower of CAVP ({name}): convert or train CAVP again"
-    if not bundle.come_together(*COMPONENTS):
+    if not bundle.made_together(*COMPONENTS):
         return "the towers of CAVP in the bundle come from different files: convert CAVP again"
     return None
 

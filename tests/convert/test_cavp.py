@@ -79,7 +79,7 @@ def test_two_components_are_one_file_again(released, tmp_path):
     folder, tensors = released
     bundle = convert(folder, "cavp.safetensors", tmp_path / "bundle")
     assert list(bundle.entries) == ["cavp", "cavp_audio"]
-    assert bundle.come_together("cavp", "cavp_audio")
+    assert bundle.made_together("cavp", "cavp_audio")
     back = written(bundle, tmp_path / "out")
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[key], tensors[key]) for key in tensors)
@@ -95,10 +95,10 @@ def test_a_file_without_the_audio_tower_leaves_no_other_one_beside_its_own(relea
     folder, tensors = released
     bundle = convert(folder, "video.safetensors", tmp_path / "bundle")
     assert list(bundle.entries) == ["cavp"]
-    assert not bundle.come_together("cavp", "cavp_audio")
+    assert not bundle.made_together("cavp", "cavp_audio")
     convert(folder, "cavp.safetensors", bundle.path)
     mixed = convert(folder, "video.safetensors", bundle.path)
     assert list(mixed.entries) == ["cavp", "cavp_audio"]
-    assert not mixed.come_together("cavp", "cavp_audio")
+    assert not mixed.made_together("cavp", "cavp_audio")
     back = written(mixed, tmp_path / "out")
     assert back.keys() == {key for key in tensors if not key.startswith(AUDIO)}
