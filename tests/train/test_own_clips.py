@@ -90,8 +90,9 @@ def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatc
         ]
         assert sum(counts) == CLIPS
         assert min(counts) >= 1
-    with_unet = Bundle.open(Path("runs/tiny/bundle")).entries["unet"].source
-    assert {name for name, _ in with_unet.trained_with} == {"audiomae", "vae"}
+    bundle = Bundle.open(Path("runs/tiny/bundle"))
+    assert bundle.made_together("cavp", "cavp_audio")
+    assert {name for name, _ in bundle.entries["unet"].source.trained_with} == {"audiomae", "vae"}
     # The mapper standardises LOA, and its workdir has every network of the bundle it started from.
     assert "heldout_loa_error_shuffled" in capsys.readouterr().out
     mapper = Bundle.open(Path("runs/tiny/mapper"))
