@@ -165,7 +165,8 @@ def _not_computed(bundle: Bundle | None, clips: Sequence[Measured]) -> list[tupl
         found.append(("AV-Align", "no side has videos"))
     elif lacking := sum(clip.fps is None for clip in clips):
         found.append((f"AV-Align of {lacking} clips", "no side has a video of them"))
-    if (reason := why_not(bundle)) is not None:
+    if not any("cavp_cosine" in scores for clip in clips for scores in clip.scores.values()):
+        reason = why_not(bundle) or "no side has videos"
         found.append(("CAVP cosine and retrieval", reason))
     if not any("desync" in scores for clip in clips for scores in clip.scores.values()):
         found.append(("DeSync", "no bundle with a synchformer is given: add it with mfm convert"))

@@ -77,12 +77,16 @@ def add_cavp(
 ) -> None:
     """Add `cavp_cosine`, `cavp_moments` and `cavp_recall` to the scores; nan without a video.
 
+    Nothing is added if no clip has one.
+
     Args:
         batch: pieces computed at once.
     """
     sides = {REFERENCE: pairing.reference, **pairing.systems}
     videos = {clip.name: video_of(sides, clip.name) for clip in clips}
     lengths = {clip.name: min(clip.seconds.values()) for clip in clips}
+    if not any(videos.values()):
+        return
 
     def read(name: str) -> Iterator[Piece]:
         shown = videos[name]

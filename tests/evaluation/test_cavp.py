@@ -78,6 +78,13 @@ def test_a_bundle_without_both_towers_says_so(tmp_path):
     )
 
 
+def test_sounds_without_a_video_have_no_scores(folder, tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", TOWERS)
+    report = evaluate(folder / "same", folder / "other", tmp_path / "report", bundle=bundle.path)
+    assert dict(report.not_computed)["CAVP cosine and retrieval"] == "no side has videos"
+    assert "cavp_cosine" not in report.figures["same"]
+
+
 def test_clips_are_cut_into_pieces_of_which_the_last_may_be_half_full(folder):
     """Of 32 moments, 2.56 s; 4 s are one and 0.56 of the second."""
     config, wave = CAVPConfig.tiny(), np.random.default_rng(1).standard_normal(8 * RATE)
