@@ -6,7 +6,7 @@ Follows AudioLDM2UNet2DConditionModel, diffusers 0.42.1 pipelines/audioldm2/mode
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,6 +104,13 @@ class UNetConfig:
             groups=8,
             timed=True,
         )
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The level of each resnet with its transformers, in the order in which they run."""
+        levels, more = range(len(self.channels)), self.resnets + 1
+        down = [n for n in levels for _ in range(self.resnets)]
+        return *down, levels[-1], levels[-1], *(n for n in reversed(levels) for _ in range(more))
 
     @property
     def step_width(self) -> int:
@@ -264,6 +271,10 @@ class Transformer(nnx.Module):
         return at_q, at_k
 
 
+Beside = Callable[[Float[Array, "B H W C"]], Float[Array, "B H W C"] | None]
+"""Makes of a resnet's output what is added behind the transformers that follow it, or nothing."""
+
+
 class Stage(nnx.Module):
     """The resnets of one level of one path, each followed by its transformers.
 
@@ -290,13 +301,14 @@ class Stage(nnx.Module):
         )
 
     def __call__(
-        self, i: int, x: Float[Array, "B H W C"], given: Conditions
+        self, i: int, x: Float[Array, "B H W C"], given: Conditions, beside: "Beside | None" = None
     ) -> Float[Array, "B H W C2"]:
-        """Run resnet `i` and the transformers that follow it."""
+        """Run resnet `i` and the transformers that follow it; add what is made beside those."""
         x = constrain(run(self.resnets[i], x, given.step), "batch")
+        added = None if beside is None else beside(x)
         for attention in self.attentions[i * self.per_resnet : (i + 1) * self.per_resnet]:
             x = constrain(run(attention, x, given), "batch")
-        return x
+        return x if added is None else x + added
 
 
 class UNet(nnx.Module):
@@ -343,13 +355,15 @@ class UNet(nnx.Module):
         masks: tuple[Bool[Array, "B _S"] | None, ...] | None = None,
         *,
         context_seconds: Float[Array, " S"] | Float[Array, "B S"] | None = None,
+        beside: Sequence[Beside] | None = None,
     ) -> Float[Array, "B H W C"]:
         """Return the prediction for `latents` at time steps `t`, in the weights' precision.
 
         Any height and width will do. A mask is True at tokens that may be read, and a mask that is
         False throughout does not switch a context off: it does nothing (SPEC of AudioLDM 2,
         section 8). `context_seconds` are the times of context 0's tokens, which only a `timed`
-        UNet reads.
+        UNet reads. `beside` is what an adapter (`mfm_jax.models.adapters`) does at each of the
+        config's `places`.
 
         Raises:
             ValueError: contexts or masks of another number than configured, or no times for a
@@ -357,19 +371,21 @@ class UNet(nnx.Module):
         """
         given = self.conditions(t, contexts, masks, context_seconds)
         x = self.conv_in(latents.astype(self.conv_in.kernel.dtype))
-        skips = [x]
+        skips, places = [x], len(self.config.places)
+        adapted: Iterator[Beside | None] = iter([None] * places if beside is None else beside)
         for n, stage in enumerate(self.down):
             for i in range(len(stage.resnets)):
-                x = stage(i, x, given)
+                x = stage(i, x, given, next(adapted))
                 skips.append(x)
             if n < len(self.downsample):
                 x = self.downsample[n](x)
                 skips.append(x)
         for i in range(len(self.mid.resnets)):
-            x = self.mid(i, x, given)
+            x = self.mid(i, x, given, next(adapted))
         for n, stage in enumerate(self.up):
             for i in range(len(stage.resnets)):
-                x = stage(i, jnp.concatenate([x, skips.pop()], axis=-1), given)
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = stage(i, x, given, next(adapted))
             if n < len(self.upsample):
                 x = upsampled(self.upsample[n], x, *skips[-1].shape[1:3])
         return self.conv_out(jax.nn.silu(self.norm_out(x)))

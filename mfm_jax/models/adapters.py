@@ -1,0 +1,179 @@
+"""Adapters: what lets a frozen UNet read a video with its time, beside LOA.
+
+LOA on AudioLDM2's grid says what sounds, and hardly when. Two ways to add that, whose last layers
+are zeros, so that the UNet does at first what it did before, to the bit:
+
+- `FeatureAdapter` lays the tokens of a video on the rows of the latents and adds them to the end of
+  each level on the way down, as T2I-Adapter does with pictures (arXiv 2302.08453).
+- `AttentionAdapter` attends to the tokens beside the frozen attention to LOA, as IP-Adapter does
+  (arXiv 2308.06721). Queries and keys have their times in seconds.
+
+An adapter of the tokens returns what `UNet.__call__` takes as `beside`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from einops import rearrange
+from flax import nnx
+from jax import numpy as jnp
+
+from mfm_jax.layers import Attention, conv, layer_norm, linear, time_embedding
+from mfm_jax.models.unet import Beside, UNetConfig
+from mfm_jax.typing import Array, Bool, Float
+
+_EPSILON = 1e-5
+
+
+class VideoTokens(NamedTuple):
+    """Tokens of a video and the time of each since the window's start."""
+
+    tokens: Float[Array, "B S C"]
+    seconds: Float[Array, "B S"]
+    mask: Bool[Array, "B S"] | None = None  # False at padding, which changes nothing
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Sizes of an adapter, of either kind."""
+
+    unet: UNetConfig
+    tokens: int  # width of a token
+    width: int = 256  # inside
+
+
+class FeatureAdapter(nnx.Module):
+    """Tokens on the rows of the latents, convolved over time, and added to the levels."""
+
+    def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        width, channels = config.width, config.unet.channels
+        self.norm = layer_norm(config.tokens, epsilon=_EPSILON, rngs=rngs)
+        self.proj = linear(config.tokens, width, ("mlp", "embed"), rngs=rngs)
+        self.convs = nnx.List(conv(width, width, (5,), padding=2, rngs=rngs) for _ in range(2))
+        self.levels = nnx.List(_zeros(linear(width, c, (None, None), rngs=rngs)) for c in channels)
+
+    def __call__(self, video: VideoTokens, rows: int) -> list[Beside]:
+        """Return what is added at each place; `rows` are those of the latents."""
+        x = self.proj(self.norm(video.tokens.astype(self.proj.kernel.dtype)))
+        x = _on_rows(x, video, rows, self.config.unet.seconds_per_row)
+        for smooth in self.convs:
+            x = x + smooth(jax.nn.silu(x))
+        added = []
+        for layer in self.levels:
+            added.append(layer(x))
+            x = _halved(x)
+        return [partial(_add_rows, y) for y in self._at_places(added)]
+
+    def _at_places(self, added: Sequence[Array]) -> list[Array | None]:
+        """Return what is added at each place: at the last of a level on the way down, its rows."""
+        unet = self.config.unet
+        found: list[Array | None] = [None] * len(unet.places)
+        for level, rows in enumerate(added):
+            found[unet.resnets * (level + 1) - 1] = rows
+        return found
+
+
+class VideoAttention(nnx.Module):
+    """Attention of the places of a level to the tokens of a video, with both their times."""
+
+    def __init__(self, config: AdapterConfig, level: int, *, rngs: nnx.Rngs) -> None:
+        width = config.unet.channels[level]
+        self.seconds_per_row = config.unet.seconds_per_row * 2**level
+        self.norm = layer_norm(width, epsilon=_EPSILON, rngs=rngs)
+        heads = config.unet.heads_at(level)
+        self.attn = Attention(width, heads=heads, context_width=config.width, biases="o", rngs=rngs)
+        self.time_proj = linear(width, width, ("embed", "heads"), bias=False, rngs=rngs)
+        _zeros(self.attn.o)
+
+    def __call__(self, video: VideoTokens, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        height, columns, width = x.shape[1:]
+        rows = jnp.repeat(_row_seconds(height, self.seconds_per_row), columns)[None]
+        at_q, at_k = (
+            rearrange(
+                self.time_proj(time_embedding(s, width).astype(x.dtype)),
+                "b l (n k) -> b l n k",
+                n=self.attn.heads,
+            )
+            for s in (rows, video.seconds.astype(jnp.float32))
+        )
+        mask = None if video.mask is None else video.mask[:, None, None, :]
+        y = self.attn(
+            self.norm(rearrange(x, "b h w c -> b (h w) c")),
+            video.tokens,
+            mask=mask,
+            position=lambda q, k: (q + at_q, k + at_k),
+        )
+        return rearrange(y, "b (h w) c -> b h w c", h=height)
+
+
+class AttentionAdapter(nnx.Module):
+    """Attention to a video beside the transformers of every place that has some."""
+
+    def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.norm = layer_norm(config.tokens, epsilon=_EPSILON, rngs=rngs)
+        self.proj = linear(config.tokens, config.width, ("mlp", "embed"), rngs=rngs)
+        unet = config.unet
+        last = unet.resnets * len(unet.channels) + 1  # the middle's second place has no transformer
+        self.places = tuple(
+            i for i, n in enumerate(unet.places) if unet.attentions[n] and i != last
+        )
+        self.attentions = nnx.List(
+            VideoAttention(config, unet.places[i], rngs=rngs) for i in self.places
+        )
+
+    def __call__(self, video: VideoTokens, rows: int) -> list[Beside]:
+        """Return what is added at each place; `rows` are those of the latents, and not needed."""
+        del rows
+        tokens = self.proj(self.norm(video.tokens.astype(self.proj.kernel.dtype)))
+        read = video._replace(tokens=tokens)
+        found: list[Beside] = [_nothing] * len(self.config.unet.places)
+        for place, attention in zip(self.places, self.attentions, strict=True):
+            found[place] = partial(attention, read)
+        return found
+
+
+def _zeros(layer: nnx.Linear) -> nnx.Linear:
+    """Return the layer with zeros for weights: what comes behind it is at first as without it."""
+    layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+    return layer
+
+
+def _nothing(x: Array) -> None:
+    del x
+
+
+def _add_rows(rows: Float[Array, "B H C"] | None, x: Float[Array, "B H W C"]) -> Array | None:
+    """Return what is added to all columns, cut to the rows that there are."""
+    return None if rows is None else jnp.broadcast_to(rows[:, : x.shape[1], None], x.shape)
+
+
+def _row_seconds(rows: int, seconds_per_row: float) -> Float[Array, " {rows}"]:
+    """Return the middle of each row."""
+    return (jnp.arange(rows, dtype=jnp.float32) + 0.5) * seconds_per_row
+
+
+def _on_rows(
+    x: Float[Array, "B S D"], video: VideoTokens, rows: int, seconds_per_row: float
+) -> Float[Array, "B {rows} D"]:
+    """Return the mean of the tokens around the time of each row, or nearest to it.
+
+    Their weights fall with the distance as a Gaussian whose deviation is a row.
+    """
+    at = _row_seconds(rows, seconds_per_row)[None, :, None]
+    distance = (at - video.seconds.astype(jnp.float32)[:, None, :]) / seconds_per_row
+    scores = -0.5 * distance**2
+    if video.mask is not None:
+        scores = jnp.where(video.mask[:, None, :], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+    return jnp.einsum("bhs,bsd->bhd", weights, x)
+
+
+def _halved(x: Float[Array, "B H D"]) -> Float[Array, "B H2 D"]:
+    """Return the means of pairs of rows; a last row that is left alone stays."""
+    even = jnp.concatenate([x, x[:, -1:]], axis=1) if x.shape[1] % 2 else x
+    return rearrange(even, "b (h p) d -> b h p d", p=2).mean(axis=2)
