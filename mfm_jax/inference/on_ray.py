@@ -16,6 +16,7 @@ is in the folder, as it is without Ray: each output is made once, whoever dies.
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,6 +108,7 @@ def _connected() -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
@@ -123,6 +125,24 @@ def _connected() -> Iterator[Any]:
             yield ray
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Check that something answers at the address of a cluster, as Ray would try for minutes.
+
+    Raises:
+        UsageError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address} ({first_line(error)}): start one, or unset "
+            "RAY_ADDRESS"
+        ) from None
 
 
 def _accelerators(nodes: Sequence[Mapping[str, Any]], gpus: int) -> tuple[dict[str, Any], int]:

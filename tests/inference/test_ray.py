@@ -26,6 +26,7 @@ from mfm_jax.media.write import write_frames
 from mfm_jax.runtime.progress import Progress
 from tests.inference.stand_in import networks
 from tests.inference.test_shares import SPEC
+from tests.ports import free_port
 
 CLIPS, BEFORE, BROKEN = 16, 3, "05"
 
@@ -71,7 +72,7 @@ def sounds(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in out.glob("*.wav")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster():
     """A cluster of two nodes, whose processes would find no device of JAX."""
     import ray
@@ -136,6 +137,15 @@ def test_without_ray_a_line_names_the_extra(monkeypatch, clips, tmp_path, capsys
     words = ["generate", str(clips / "clips.csv"), "-o", str(tmp_path / "out"), "--on", "ray"]
     assert main(words) == 2
     assert capsys.readouterr().err == "mfm generate: this needs Ray: pip install 'mfm-jax[ray]'\n"
+    assert not (tmp_path / "out").exists()
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_is_told(monkeypatch, clips, tmp_path, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    words = ["generate", str(clips / "clips.csv"), "-o", str(tmp_path / "out"), "--on", "ray"]
+    assert main(words) == 2
+    assert "no Ray cluster answers at 127.0.0.1:" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
