@@ -44,7 +44,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 REFERENCE = Path(__file__).parent / "reference"
 A_WEEK = 7 * 24 * 3600
-LARGE = 3 << 30
+LARGE = 5 << 30
 """Bytes of memory from which on a worker drops what it compiled."""
 LONGEST = (
     "test_journey.py",

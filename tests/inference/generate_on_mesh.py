@@ -1,42 +1,26 @@
-"""A process of `test_generate_mesh.py`: untrained networks on meshes of eight simulated devices.
-
-    python -m tests.inference.generate_on_mesh FOLDER
-
-Prints JSON. `meshes`: by the sizes of the mesh the largest difference of a wave from those of one
-device, `joint` that of a video whose windows are denoised jointly in two batches, the loudest
-sample, the largest share of the weights that a device holds, and the bytes that each program needs
-on a device for its arguments and while it runs. `batches`: what `mfm generate`
-computes at once, by the number of devices. `said`: its lines for some options on eight devices. It
-leaves `bundle`, and `one.wav` and `eight.wav`, made of one clip by so many devices, in the folder.
-"""
+"""The work of the process of `test_generate_mesh.py`: untrained networks on eight devices."""
 
 import contextlib
 import io
-import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-
-from mfm_jax.cli import main  # noqa: E402
-from mfm_jax.encoders.cavp import encode_cavp  # noqa: E402
-from mfm_jax.encoders.timechat import encode_timechat  # noqa: E402
-from mfm_jax.foley.world import World, write_clip  # noqa: E402
-from mfm_jax.inference.generate import layout_and_batch  # noqa: E402
-from mfm_jax.inference.joint import Row, start_joint_sound  # noqa: E402
-from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa  # noqa: E402
-from mfm_jax.inference.requests import Request  # noqa: E402
-from mfm_jax.inference.work import Job  # noqa: E402
-from mfm_jax.media.windows import Window  # noqa: E402
-from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh  # noqa: E402
-from tests.bundles import untrained_bundle  # noqa: E402
-from tests.noise import window  # noqa: E402
+from mfm_jax.cli import main
+from mfm_jax.encoders.cavp import encode_cavp
+from mfm_jax.encoders.timechat import encode_timechat
+from mfm_jax.foley.world import World, write_clip
+from mfm_jax.inference.generate import layout_and_batch
+from mfm_jax.inference.joint import Row, start_joint_sound
+from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa
+from mfm_jax.inference.requests import Request
+from mfm_jax.inference.work import Job
+from mfm_jax.media.windows import Window
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from tests.bundles import untrained_bundle
+from tests.noise import window
 
 WINDOWS = 8
 SAMPLING = Sampling(steps=3)
@@ -135,8 +119,16 @@ def default_batch(count: int) -> int:
         return layout_and_batch()[1]
 
 
-def run(folder: Path) -> None:
-    logging.getLogger("absl").setLevel(logging.ERROR)
+def run(folder: Path) -> dict[str, Any]:
+    """Compute on several meshes, and leave `bundle`, `one.wav` and `eight.wav` in the folder.
+
+    `meshes`: by the sizes of the mesh the largest difference of a wave from those of one device,
+    `joint` that of a video whose windows are denoised jointly in two batches, the loudest sample,
+    the largest share of the weights that a device holds, and the bytes that each program needs on a
+    device for its arguments and while it runs. `batches`: what `mfm generate` computes at once, by
+    the number of devices. `said`: its lines for some options on eight devices. The two sounds are
+    made of one clip by so many devices.
+    """
     bundle = untrained_bundle(folder / "bundle").path
     alone, long_alone, found = on_mesh(bundle, MESHES[0])
     meshes = {"1x1x1": found}
@@ -161,8 +153,4 @@ def run(folder: Path) -> None:
     with devices(1):
         lines["one"] = said(clip, "-o", folder / "one.wav", *same)
     batches = {count: default_batch(count) for count in (1, 2, 3, 8)}
-    print(json.dumps({"meshes": meshes, "batches": batches, "said": lines}))
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    return {"meshes": meshes, "batches": batches, "said": lines}

@@ -1,15 +1,13 @@
 """Generation on eight simulated devices: the same sound, and every device has its part of it."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import Forked
+from tests.inference.generate_on_mesh import run
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +17,14 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder) -> dict:
-    """What a process with eight devices says."""
-    command = [sys.executable, "-m", "tests.inference.generate_on_mesh", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a process with eight devices says. It compiles no program twice."""
+    options = {
+        "jax_num_cpu_devices": 8,
+        "jax_compilation_cache_dir": str(folder / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    return Forked(run, folder, options=options).result()
 
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
@@ -60,7 +61,7 @@ def test_the_command_uses_all_devices(found, folder):
 
 
 def test_the_default_batch_fits_any_number_of_devices(found):
-    assert found["batches"] == {"1": 4, "2": 4, "3": 6, "8": 8}
+    assert found["batches"] == {1: 4, 2: 4, 3: 6, 8: 8}
 
 
 @pytest.mark.parametrize(
