@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 from mfm_jax import __version__
 from mfm_jax.bundle.bundle import Bundle
+from mfm_jax.bundle.components import COMPONENTS
 from mfm_jax.bundle.describe import byte_size, origin
 from mfm_jax.bundle.licences import UNKNOWN, combined, commercial_use, limits_of_use
 from mfm_jax.errors import one_line
+from mfm_jax.mapper import MapperConfig
 from mfm_jax.storage.hub import Address
 
-NEEDED = ("cavp", "timechat", "mapper", "unet", "vae", "vocoder")
-"""The components without which a bundle makes no sound from video."""
+NEEDED = ("mapper", "unet", "vae", "vocoder")
+"""The components without which a bundle makes no sound from video, beside the encoders."""
 HUB_LICENCES = (
     "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
     "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
@@ -78,7 +80,9 @@ def _front(bundle: Bundle) -> str:
 
 
 def _use(bundle: Bundle, address: Address) -> str:
-    if missing := [name for name in NEEDED if name not in bundle.entries]:
+    mapper = bundle.config("mapper") if "mapper" in bundle.entries else MapperConfig.base()
+    encoders = [name for name in mapper.streams if name in COMPONENTS]  # some have no weights
+    if missing := [name for name in (*encoders, *NEEDED) if name not in bundle.entries]:
         name = next(iter(bundle.entries))
         how = f"bundle = Bundle.open('{address}')\nnetwork = bundle.load({name!r})"
         return (

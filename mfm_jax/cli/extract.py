@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     clips = list_clips(args.clips, videos=args.videos, split=args.split)
     bundle = Bundle.open(args.bundle, verify=args.verify)
     if args.windows == "all":
-        clips = every_window(clips, window_spec(bundle))
+        clips = every_window(clips, window_spec(bundle, {}))
     throughput = Throughput(len(clips))
     with Progress(len(clips), "clips") as progress:
         progress.watch(len(clips), throughput)
