@@ -131,8 +131,8 @@ def is_there(entry: Mapping[str, Any] | None, target: Path, made_of: Mapping[str
         return False
     try:
         recorded = entry.get("md5", {}).get("output")
-        if recorded and (known := _stored_md5(target)):
-            return known == recorded
+        if recorded and _stored_md5(target) == recorded:
+            return True
         return digest_file(target) == entry.get("sha256")
     except OSError:
         return False

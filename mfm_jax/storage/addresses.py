@@ -121,6 +121,19 @@ class StorePath(type(Path())):  # type: ignore[misc]
         """
         return self.store.info(self.key)
 
+    @asked
+    def tells_md5(self) -> bool:
+        """Return whether what looks like the MD5 of an object is that: not so in S3 with some keys.
+
+        The ETag of an object that is encrypted with a key of KMS or of its owner is another number.
+        """
+        if not str(self).startswith("s3:"):
+            return True
+        bucket, _, key = self.key.partition("/")
+        told = self.store.call_s3("head_object", Bucket=bucket, Key=key)
+        kind = told.get("ServerSideEncryption", "")
+        return not kind.startswith("aws:kms") and "SSECustomerAlgorithm" not in told
+
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Return kind, size and time of change; the number of the inode tells the version."""
         info = self.info()

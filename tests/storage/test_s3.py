@@ -2,14 +2,18 @@
 
 import secrets
 import threading
+from contextlib import nullcontext
 
 import pytest
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
+from mfm_jax.inference.record import is_there
 from mfm_jax.storage import addresses
 from mfm_jax.storage.addresses import AddressError
+from mfm_jax.storage.copies import _check
 from mfm_jax.storage.leases import Leases
+from mfm_jax.storage.store import digest_file
 from tests.s3_server import new_bucket, running_server, used
 from tests.storage.test_addresses import (  # noqa: F401
     test_a_file_that_is_written_is_there_whole_or_not_at_all,
@@ -86,6 +90,22 @@ def test_a_server_that_lets_two_make_one_object_gets_no_leases(proxy, bucket):
         Leases(bucket / "leases").take("0")
     assert [*bucket.files()] == []
     (bucket / "a").write_text("other writes go on")
+
+
+def test_an_etag_of_an_encrypted_object_is_no_digest(bucket, tmp_path):
+    (tmp_path / "copy").write_bytes(b"contents")
+    for name, encrypted in (("plain", {}), ("kms", {"ServerSideEncryption": "aws:kms"})):
+        file = bucket / name
+        bucket.store.call_s3(
+            "put_object", Bucket=bucket.key, Key=name, Body=b"contents", **encrypted
+        )
+        _check(file, tmp_path / "copy", file.info())
+        told = {**file.info(), "ETag": f'"{"0" * 32}"'}  # as Amazon's store tells of the second one
+        damaged = nullcontext() if encrypted else pytest.raises(AddressError, match="damaged")
+        with damaged:
+            _check(file, tmp_path / "copy", told)
+    entry = {"made_of": {}, "sha256": digest_file(file), "md5": {"output": "0" * 32}}
+    assert is_there(entry, file, {})
 
 
 @pytest.mark.parametrize(
