@@ -89,7 +89,7 @@ def do_on_ray(
         try:
             _wait(ray, running, outputs, f"Ray has no place for a worker yet, which takes {what}")
         finally:
-            _end(ray, running, outputs.files.is_over())
+            _end(ray, running, files)
     failures = [line["reason"] for line in record.read_failures(folder)]
     outputs.tell_rest()
     work.say(
@@ -210,10 +210,11 @@ def _wait(ray: Any, running: list[Any], outputs: "_Outputs", waiting: str) -> No
             outputs.work.say(waiting)
 
 
-def _end(ray: Any, running: Sequence[Any], over: bool) -> None:
+def _end(ray: Any, running: Sequence[Any], files: JobFiles) -> None:
     """Let readers see that the job is over, and end those that have no place yet or are to stop."""
-    if over and running:
-        _, running = ray.wait(list(running), num_returns=len(running), timeout=GOODBYE)
+    until = time.monotonic() + GOODBYE
+    while running and files.is_over() and time.monotonic() < until and shares.workers(files.folder):
+        _, running = ray.wait(list(running), num_returns=len(running), timeout=LOOK / 4)
     for reader in running:
         ray.cancel(reader, force=True)
 
