@@ -10,9 +10,12 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, BundleError, write_bundle
 from mfm_jax.cli import main
-from mfm_jax.data.features import FeatureSource
+from mfm_jax.data.clips import list_clips
+from mfm_jax.data.features import FeatureSource, check
 from mfm_jax.data.sources import ClipFiles
+from mfm_jax.encoders import ENCODERS as registry
 from mfm_jax.encoders import (
+    Encoder,
     encode_windows,
     encoder_network,
     open_encoders,
@@ -20,11 +23,14 @@ from mfm_jax.encoders import (
     stack_windows,
     window_spec,
 )
+from mfm_jax.encoders.encoder import stack, stream
+from mfm_jax.inference.extract import extract
 from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.inference.programs import generation
 from mfm_jax.media.frames import windows
 from mfm_jax.media.segments import segments
 from mfm_jax.media.synchformer_frames import synchformer_frames
+from mfm_jax.media.windows import View
 from mfm_jax.media.write import write_frames
 from mfm_jax.models.synchformer import SynchformerConfig
 from mfm_jax.models.synchformer_video import normalise
@@ -88,10 +94,10 @@ def seen(bundle, folder):
 def test_tokens_have_the_sizes_that_the_mapper_is_told(seen):
     _, _, _, streams = seen
     assert {n: s.tokens.shape for n, s in streams.items()} == {n: (2, t, w) for n, t, w in ENCODERS}
-    for stream in streams.values():
-        assert stream.seconds.shape == stream.tokens.shape[:2]
-        assert np.isfinite(stream.tokens).all()
-        assert 0 <= float(stream.seconds.min()) <= float(stream.seconds.max()) < 2.56
+    for tokens, seconds, _ in streams.values():
+        assert seconds.shape == tokens.shape[:2]
+        assert np.isfinite(tokens).all()
+        assert 0 <= float(seconds.min()) <= float(seconds.max()) < 2.56
 
 
 def test_synchformer_sees_the_frames_of_desync_and_gives_the_tokens_of_its_segments(seen, folder):
@@ -108,14 +114,14 @@ def test_synchformer_sees_the_frames_of_desync_and_gives_the_tokens_of_its_segme
 
 
 def test_motion_is_where_and_when_the_picture_changes(seen):
-    stream = seen[3]["motion"]
-    energy = np.asarray(stream.tokens[0]).reshape(64, 8, 8)
-    assert stream.tokens.dtype == jnp.float32
+    motion = seen[3]["motion"]
+    energy = np.asarray(motion.tokens[0]).reshape(64, 8, 8)
+    assert motion.tokens.dtype == jnp.float32
     changes = np.flatnonzero(energy[:, :, :2].mean(axis=(1, 2)) > 3)
     np.testing.assert_array_equal(changes, [FLASH, FLASH + 1])
     assert energy[:, :, 3:].max() < 1.5  # nothing but coding on the right
     assert not energy[0].any()
-    np.testing.assert_allclose(stream.seconds[0], np.arange(64) / 25, atol=1e-6)
+    np.testing.assert_allclose(motion.seconds[0], np.arange(64) / 25, atol=1e-6)
 
 
 def test_a_step_of_training_from_videos_and_sound_from_the_result(bundle, folder, tmp_path):
@@ -138,6 +144,46 @@ def test_a_step_of_training_from_videos_and_sound_from_the_result(bundle, folder
     command = ["generate", str(folder / "a.mp4"), "--bundle", str(tmp_path / "run"), "--steps", "2"]
     assert main([*command, "-o", str(tmp_path / "a.wav")]) == 0
     assert (tmp_path / "a.wav").stat().st_size > 2 * 48_000
+
+
+@jax.jit
+def encode_brightness(network, frames):
+    pixels, seconds = frames
+    return stream(pixels.astype(jnp.float32).mean(axis=(2, 3)), seconds)
+
+
+class Brightness(Encoder):
+    """An encoder that nothing but the registry knows."""
+
+    title = "brightness"
+    formula = "mean red, green and blue of eight frames"
+    encode = staticmethod(encode_brightness)
+
+    def __init__(self, config, seconds, tensor=""):
+        super().__init__(config, seconds, tensor)
+        self.view = View((4, 6), "squash_area", frames=8)
+
+    def inputs(self, seen):
+        return stack(seen)
+
+
+def test_one_more_encoder_is_a_class_and_a_line(bundle, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry, "brightness", Brightness)
+    extract(bundle, list_clips(folder)[:2], tmp_path / "f", batch=2, encoders=["brightness"])
+    source = FeatureSource(tmp_path / "f")
+    assert source[0]["brightness"].shape == (8, 3)
+    np.testing.assert_allclose(source[0]["brightness_seconds"], np.arange(8) * 0.32, atol=1e-6)
+    assert (
+        source.about["spec"] | {"brightness_frames": 8, "brightness_size": [4, 6]}
+        == (source.about["spec"])
+    )
+    check(tmp_path / "f", bundle)
+    config = replace(MAPPER, encoders=(("brightness", 8, 3),), stems=())
+    parts = {"mapper": untrained_component("mapper", config, 3)}
+    one = write_bundle(tmp_path / "bundle", parts, base=bundle.path)
+    model = VideoToAudio.open(one.path, only=["encoders", "mapper"])
+    seen = [next(windows(folder / name, model.spec)) for name in ("a.mp4", "b.mp4")]
+    assert np.isfinite(model.predict(model.encode(seen))).all()
 
 
 def test_the_command_extracts_what_it_is_told(bundle, folder, tmp_path, capsys):
