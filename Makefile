@@ -20,8 +20,9 @@ demo: $(VENV)/run.done
 picture: demo
 	cp demo/spectrogram.png docs/demo.png
 
+# Processes that tests start, and the next run, need not compile the sources again.
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 # The suite on each Python, with the newest libraries that pyproject.toml and that Python allow.
 PYTHONS ?= 3.11 3.12 3.13

@@ -38,7 +38,7 @@ class Forked:
         xla_flags: str | None = None,
     ) -> None:
         self._receive, send = _server.Pipe(duplex=False)
-        flags = os.environ["XLA_FLAGS"] if xla_flags is None else xla_flags
+        flags = os.environ.get("XLA_FLAGS", "") if xla_flags is None else xla_flags
         environment = dict(os.environ) | {"XLA_FLAGS": flags}
         work = (send, environment, dict(options or {}), function, arguments)
         self.process = _server.Process(target=_call, args=work, daemon=True)

@@ -1,7 +1,8 @@
 """The whole way from a checkpoint to sounds, with every path in one place: a disk or a store.
 
 `python -m tests.journey --kills 20` goes it in a store of its own, killing commands at random, and
-compares what comes out with what an unbroken run on a disk makes.
+compares what comes out with what an unbroken run on a disk makes. `--kills 0 --delay 0.02 --failing
+0.05 --cut 60` does so with a store that is slow, fails, and is cut off for a minute.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import random
 import shlex
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ from tests.forked import Forked
 from tests.journey_worker import worker
 from tests.ports import free_port
 from tests.randomise import randomise
+from tests.store_proxy import Proxy
+from tests.store_server import new_bucket, running_server, use
 
 CLIPS = {"train": 6, "heldout": 2, "new": 7}
 SMALL = {
@@ -171,47 +175,69 @@ def differences(some: Mapping[str, str], others: Mapping[str, str]) -> list[str]
 
 def main() -> None:
     """Go the way on a disk, and in a store with kills."""
-    from tests.store_server import new_bucket, running_server
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=5.0, help="before a kill, on average")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--delay", type=float, default=0.0, help="of each answer of the store, s")
+    parser.add_argument("--failing", type=float, default=0.0, help="share of requests")
+    parser.add_argument("--cut", type=float, default=0.0, help="seconds a round without it")
     args = parser.parse_args()
     random.seed(args.seed)
-    with tempfile.TemporaryDirectory() as name, running_server() as url:
+    with tempfile.TemporaryDirectory() as name, running_server() as url, Proxy(url) as proxy:
         folder, programs = Path(name) / "here", Path(name) / "programs"
         os.environ["MFM_FILES"] = f"{name}/copies"
         prepare(folder)
         began = time.monotonic()
         bucket = new_bucket(url, "journey")
-        upload(folder, bucket)
+        use(proxy.url)
         Journey(folder, programs).go()
         print(f"on a disk: {time.monotonic() - began:.0f} s", flush=True)
         expected, kills, rounds = result(folder), 0, 0
-        while kills < args.kills:
-            rounds += 1
+        while rounds == 0 or kills < args.kills:
+            rounds, began = rounds + 1, time.monotonic()
             at = bucket / str(rounds)
             upload(folder, at)
-            left = [args.kills - kills]
-
-            def kill(words: Sequence[str], left: list[int] = left) -> Trigger | None:
-                if not left[0] or random.random() < 0.3:
-                    return None
-                left[0] -= 1
-                due = time.monotonic() + random.expovariate(1 / args.seconds)
-                return lambda: time.monotonic() > due
-
-            journey = Journey(at, programs, kill)
+            journey = Journey(at, programs, Kills(args.kills - kills, args.seconds).of)
+            proxy.delay, proxy.failing = args.delay, args.failing
+            cutting = threading.Timer(20, cut, (proxy, args.cut))
+            cutting.start()
             journey.go()
+            cutting.join()
+            proxy.delay = proxy.failing = 0.0
             kills += journey.kills
             different = differences(result(at), expected)
             print(
-                f"round {rounds}: {journey.kills} kills; differing: {different or 'nothing'}",
+                f"round {rounds}, {time.monotonic() - began:.0f} s: {journey.kills} kills; "
+                f"{proxy.requests} requests, {proxy.failed} of them failed; "
+                f"differing: {different or 'nothing'}",
                 flush=True,
             )
             assert not different
     print(json.dumps({"kills": kills, "rounds": rounds}))
+
+
+@dataclass
+class Kills:
+    """Processes are killed after random times, as often as is left."""
+
+    left: int
+    seconds: float
+    """Before a kill, on average."""
+
+    def of(self, words: Sequence[str]) -> Trigger | None:
+        """Return what tells when a process of a command is killed, if one is."""
+        if not self.left or random.random() < 0.3:
+            return None
+        self.left -= 1
+        due = time.monotonic() + random.expovariate(1 / self.seconds)
+        return lambda: time.monotonic() > due
+
+
+def cut(proxy: Proxy, seconds: float) -> None:
+    """Let nothing through for a while."""
+    with proxy.cut_off():
+        time.sleep(seconds)
 
 
 if __name__ == "__main__":
