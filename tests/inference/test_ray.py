@@ -1,11 +1,13 @@
 """A Ray cluster of two nodes does a job, and one of them is killed."""
 
 import importlib.util
+import io
 import os
 import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from mfm_jax.inference.segments import FOLDER
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.write import write_frames
 from mfm_jax.runtime.progress import Progress
+from tests.forked import Forked
 from tests.inference.stand_in import networks
 from tests.inference.test_shares import SPEC
 from tests.ports import free_port
@@ -72,50 +75,55 @@ def sounds(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in out.glob("*.wav")}
 
 
-@pytest.fixture
-def cluster():
-    """A cluster of two nodes, whose processes would find no device of JAX."""
+def do_with_a_kill(clips: Path, out: Path) -> tuple[list[str], str, str]:
+    """Do the job on two nodes, and kill one; return the failures, the status before, and lines.
+
+    Ray forks the processes of nodes, which a process with devices of JAX must not.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
-    changed = {
-        "JAX_PLATFORMS": "none_at_all",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        shares.SECONDS: "2",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in changed.items():
-            patch.setenv(name, value)
-        node = {"num_cpus": 2, "object_store_memory": 100 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        cluster.second = cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
+    node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    second = cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False)
+    status, told = io.StringIO(), io.StringIO()
+
+    def kill_when_half_is_made():
+        while len(sounds(out)) < CLIPS // 2:
+            time.sleep(0.02)
+        assert main(["status", str(out)]) == 0
+        cluster.remove_node(second, allow_graceful=False)
+
+    with (
+        ThreadPoolExecutor(1) as pool,
+        redirect_stdout(status),
+        redirect_stderr(told),
+        Progress(None, "clips") as progress,
+    ):
+        killing = pool.submit(kill_when_half_is_made)
+        work = replace(work_of(clips, out), record=None, progress=progress)
+        failures = do_on_ray(work, out, partial(open_stand_in, 0.2))
+        killing.result()
+    ray.shutdown()
+    cluster.shutdown()
+    return failures, status.getvalue(), told.getvalue()
 
 
 @needs_ray
-def test_a_node_that_is_killed_leaves_its_work_to_the_other(cluster, clips, tmp_path, capsys):
+def test_a_node_that_is_killed_leaves_its_work_to_the_other(clips, tmp_path, monkeypatch):
     load, _ = open_stand_in(0.0)
     alone, out = tmp_path / "alone", tmp_path / "out"
     work_of(clips, alone).run(load, 2)
     first = work_of(clips, out)
     replace(first, jobs=first.jobs[:BEFORE]).run(load, 2)  # and Ray goes on with the rest
     before = read_record(out)
-
-    def kill_when_half_is_made():
-        while len(sounds(out)) < CLIPS // 2:
-            time.sleep(0.02)
-        assert main(["status", str(out)]) == 0
-        cluster.remove_node(cluster.second, allow_graceful=False)
-        return capsys.readouterr()
-
-    with ThreadPoolExecutor(1) as pool, Progress(None, "clips") as progress:
-        killing = pool.submit(kill_when_half_is_made)
-        work = replace(work_of(clips, out), record=None, progress=progress)
-        failures = do_on_ray(work, out, partial(open_stand_in, 0.2))
-        status, before_that = killing.result()
+    # Neither the command nor those that decode need a device.
+    monkeypatch.setenv("JAX_PLATFORMS", "none_at_all")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv(shares.SECONDS, "2")
+    options = {"jax_platforms": "none_at_all"}
+    failures, status, told = Forked(do_with_a_kill, clips, out, options=options).result()
     assert re.search(rf"out: \d+ of {CLIPS} clips made, (1 failed, )?\d at work", status)
     assert [BROKEN in failure for failure in failures] == [True]
     assert sounds(out) == sounds(alone)
@@ -127,7 +135,6 @@ def test_a_node_that_is_killed_leaves_its_work_to_the_other(cluster, clips, tmp_
         assert {**record[name], "at": 0} == {**entry, "at": 0}
     assert (out / FAILED).read_text() == (alone / FAILED).read_text()
     assert {file.name for file in out.iterdir()} == {*sounds(out), NAME, FAILED, FOLDER}
-    told = before_that + capsys.readouterr().err
     assert f"{BEFORE} of {CLIPS} clips are there already" in told
     assert told.count(" -> ") == len(lines) - BEFORE
 
