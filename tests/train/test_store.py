@@ -1,16 +1,17 @@
-"""A run whose bundle, features and folder lie in a store ends as one on a disk does."""
+"""A run whose bundle, features and folder lie in a store.
+
+`tests/test_journey.py` compares its weights with those of a run on a disk.
+"""
 
 import json
 import signal
 
-import numpy as np
 import pytest
 
 import train
 from mfm_jax.bundle import Bundle
 from mfm_jax.cli.status import training
 from mfm_jax.storage.files import publish
-from mfm_jax.storage.weights import named_weights
 from tests.bundles import untrained_bundle
 from tests.feature_folder import write_features
 
@@ -37,30 +38,25 @@ def run(place, workdir, *changes):
     return train.main([*words, *fields])
 
 
-def test_as_on_a_disk(made, bucket, copies, tmp_path, monkeypatch, capsys):
+def test_after_a_signal_it_goes_on_and_has_every_step_once(
+    made, bucket, copies, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     publish(made / "base", bucket / "base")
     publish(made / "features", bucket / "features")
-    assert run(made, tmp_path / "run", "steps=6") == 0
     workdir = bucket / "run"
     with monkeypatch.context() as patch:
         patch.setattr(train.Stop, "at", lambda self, step: step == 3)
         assert run(bucket, workdir, "steps=6") == 128 + signal.SIGTERM
     assert not (workdir / "bundle.json").exists()
     assert run(bucket, workdir, "steps=6") == 0
-    here, there = (
-        named_weights(Bundle.open(folder).load("mapper")) for folder in (tmp_path / "run", workdir)
-    )
-    assert here.keys() == there.keys()
-    for name, weight in here.items():
-        np.testing.assert_array_equal(there[name], weight)
+    Bundle.open(workdir).load("mapper")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [
-        p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())
-    ]
+    kept = sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == ["4", "6"]
     assert json.loads((workdir / "summary.json").read_text())["steps"] == 6
     assert len(list((workdir / "tensorboard").iterdir())) == 2
     assert training(workdir).startswith("step 6 of 6, loss ")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
