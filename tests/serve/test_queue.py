@@ -11,7 +11,7 @@ import pytest
 from mfm_jax.errors import MediaError
 from mfm_jax.inference.pipeline import Sampling
 from mfm_jax.media.probe import VideoInfo
-from mfm_jax.media.windows import Window
+from mfm_jax.media.windows import Seen, Window
 from mfm_jax.serve.guard import Guard
 from mfm_jax.serve.jobs import Job, Jobs
 from mfm_jax.serve.limits import Limits, Refused, span
@@ -36,8 +36,8 @@ def job(name: str, key: Key = USUAL, visitor: str = "someone", folder: Path = Pa
 
 
 def window(job: Job, index: int) -> Window:
-    frames, seconds = np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1)
-    return Window(index, 0.0, 1.0, frames, seconds, frames, seconds)
+    seen = {"cavp": Seen(np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1))}
+    return Window(index, 0.0, 1.0, seen)
 
 
 def queue_of(*jobs: Job, most: int = 4, active: int = 8) -> Queue:
