@@ -50,6 +50,8 @@ LONGEST = (
     "test_journey.py",
     "train/test_mesh.py",
     "train/test_own_clips.py",
+    "inference/test_ray.py",
+    "encoders/test_encoders.py",
     "train/test_recipe_stage2.py",
     "convert/test_goldens.py",
     "models/test_remat.py",
