@@ -18,9 +18,10 @@ from mfm_jax.cli import arguments as options
 from mfm_jax.errors import MediaError
 from mfm_jax.media.audio import prepare_for_audiomae
 from mfm_jax.media.formats import CONTAINERS
-from mfm_jax.media.probe import VideoInfo, probe
+from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.spectrogram import show
+from mfm_jax.media.video_info import VideoInfo
 from mfm_jax.storage.files import atomic_write, write_text
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.typing import Float

@@ -27,6 +27,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from mfm_jax.errors import MediaError, UsageError, WriteError
+from mfm_jax.media.video_info import VideoInfo
 from mfm_jax.media.windows import Seen, View, Window, WindowSpec
 
 SWITCH = "MFM_SANDBOX"
@@ -40,6 +41,7 @@ ARRAY_LIMIT = 2 << 30
 
 ERRORS = {error.__name__: error for error in (MediaError, WriteError, UsageError)}
 ARRAYS = ("uint8", "int64", "float32", "float64")
+OBJECTS = {kind.__name__: kind for kind in (WindowSpec, View, Window, Seen, VideoInfo)}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -229,7 +231,7 @@ def _unpacked(value: Any, pipe: BufferedIOBase) -> Any:
     if "tuple" in value:
         return tuple(_unpacked(item, pipe) for item in value["tuple"])
     if "object" in value:
-        return _objects()[value["object"]](
+        return OBJECTS[value["object"]](
             **{name: _unpacked(item, pipe) for name, item in value["fields"].items()}
         )
     return {key: _unpacked(item, pipe) for key, item in value["dict"].items()}
@@ -242,9 +244,3 @@ def _array(name: str, shape: list[int], pipe: BufferedIOBase) -> np.ndarray:
     if size > ARRAY_LIMIT:
         raise ValueError("the array is too large")
     return np.frombuffer(bytearray(_exactly(pipe, size)), name).reshape(shape)
-
-
-def _objects() -> dict[str, type]:
-    from mfm_jax.media.probe import VideoInfo
-
-    return {kind.__name__: kind for kind in (WindowSpec, View, Window, Seen, VideoInfo)}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mfm_jax.inference.pipeline import Made, Text
 from mfm_jax.media.audio import RATE
-from mfm_jax.media.probe import VideoInfo
+from mfm_jax.media.video_info import VideoInfo
 from mfm_jax.media.windows import Window
 from mfm_jax.serve.limits import Limits, Refused
 from mfm_jax.serve.offer import Key

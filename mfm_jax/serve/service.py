@@ -15,7 +15,8 @@ from mfm_jax.data.clips import VIDEO_SUFFIXES
 from mfm_jax.encoders import read_by_mapper, window_spec
 from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.generate import layout_and_batch
-from mfm_jax.media.probe import VideoInfo, probe
+from mfm_jax.media.probe import probe
+from mfm_jax.media.video_info import VideoInfo
 from mfm_jax.media.write import write_frames
 from mfm_jax.serve.bell import Bell
 from mfm_jax.serve.jobs import SOUND, SOURCE, VIDEO, Job, Jobs

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mfm_jax.errors import MediaError
 from mfm_jax.foley.world import World, write_clip
-from mfm_jax.media.probe import VideoInfo
+from mfm_jax.media.video_info import VideoInfo
 from miniature.__main__ import main
 from miniature.real import Result, draw, find_videos, report
 from miniature.still import measure_activity

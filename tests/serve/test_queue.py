@@ -10,7 +10,7 @@ import pytest
 
 from mfm_jax.errors import MediaError
 from mfm_jax.inference.pipeline import Sampling
-from mfm_jax.media.probe import VideoInfo
+from mfm_jax.media.video_info import VideoInfo
 from mfm_jax.media.windows import Seen, Window
 from mfm_jax.serve.guard import Guard
 from mfm_jax.serve.jobs import Job, Jobs
