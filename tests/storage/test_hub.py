@@ -115,7 +115,6 @@ def test_a_cut_download_goes_on_where_it_ended(hub, folder, monkeypatch):
     hub.absent.add(f"{bundle.entries['cavp'].folder}/index.json")
     with pytest.raises(HubError, match="start again, which goes on where it ended"):
         bundle.folder("cavp")
-    assert f"GET /org/name/resolve/{commit}/{name} from 1000" in hub.asked
     first = [line for line in hub.asked if line.startswith("GET /org")]
     hub.absent.clear()
     hub.asked.clear()
@@ -123,6 +122,8 @@ def test_a_cut_download_goes_on_where_it_ended(hub, folder, monkeypatch):
     second = [line for line in hub.asked if line.startswith("GET /org")]
     assert 1 <= len(second) < 13
     assert not set(first) & set(second)
+    # At once, unless the missing file ended the first try before.
+    assert f"GET /org/name/resolve/{commit}/{name} from 1000" in first + second
 
 
 def test_damage_on_the_way_is_found(hub, folder):
