@@ -22,6 +22,8 @@ ABOUT = "about"
 """The item of a checkpoint that holds its checksums and its score."""
 TEMPORARY = ".orbax-checkpoint-tmp"
 """How the names of unfinished checkpoints end."""
+STAYS = ".folder"
+"""An object beside the checkpoints in a store, where a folder ends with its last object."""
 
 
 class CheckpointError(UserError):
@@ -50,6 +52,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int, say: Callable[[str], None] = print) -> None:
         self.folder, self.keep, self.say = user_path(folder).resolve(), keep, say
+        if isinstance(self.folder, StorePath) and jax.process_index() == 0:
+            # This process may remove an unfinished checkpoint between two looks of another one,
+            # which Orbax ends if there was nothing else.
+            (self.folder / STAYS).write_bytes(b"")
         self._manager = ocp.CheckpointManager(
             os.fspath(self.folder),
             options=ocp.CheckpointManagerOptions(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from mfm_jax.storage.checkpoints import CheckpointError, Checkpoints
+from mfm_jax.storage.checkpoints import STAYS, TEMPORARY, CheckpointError, Checkpoints
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,3 +197,13 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_good(tmp_path):
     again.save(5, items(5))
     again.close()
     same(opened(tmp_path).restore(items(0)), 5)
+
+
+def test_a_folder_in_a_store_stays_when_all_that_is_unfinished_goes(bucket):
+    """Otherwise another process of the run, which saw the folder, would list nothing and end."""
+    folder = bucket / "checkpoints"
+    (folder / f"3{TEMPORARY}" / "x").write_bytes(b"x")
+    checkpoints = opened(folder)
+    assert checkpoints.complete is None
+    assert [path.name for path in folder.iterdir()] == [STAYS]
+    checkpoints.close()
