@@ -34,6 +34,7 @@ import pytest
 from jax._src.lru_cache import LRUCache
 from jax.experimental.compilation_cache import compilation_cache
 
+from mfm_jax.media.sandbox import SWITCH
 from tests.store_server import new_bucket, running_server
 
 # Orbax warns of every array that it writes. The commands hide that as well.
@@ -132,6 +133,17 @@ def same_program_cache():
     folder = jax.config.jax_compilation_cache_dir
     yield
     jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@pytest.fixture(autouse=True)
+def same_sandbox():
+    """Decode where the test before did: `mfm serve` and `--sandbox` set this for their process."""
+    before = os.environ.get(SWITCH)
+    yield
+    if before is None:
+        os.environ.pop(SWITCH, None)
+    else:
+        os.environ[SWITCH] = before
 
 
 def resident_memory() -> int:
