@@ -40,7 +40,7 @@ DESCRIPTION = "media.json"
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What is decoded of clips that CAVP and TimeChat learn from. Default: the released networks.
+    """The windows and frames of clips that CAVP and TimeChat learn from, by default as released.
 
     Raises:
         ValueError: as `WindowSpec`.

@@ -35,7 +35,7 @@ at once. It can be pickled."""
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a reader is told."""
+    """The job, and the part of it that a reader has, as Ray hands them to it."""
 
     work: Mapping[str, Any]  # fields of `Work`
     folder: Path  # of the outputs

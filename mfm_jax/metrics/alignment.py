@@ -12,7 +12,7 @@ from mfm_jax.typing import Array, Float, Int
 
 
 class Agreement(NamedTuple):
-    """How picture and sounds of pieces agree, all in float32."""
+    """Agreement of the pictures of pieces with their sounds, all in float32."""
 
     video: Float[Array, "B D"]  # one unit vector for each picture
     audio: Float[Array, "B S D"]  # and for each sound

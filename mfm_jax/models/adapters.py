@@ -11,7 +11,6 @@ are zeros, so that the UNet does at first what it did before, to the bit:
 An adapter of the tokens returns what `UNet.__call__` takes as `beside`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -62,18 +61,11 @@ class FeatureAdapter(nnx.Module):
         x = _on_rows(x, video, rows, self.config.unet.seconds_per_row)
         for smooth in self.convs:
             x = x + smooth(jax.nn.silu(x))
-        added = []
-        for layer in self.levels:
-            added.append(layer(x))
+        found: list[Beside] = [_nothing] * len(self.config.unet.places)
+        for level, layer in enumerate(self.levels):
+            last = self.config.unet.resnets * (level + 1) - 1  # of the level, on the way down
+            found[last] = partial(_add_rows, layer(x))
             x = _halved(x)
-        return [partial(_add_rows, y) for y in self._at_places(added)]
-
-    def _at_places(self, added: Sequence[Array]) -> list[Array | None]:
-        """Return what is added at each place: at the last of a level on the way down, its rows."""
-        unet = self.config.unet
-        found: list[Array | None] = [None] * len(unet.places)
-        for level, rows in enumerate(added):
-            found[unet.resnets * (level + 1) - 1] = rows
         return found
 
 
@@ -147,9 +139,9 @@ def _nothing(x: Array) -> None:
     del x
 
 
-def _add_rows(rows: Float[Array, "B H C"] | None, x: Float[Array, "B H W C"]) -> Array | None:
+def _add_rows(rows: Float[Array, "B H C"], x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     """Return what is added to all columns, cut to the rows that there are."""
-    return None if rows is None else jnp.broadcast_to(rows[:, : x.shape[1], None], x.shape)
+    return jnp.broadcast_to(rows[:, : x.shape[1], None], x.shape)
 
 
 def _row_seconds(rows: int, seconds_per_row: float) -> Float[Array, " {rows}"]:

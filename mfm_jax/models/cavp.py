@@ -269,23 +269,6 @@ class CAVP(nnx.Module):
         self.audio = CAVPAudio(config, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32), axes=())
 
-    def encode_video(
-        self, frames: Float[Array, "B T H W 3"], *, pool: bool = False, normalize: bool = True
-    ) -> Float[Array, "B ... D"]:
-        """Encode frames with the video tower; see `CAVPVideo`."""
-        return self.video(frames, pool=pool, normalize=normalize)
-
-    def encode_audio(
-        self,
-        mel: Float[Array, "B M T"],
-        *,
-        pool: bool = False,
-        normalize: bool = True,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B ... D"]:
-        """Encode a log-mel with the audio tower; see `CAVPAudio`."""
-        return self.audio(mel, pool=pool, normalize=normalize, rngs=rngs)
-
     def __call__(
         self,
         frames: Float[Array, "B T H W 3"],
@@ -295,6 +278,6 @@ class CAVP(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B ... D"], Float[Array, "B ... D"], Float[Array, ""]]:
         """Return unit features of video and audio, and the factor on their products in the loss."""
-        video = self.encode_video(frames, pool=pool)
-        audio = self.encode_audio(mel, pool=pool, rngs=rngs)
+        video = self.video(frames, pool=pool)
+        audio = self.audio(mel, pool=pool, rngs=rngs)
         return video, audio, jnp.exp(self.logit_scale[...])

@@ -81,12 +81,12 @@ def random_clip(batch, frames, size, seed=0) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("pool", "normalize"))
 def encode_video(net: CAVP, frames, **options) -> jax.Array:
-    return net.encode_video(frames, **options)
+    return net.video(frames, **options)
 
 
 @partial(jax.jit, static_argnames=("pool", "normalize"))
 def encode_audio(net: CAVP, mel, **options) -> jax.Array:
-    return net.encode_audio(mel, **options)
+    return net.audio(mel, **options)
 
 
 @jax.jit
@@ -127,9 +127,9 @@ def video_outputs(video: CAVPVideo, frames) -> dict[str, jax.Array]:
 @jax.jit
 def audio_outputs(net: CAVP, mel) -> dict[str, jax.Array]:
     return {
-        "features_raw": net.encode_audio(mel, normalize=False),
-        "features": net.encode_audio(mel),
-        "pooled": net.encode_audio(mel, pool=True),
+        "features_raw": net.audio(mel, normalize=False),
+        "features": net.audio(mel),
+        "pooled": net.audio(mel, pool=True),
     }
 
 
@@ -201,7 +201,7 @@ def test_real_size(reference):
     counters = sum(key.endswith("num_batches_tracked") for key in manifest)
     assert parameter_count(net) == 113_476_163 - counters
     clip = jax.ShapeDtypeStruct((2, 40, 224, 224, 3), jnp.float32)
-    assert jax.eval_shape(lambda n, x: n.encode_video(x), net, clip).shape == (2, 40, 512)
+    assert jax.eval_shape(lambda n, x: n.video(x), net, clip).shape == (2, 40, 512)
 
 
 def test_tiny_towers_agree_on_time(tiny):
