@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from tqdm import tqdm
@@ -21,7 +22,15 @@ from mfm_jax.media.audio import RATE, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
-from mfm_jax.media.windows import Window, WindowSpec, blank_window, cavp_view, timechat_view
+from mfm_jax.media.windows import (
+    SLACK,
+    View,
+    Window,
+    WindowSpec,
+    blank_window,
+    cavp_view,
+    timechat_view,
+)
 from mfm_jax.runtime.failures import FailureLog
 from mfm_jax.runtime.workers import map_in_processes
 from mfm_jax.storage.copies import local_copy
@@ -53,6 +62,9 @@ class ClipSpec:
     timechat_frames: int = 96  # per window
     timechat_size: int = 224  # pixels a side
 
+    whole: ClassVar[bool] = False
+    """Shorter clips are padded."""
+
     def __post_init__(self) -> None:
         _ = self.windows  # which checks the numbers
 
@@ -78,34 +90,74 @@ class ClipSpec:
         return WindowSpec(self.seconds, self.overlap, views)
 
 
-def samples_of(spec: WindowSpec | ClipSpec) -> int:
+@dataclass(frozen=True)
+class SynchformerSpec:
+    """The window of a clip that Synchformer learns from: its frames, as the encoder sees them.
+
+    Padding would tell by how much the sound is shifted, so nothing is padded.
+    """
+
+    seconds: float  # length of a window
+    fps: float  # frames per second
+    height: int  # pixels
+    width: int
+
+    whole: ClassVar[bool] = True
+    """Shorter clips are left out."""
+
+    @property
+    def windows(self) -> WindowSpec:
+        """The window of a clip."""
+        view = View((self.height, self.width), "cover_bicubic", fps=self.fps)
+        return WindowSpec(self.seconds, 0.0, {"synchformer": view})
+
+
+DecodedSpec = ClipSpec | SynchformerSpec
+"""What is decoded of a clip: the frames of each view of `windows`, and the sound."""
+
+
+def samples_of(spec: WindowSpec | DecodedSpec) -> int:
     """Return the audio samples of a window at 16 kHz."""
     return round(spec.seconds * RATE)
 
 
-def first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray, " A"]]:
+def first_window(
+    clip: Clip, spec: WindowSpec, *, whole: bool = False
+) -> tuple[Window, Float[np.ndarray, " A"]]:
     """Read the frames of a clip's first window, and its sound as far as the video has it.
 
+    Args:
+        whole: picture and sound must fill the window, but for `SLACK`; otherwise the picture need
+            only be `SHORTEST` long.
+
     Raises:
-        MediaError: the clip cannot be read, has no sound, or is over before it is `SHORTEST` long.
+        MediaError: the clip cannot be read, has no sound, or is too short.
     """
     if is_hidden(clip.path):
         raise MediaError(f"{clip.path} is a hidden file and no video: leave it out")
     with local_copy(clip.path) as here:
-        return _first_window(replace(clip, path=here), spec)
+        return _first_window(replace(clip, path=here), spec, whole)
 
 
-def _first_window(clip: Clip, spec: WindowSpec) -> tuple[Window, Float[np.ndarray, " A"]]:
+def _first_window(
+    clip: Clip, spec: WindowSpec, whole: bool
+) -> tuple[Window, Float[np.ndarray, " A"]]:
     before = signature(clip.path)
     window = next(windows(clip.path, spec, start=clip.start, count=1))
-    if window.seconds < SHORTEST:
+    shortest = spec.seconds - SLACK if whole else SHORTEST
+    if window.seconds < shortest:
         raise MediaError(
             f"{clip.path} shows {window.seconds:.2f} s from {clip.start:g} s on, and less than "
-            f"{SHORTEST:g} s is too short: leave it out"
+            f"{shortest:g} s is too short: leave it out"
         )
     wave = read_audio(clip.path, start=clip.start, seconds=spec.seconds)
     if wave is None:
         raise MediaError(f"{clip.path} has no sound: leave it out")
+    if whole and len(wave) / RATE < shortest:
+        raise MediaError(
+            f"{clip.path} has {len(wave) / RATE:.2f} s of sound from {clip.start:g} s on, and less "
+            f"than {shortest:g} s is too short: leave it out"
+        )
     if signature(clip.path) != before:
         raise MediaError(f"{clip.path} was changed while it was read: try it again")
     return window, wave
@@ -137,24 +189,28 @@ def every_window(clips: Sequence[Clip], spec: WindowSpec) -> list[Clip]:
         ]
 
 
-def decode_clip(clip: Clip, spec: ClipSpec) -> dict[str, np.ndarray]:
+def decode_clip(clip: Clip, spec: DecodedSpec) -> dict[str, np.ndarray]:
     """Read the arrays of a clip's first window, padded or cut to its length.
 
-    `cavp` and `timechat` are uint8 `[T, H, W, 3]`, `timechat_seconds` the float32 times of the
-    latter, and `wave` is int16 mono at 16 kHz.
+    The frames of each view are uint8 `[T, H, W, 3]`; `NAME_seconds` are the float32 times of those
+    that are spread over the window, as TimeChat's. `wave` is int16 mono at 16 kHz.
 
     Raises:
         MediaError: as `first_window`.
     """
-    window, wave = first_window(clip, spec.windows)
-    cavp, timechat = window.seen["cavp"], window.seen["timechat"]
-    whole = np.pad(wave, (0, samples_of(spec) - len(wave)))
+    window, wave = first_window(clip, spec.windows, whole=spec.whole)
+    full = np.pad(wave, (0, samples_of(spec) - len(wave)))
+    times = {name: window.seen[name].seconds.astype(np.float32) for name in _spread(spec)}
     return {
-        "cavp": cavp.pixels,
-        "timechat": timechat.pixels,
-        "timechat_seconds": timechat.seconds.astype(np.float32),
-        "wave": np.rint(np.clip(whole, -1, 1) * 32767).astype(np.int16),
+        **{name: seen.pixels for name, seen in window.seen.items()},
+        **{f"{name}_seconds": seconds for name, seconds in times.items()},
+        "wave": np.rint(np.clip(full, -1, 1) * 32767).astype(np.int16),
     }
+
+
+def _spread(spec: DecodedSpec) -> list[str]:
+    """Return the names of the views whose frames are spread over a window."""
+    return [name for name, view in spec.windows.views.items() if view.frames]
 
 
 def prepared_wave(element: Mapping[str, np.ndarray]) -> Float[np.ndarray, " A"]:
@@ -168,19 +224,19 @@ def to_float(wave: np.ndarray) -> np.ndarray:
     return wave.astype(np.float32) / 32767
 
 
-def fields(spec: ClipSpec) -> dict[str, Field]:
+def fields(spec: DecodedSpec) -> dict[str, Field]:
     """Return the arrays of a decoded clip."""
     seen = blank_window(spec.windows).seen
     return {
         **{name: Field(its.pixels.shape, "uint8") for name, its in seen.items()},
-        "timechat_seconds": Field((spec.timechat_frames,), "float32"),
+        **{f"{name}_seconds": Field(seen[name].seconds.shape, "float32") for name in _spread(spec)},
         "wave": Field((samples_of(spec),), "int16"),
     }
 
 
 def write_decoded(
     clips: Iterable[Clip],
-    spec: ClipSpec,
+    spec: DecodedSpec,
     folder: Path,
     *,
     labels: Labels | None = None,
@@ -215,7 +271,7 @@ def write_decoded(
 
 
 def _write_shard(
-    writer: DatasetWriter, spec: ClipSpec, labels: Labels | None, shard: int
+    writer: DatasetWriter, spec: DecodedSpec, labels: Labels | None, shard: int
 ) -> list[Failure]:
     log = FailureLog(writer.folder)
 

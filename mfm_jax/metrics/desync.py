@@ -7,7 +7,12 @@ There is no softmax, no expectation and no search. `mfm_jax.inference.desync` co
 
 import numpy as np
 
+from mfm_jax.errors import UserError
 from mfm_jax.typing import Array, Float
+
+
+class DesyncError(UserError):
+    """Logits that are no scores."""
 
 
 def desync_per_window(
@@ -19,11 +24,14 @@ def desync_per_window(
         seconds: the offset of each class (`SyncConfig.seconds`).
 
     Raises:
-        ValueError: a logit is not finite. In the original a NaN wins and counts as an offset.
+        DesyncError: a logit is not finite. In the original a NaN wins and counts as an offset.
     """
     logits = np.asarray(logits, np.float64)
     if not np.isfinite(logits).all():
-        raise ValueError("logits of offsets are not finite: a clip or the weights are damaged")
+        raise DesyncError(
+            "logits of offsets are not finite: a clip or the weights are damaged, or the sync "
+            "transformer is not trained (--config tiny_synchformer_sync)"
+        )
     return np.abs(seconds.astype(np.float64))[logits.argmax(axis=-1)]
 
 
@@ -33,7 +41,8 @@ def desync(
     """Return DeSync of a set of clips: the mean over all windows.
 
     Raises:
-        ValueError: there is no clip, or a logit is not finite.
+        ValueError: there is no clip.
+        DesyncError: a logit is not finite.
     """
     if not len(logits):
         raise ValueError("DeSync of no clips is not defined")

@@ -5,7 +5,14 @@ import pytest
 
 from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError, list_clips
-from mfm_jax.data.decoded import ClipSpec, DecodedSource, decode_clip, to_float, write_decoded
+from mfm_jax.data.decoded import (
+    ClipSpec,
+    DecodedSource,
+    SynchformerSpec,
+    decode_clip,
+    to_float,
+    write_decoded,
+)
 from mfm_jax.errors import MediaError
 from mfm_jax.foley.labels import FoleyLabels
 from mfm_jax.foley.world import World, write_world
@@ -139,3 +146,15 @@ def test_a_finished_folder_is_left_alone_and_another_spec_refused(clips, media):
 def test_clips_without_labels_are_pictures_and_sound(clips, tmp_path):
     write_decoded(clips[:1], SPEC, tmp_path / "plain")
     same(DecodedSource(tmp_path / "plain")[0], decode_clip(clips[0], SPEC))
+
+
+def test_synchformer_learns_from_clips_that_fill_its_window(clips):
+    """What it sees is what its encoder sees, and padding would tell the offset."""
+    spec = SynchformerSpec(2.56, 25.0, 32, 48)
+    decoded = decode_clip(clips[0], spec)
+    (window,) = windows(clips[0].path, spec.windows)
+    np.testing.assert_array_equal(decoded["synchformer"], window.seen["synchformer"].pixels)
+    assert decoded["synchformer"].shape == (64, 32, 48, 3)
+    assert (decoded["wave"].shape, len(decoded)) == ((40960,), 2)
+    with pytest.raises(MediaError, match=r"shows 2\.36 s from 0\.2 s on, and less than 2\.51 s"):
+        decode_clip(replace(clips[0], start=0.2), spec)

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from mfm_jax.errors import MediaError, SettingError
 from mfm_jax.inference.desync import desync_inputs, desync_logits
-from mfm_jax.metrics.desync import desync, desync_per_window
+from mfm_jax.metrics.desync import DesyncError, desync, desync_per_window
 from mfm_jax.models.synchformer import SyncConfig, Synchformer, SynchformerConfig
 from mfm_jax.models.synchformer_audio import AudioTowerConfig
 from mfm_jax.models.synchformer_video import VideoTowerConfig, normalise
@@ -43,7 +43,7 @@ def test_what_has_no_score_is_an_error(reference):
     with pytest.raises(ValueError, match="no clips"):
         desync(logits[:0], seconds)
     logits[0, 1, 3] = np.nan
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(DesyncError, match=r"not finite.*or the sync transformer is not trained"):
         desync(logits, seconds)
 
 

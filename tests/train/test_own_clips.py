@@ -10,14 +10,18 @@ import pytest
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.records import read_about
 from mfm_jax.media.write import write_frames
+from mfm_jax.models.synchformer import SynchformerConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.runtime.config import to_json
 from tests.bundles import untrained_bundle
 from tests.train.running import run_config
 
 CLIPS = 6
+TINY = SynchformerConfig.tiny()
 CONFIGS = {
     "tiny_cavp": "cavp",
+    "tiny_synchformer": "synchformer",
+    "tiny_synchformer_sync": "synchformer",
     "tiny_audiomae": "audiomae",
     "tiny_vae": "vae",
     "tiny_vocoder": "vocoder",
@@ -26,9 +30,15 @@ CONFIGS = {
     "tiny_stage2": "mapper",
 }
 """In an order in which each finds what it learns from, and the component that it leaves."""
+THIN = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16}
+SYNCHFORMER = SynchformerConfig(
+    *(replace(part, **THIN) for part in (TINY.video, TINY.audio, TINY.sync))
+)
 UNET = replace(UNetConfig.tiny(), channels=(8, 12), attentions=((), (0,)), groups=4)
 SMALLER = {
     "tiny_cavp": ["recipe.network.blocks=[1,1,1,1]"],
+    "tiny_synchformer": [f"recipe.network={json.dumps(to_json(SYNCHFORMER))}"],
+    "tiny_synchformer_sync": [f"recipe.network={json.dumps(to_json(SYNCHFORMER))}"],
     "tiny_audiomae": [
         f"recipe.network.{name}=1" for name in ("averaged", "depth", "decoder_depth")
     ],
@@ -59,7 +69,7 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_seven_networks_train_on_the_same_folder(clips, tmp_path, monkeypatch, capsys):
+def test_every_network_trains_on_the_same_folder(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the configs name folders below runs/
     base = untrained_bundle(tmp_path / "base")
     for name, component in CONFIGS.items():

@@ -13,7 +13,13 @@ from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
 from mfm_jax.bundle.bundle import check_settings
 from mfm_jax.bundle.licences import trained_source
 from mfm_jax.data.clips import Clip
-from mfm_jax.data.decoded import DESCRIPTION, ClipSpec, DecodedSource, write_decoded
+from mfm_jax.data.decoded import (
+    DESCRIPTION,
+    ClipSpec,
+    DecodedSource,
+    DecodedSpec,
+    write_decoded,
+)
 from mfm_jax.data.loader import CachedDataset, Element
 from mfm_jax.data.records import FAILED, Failure, check_same
 from mfm_jax.data.sources import SPLITS, Split
@@ -80,6 +86,24 @@ class BundleRecipe(Recipe):
                     left_out = f"{len(failed)} of {len(its)} clips are left out"
                     say(f"{folder}: {left_out}, see {FAILED} there")
 
+    def decoded(self, spec: DecodedSpec, workdir: Path, folder: str = "") -> Split:
+        """Return both datasets of decoded clips, made where they are missing.
+
+        Args:
+            folder: their place in the source's folder of decoded clips.
+
+        Raises:
+            DataError: a folder holds other clips, or none can be read.
+        """
+        top = self.source.decoded(workdir) / folder
+        folders = Split(*(top / name for name in SPLITS))
+        decode = partial(write_decoded, labels=self.source.labels, processes=os.cpu_count() or 1)
+        self.fill(folders, DESCRIPTION, workdir, lambda clips, place: decode(clips, spec, place))
+        datasets = Split(*map(DecodedSource, folders))
+        for place, dataset in zip(folders, datasets, strict=True):
+            check_same(place, {"spec": dataset.about["spec"]}, {"spec": asdict(spec)})
+        return self.cached(*datasets)
+
     def bundle_path(self, workdir: Path) -> Path:
         """Return the folder of the bundle."""
         return array_path(self.bundle) if self.bundle else workdir
@@ -137,13 +161,4 @@ class DecodedRecipe(BundleRecipe):
     spec: ClipSpec = field(default_factory=ClipSpec.tiny)  # what is decoded of a clip
 
     def prepare(self, workdir: Path) -> Split:
-        top = self.source.decoded(workdir)
-        folders = Split(*(top / name for name in SPLITS))
-        decode = partial(write_decoded, labels=self.source.labels, processes=os.cpu_count() or 1)
-        self.fill(
-            folders, DESCRIPTION, workdir, lambda clips, folder: decode(clips, self.spec, folder)
-        )
-        datasets = Split(*map(DecodedSource, folders))
-        for folder, dataset in zip(folders, datasets, strict=True):
-            check_same(folder, {"spec": dataset.about["spec"]}, {"spec": asdict(self.spec)})
-        return self.cached(*datasets)
+        return self.decoded(self.spec, workdir)
