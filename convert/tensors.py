@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mfm_jax.errors import UserError, one_line
-from mfm_jax.storage.addresses import AddressError
+from mfm_jax.storage.retries import AddressError
 
 CHUNK = 1 << 20  # bytes that are inflated at once
 RANK = 64  # axes at most of a numpy array

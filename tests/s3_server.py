@@ -51,9 +51,8 @@ def used(url: str) -> Iterator[None]:
 
 def _forget() -> None:
     """Let s3fs look at the environment again."""
-    addresses.file_system.cache_clear()
+    addresses.objects_of.cache_clear()
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    addresses._exclusive.clear()
 
 
 def new_bucket(url: str, name: str) -> StorePath:

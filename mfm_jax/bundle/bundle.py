@@ -27,10 +27,10 @@ from mfm_jax.bundle.limits import abstract_component, check_numbers
 from mfm_jax.errors import SettingError, UserError, first_line, system_reason
 from mfm_jax.runtime.config import from_json, to_json
 from mfm_jax.runtime.sharding import Axes
-from mfm_jax.storage.addresses import AddressError
 from mfm_jax.storage.copies import kept_copy
 from mfm_jax.storage.hub import bundle_path, complete
 from mfm_jax.storage.index import INDEX, Listed, StoreError, read_json
+from mfm_jax.storage.retries import AddressError
 from mfm_jax.storage.store import Store
 from mfm_jax.storage.verify import require, verified, verify_together
 from mfm_jax.storage.weights import (

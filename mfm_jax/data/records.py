@@ -22,7 +22,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.errors import system_reason
 from mfm_jax.runtime.failures import LOG
-from mfm_jax.storage.addresses import AddressError, StorePath
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.copies import kept_copy
 from mfm_jax.storage.files import (
     atomic_write,
@@ -37,6 +37,7 @@ from mfm_jax.storage.files import (
     write_text,
 )
 from mfm_jax.storage.paths import user_path
+from mfm_jax.storage.retries import AddressError
 
 SHARD = 256
 """Clips in one file by default: an interruption loses at most so much work."""

@@ -10,8 +10,9 @@ from mfm_jax.data.clips import is_hidden, videos_in
 from mfm_jax.errors import UsageError
 from mfm_jax.inference.manifest import is_manifest, read_manifest
 from mfm_jax.inference.requests import Request
-from mfm_jax.storage.addresses import AddressError, StorePath
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.paths import user_path
+from mfm_jax.storage.retries import AddressError
 
 
 def expand(

@@ -20,8 +20,9 @@ from mfm_jax.data.clips import DataError, check_header
 from mfm_jax.errors import UserError, first_line, system_reason
 from mfm_jax.inference.requests import Request
 from mfm_jax.runtime.seeds import check_seed
-from mfm_jax.storage.addresses import AddressError, is_mistyped_address
+from mfm_jax.storage.addresses import is_mistyped_address
 from mfm_jax.storage.paths import user_path
+from mfm_jax.storage.retries import AddressError
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson")
 FIELDS = ("file", "start", "end", "prompt", "negative_prompt", "seed", "output")

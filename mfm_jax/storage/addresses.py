@@ -1,73 +1,27 @@
 """Files in object stores, under paths with the interface of `pathlib`.
 
-`gs://bucket/folder/file` and `s3://...` are read and written by fsspec (gcsfs, s3fs), with the
-credentials that those find. A store has objects and no folders: a folder is there while an object's
-name begins with it, and an object appears whole under its name or not at all. Nothing can be
-renamed, locked or memory-mapped there; `mfm_jax.storage.files` and `mfm_jax.storage.locks` say
-what takes its place.
+`gs://bucket/folder/file` and `s3://...` are read and written with the credentials that gcsfs and
+s3fs find. A store has objects and no folders: a folder is there while an object's name begins with
+it, and an object appears whole under its name or not at all. Nothing can be renamed, locked or
+memory-mapped there; `mfm_jax.storage.files` and `mfm_jax.storage.locks` say what takes its place.
 """
 
 import functools
-import importlib
 import io
 import os
 import re
-import secrets
 import stat
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
-from mfm_jax.errors import UserError, first_line
+from mfm_jax.storage.objects import Info, Objects, changed, open_library, version
+from mfm_jax.storage.retries import asked
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
-"""The library that reads and writes the addresses of each kind."""
-ORIGINS = ("aiohttp", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3")
-"""The packages whose errors are those of a store."""
+"""The library for the addresses of each kind."""
 BEGINS = re.compile(rf"({'|'.join(LIBRARIES)})://?(?=[^/])")
-PATIENCE = 120.0
-"""Seconds for which a store that does not answer, or says that it cannot, is asked again."""
-PAUSE = 2.0
-"""Seconds between two tries, each of which the library repeats by itself as well."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class AddressError(UserError, OSError):
-    """A store that does not do what it is asked; the message says what to do.
-
-    Like the errors of a disk it is an OSError: code that can do without a file goes on without it.
-    """
-
-
-def asked(call: Callable[P, R]) -> Callable[P, R]:
-    """Let a method of `StorePath` try again while the store is not there.
-
-    It raises the errors that a disk does, where there is one.
-
-    Raises:
-        FileNotFoundError: as on a disk.
-        FileExistsError: as on a disk.
-        AddressError: the store refuses, or has not answered for `PATIENCE` seconds.
-    """
-
-    @functools.wraps(call)
-    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return call(*args, **kwargs)
-            except Exception as error:
-                if not _may_pass(error) or time.monotonic() > until:
-                    _tell(str(args[0]), error)
-                time.sleep(PAUSE)
-
-    return patient
 
 
 class StorePath(type(Path())):  # type: ignore[misc]
@@ -83,13 +37,13 @@ class StorePath(type(Path())):  # type: ignore[misc]
         return str(self)
 
     @property
-    def store(self) -> Any:
-        """The fsspec file system that holds it."""
-        return file_system(str(self).partition(":")[0])
+    def objects(self) -> Objects:
+        """The objects of stores of this kind."""
+        return objects_of(str(self).partition(":")[0])
 
     @property
     def key(self) -> str:
-        """The name in the file system: the bucket and the path in it."""
+        """The bucket and the path in it."""
         return str(self).partition("://")[2]
 
     def is_absolute(self) -> bool:
@@ -113,13 +67,13 @@ class StorePath(type(Path())):  # type: ignore[misc]
         return False
 
     @asked
-    def info(self) -> dict[str, Any]:
-        """Return what fsspec knows of the object or the folder.
+    def info(self) -> Info:
+        """Return what the store tells of the object or the folder.
 
         Raises:
             OSError: there is none, or the store cannot be asked.
         """
-        return self.store.info(self.key)
+        return self.objects.info(self.key)
 
     @asked
     def tells_md5(self) -> bool:
@@ -127,19 +81,14 @@ class StorePath(type(Path())):  # type: ignore[misc]
 
         The ETag of an object that is encrypted with a key of KMS or of its owner is another number.
         """
-        if not str(self).startswith("s3:"):
-            return True
-        bucket, _, key = self.key.partition("/")
-        told = self.store.call_s3("head_object", Bucket=bucket, Key=key)
-        kind = told.get("ServerSideEncryption", "")
-        return not kind.startswith("aws:kms") and "SSECustomerAlgorithm" not in told
+        return self.objects.tells_md5(self.key)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Return kind, size and time of change; the number of the inode tells the version."""
         info = self.info()
         folder = info["type"] == "directory"
         mode = (stat.S_IFDIR | 0o755) if folder else (stat.S_IFREG | 0o644)
-        when = _changed(info)
+        when = changed(info)
         number = 0 if folder else hash(version(info)) & (1 << 62) - 1
         size, whole = info.get("size") or 0, int(when)
         return os.stat_result(
@@ -172,7 +121,16 @@ class StorePath(type(Path())):  # type: ignore[misc]
     @asked
     def read_bytes(self) -> bytes:
         """Return the contents."""
-        return self.store.cat_file(self.key)
+        return self.objects.read(self.key)
+
+    @asked
+    def read_small(self, most: int) -> tuple[Info, bytes | None]:
+        """Return what the store tells of an object, and its bytes if these are at most `most`.
+
+        Raises:
+            FileNotFoundError: there is none; there may be a folder.
+        """
+        return self.objects.read_small(self.key, most)
 
     def read_text(self, encoding: str | None = None, *args: Any, **kwargs: Any) -> str:
         """Return the contents, as UTF-8 by default."""
@@ -182,7 +140,7 @@ class StorePath(type(Path())):  # type: ignore[misc]
     @asked
     def write_bytes(self, data: Any) -> int:
         """Write an object, which takes the place of one with its name."""
-        self.store.pipe_file(self.key, bytes(data))
+        self.objects.write(self.key, bytes(data))
         return len(data)
 
     def write_text(self, data: str, encoding: str | None = None, *args: Any, **kwargs: Any) -> int:
@@ -197,31 +155,22 @@ class StorePath(type(Path())):  # type: ignore[misc]
             FileExistsError: there is one.
             AddressError: the store would let two processes do so.
         """
-        _check_exclusive(self.parent)
         try:
-            self._create(data)
+            self.objects.create(self.key, data)
         except FileExistsError:
             # The answer to an earlier try of this very call may have been lost.
             if self.read_bytes() != data:
                 raise
 
-    def _create(self, data: bytes) -> None:
-        try:
-            self.store.pipe_file(self.key, data, mode="create")
-        except OSError as error:
-            if _code(error) == 412:  # which not every store of S3 tells as s3fs expects it
-                raise FileExistsError(17, os.strerror(17), str(self)) from None
-            raise
-
     @asked
     def put(self, file: Path) -> None:
         """Write a file of this machine as an object, which takes the place of one with its name."""
-        self.store.put_file(os.fspath(file), self.key)
+        self.objects.put(self.key, file)
 
     @asked
     def get(self, file: Path) -> None:
         """Write the contents into a file of this machine."""
-        self.store.get_file(self.key, os.fspath(file))
+        self.objects.get(self.key, file)
 
     def open(
         self,
@@ -253,12 +202,12 @@ class StorePath(type(Path())):  # type: ignore[misc]
             return b""
 
     @asked
-    def _listed(self) -> list[dict[str, Any]]:
-        return self.store.ls(self.key, detail=True)
+    def _listed(self) -> list[Info]:
+        return self.objects.list(self.key)
 
     @asked
-    def _found(self) -> dict[str, dict[str, Any]]:
-        return self.store.find(self.key, detail=True)
+    def _found(self, begin: str = "") -> dict[str, Info]:
+        return self.objects.find(self.key, begin)
 
     def iterdir(self) -> Iterator["StorePath"]:
         """Yield what is in a folder."""
@@ -267,9 +216,13 @@ class StorePath(type(Path())):  # type: ignore[misc]
             if name != self.key:  # an object may have the name of the folder
                 yield self._at(name)
 
-    def files(self) -> dict["StorePath", dict[str, Any]]:
-        """Return all objects in a folder and the folders in it, and what fsspec knows of each."""
-        return {self._at(name): info for name, info in sorted(self._found().items())}
+    def files(self, begin: str = "") -> dict["StorePath", Info]:
+        """Return all objects in a folder and the folders in it, and what the store tells of each.
+
+        Args:
+            begin: how their names in the folder begin.
+        """
+        return {self._at(name): info for name, info in sorted(self._found(begin).items())}
 
     def rglob(self, pattern: str, **kwargs: Any) -> Iterator["StorePath"]:
         """Yield the objects and folders below this one whose name has a pattern."""
@@ -314,13 +267,7 @@ class StorePath(type(Path())):  # type: ignore[misc]
     @asked
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove an object."""
-        try:
-            if not missing_ok and str(self).startswith("s3:"):
-                self.store.info(self.key)  # S3 is content to remove what is not there
-            self.store.rm_file(self.key)
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
+        self.objects.remove(self.key, missing_ok=missing_ok)
 
     def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
         """Make an empty object, unless there is one."""
@@ -389,136 +336,18 @@ def is_mistyped_address(text: str) -> bool:
     return begins is not None and "://" not in text and not os.path.lexists(begins[0].rstrip("/"))
 
 
-def version(info: dict[str, Any]) -> str:
-    """Return what is another with each version of an object."""
-    names = ("generation", "md5Hash", "ETag", "etag", "VersionId", "size")
-    return " ".join(str(info[name]) for name in names if info.get(name))
-
-
 @functools.cache
-def file_system(scheme: str) -> Any:
-    """Return the fsspec file system of one kind of addresses.
-
-    It asks the store anew each time: other processes write there too.
+def objects_of(scheme: str) -> Objects:
+    """Return the objects of one kind of addresses.
 
     Raises:
-        AddressError: its library is not installed.
+        AddressError: the library for them is not installed.
     """
-    import fsspec
-    from fsspec.config import conf
+    library = open_library(scheme, LIBRARIES[scheme])
+    if scheme == "gs":
+        from mfm_jax.storage.google import GoogleObjects
 
-    # Orbax and etils open these as well, through `fsspec.filesystem`.
-    conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
-    # gcsfs sends files in one piece up to 5 MB.
-    warnings.filterwarnings("ignore", "Sending a large body directly with raw bytes")
-    library = LIBRARIES[scheme]
-    try:
-        importlib.import_module(library)
-    except ImportError:
-        raise AddressError(
-            f"{scheme}:// needs {library}: pip install 'mfm-jax[{scheme}]', or mount the bucket"
-        ) from None
-    try:
-        return fsspec.filesystem(scheme)
-    except Exception as error:
-        raise AddressError(f"{scheme}:// cannot be used ({first_line(error)}): log in") from None
+        return GoogleObjects(library)
+    from mfm_jax.storage.amazon import AmazonObjects
 
-
-_exclusive: set[str] = set()
-"""Buckets that are known to refuse a second object of one name."""
-
-
-def _check_exclusive(folder: StorePath) -> None:
-    """Check once that the store refuses a second object of one name where this is asked for.
-
-    Google's and Amazon's do. Other servers with the interface of S3 may not know the header for it
-    (If-None-Match), and then let each of two workers believe that it is alone.
-
-    Raises:
-        AddressError: it does not.
-    """
-    bucket = "/".join(str(folder).split("/")[:3])
-    if bucket in _exclusive or bucket.startswith("gs:"):
-        return
-    probe = folder / f".probe-{secrets.token_hex(8)}"
-    try:
-        probe._create(b"1")
-        try:
-            probe._create(b"2")
-        except FileExistsError:
-            _exclusive.add(bucket)
-            return
-    finally:
-        probe.unlink(missing_ok=True)
-    raise AddressError(
-        f"the store of {bucket} lets two workers write one object (it does not know "
-        "If-None-Match), so that nothing can be divided there: use another store, or one worker "
-        "and a folder of this machine"
-    )
-
-
-def _changed(info: dict[str, Any]) -> float:
-    """Return when an object was written, as unix time; 0 if the store does not say."""
-    for name in ("mtime", "updated", "LastModified"):
-        when = info.get(name)
-        if isinstance(when, str):
-            when = datetime.fromisoformat(when)
-        if isinstance(when, datetime):
-            return when.timestamp()
-    return 0.0
-
-
-def _code(error: Exception) -> int | None:
-    """Return the HTTP status in a library's error, or in the one that it was made of (s3fs)."""
-    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    response = getattr(error, "response", None)
-    found = getattr(error, "code", None) or getattr(error, "status", None)
-    if found is None and isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return int(str(found)) if str(found).isdigit() else None
-
-
-def _may_pass(error: Exception) -> bool:
-    """Return whether an error is one of the network, or of a store that has too much to do."""
-    code = _code(error)
-    if code is not None:
-        return code in (408, 409, 429) or 500 <= code < 600  # 409: another writes this object now
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | AddressError):
-        return False
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    return _origin(error) in ("aiohttp", "requests", "urllib3") or type(error).__name__ in (
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-        "ReadTimeoutError",
-        "ChecksumError",
-        "TransportError",
-    )
-
-
-def _origin(error: Exception) -> str:
-    """Return the package that an error is of."""
-    return type(error).__module__.partition(".")[0]
-
-
-def _tell(name: str, error: Exception) -> NoReturn:
-    if isinstance(error, AddressError | io.UnsupportedOperation):
-        raise error
-    for kind, number in ((FileNotFoundError, 2), (FileExistsError, 17)):
-        if isinstance(error, kind):
-            raise kind(number, os.strerror(number), name) from None
-    reason, code = first_line(error)[:200], _code(error)
-    words = reason.lower()
-    if code in (401, 403) or any(w in words for w in ("forbidden", "credentials", "permission")):
-        raise AddressError(
-            f"{name} is refused ({reason}): log in, or ask for the permission"
-        ) from None
-    if code == 404:
-        raise FileNotFoundError(2, os.strerror(2), name) from None
-    if _may_pass(error):
-        raise AddressError(
-            f"{name} cannot be reached ({reason}): see that the store is up, and start again"
-        ) from None
-    if isinstance(error, OSError | ValueError) or _origin(error) in ORIGINS:
-        raise AddressError(f"{name} cannot be used ({reason}): check the address") from None
-    raise error
+    return AmazonObjects(library)

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mfm_jax.errors import UserError, WriteError, system_reason
-from mfm_jax.storage.addresses import AddressError, StorePath, version
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.locks import is_at
+from mfm_jax.storage.objects import Info, version
+from mfm_jax.storage.retries import AddressError
 
 FOLDER = "MFM_FILES"
 """The environment variable that names another folder for the copies."""
@@ -25,7 +27,7 @@ LIMIT = "MFM_FILES_GB"
 """The environment variable that says how large the folder may get, in units of 1e9 bytes."""
 DEFAULT_LIMIT = 100.0
 SMALL = 8 << 20
-"""Bytes of a file that is read with one request; libraries ask twice for what may be large."""
+"""Bytes up to which a file is read whole, into memory and with one request where it can be."""
 LISTED = ".complete"
 """The file of a copy that appears when everything is there."""
 
@@ -111,10 +113,7 @@ def scratch_folder() -> Path:
 
 def _fetched(path: StorePath) -> tuple[Path, int]:
     """Return a complete copy, and the handle that keeps it from being removed."""
-    info = path.info()
-    files = {path: info} if info["type"] == "file" else path.files()
-    if not files:
-        raise FileNotFoundError(2, os.strerror(2), str(path))
+    files, contents = _found(path)
     names = {str(file.relative_to(path)): info for file, info in files.items()}
     told = f"{path}\n" + "\n".join(f"{name} {version(info)}" for name, info in names.items())
     entry = copies_folder() / hashlib.sha256(told.encode()).hexdigest()[:32]
@@ -123,11 +122,22 @@ def _fetched(path: StorePath) -> tuple[Path, int]:
         os.utime(entry)
         copy = entry / path.name
         if not _complete(entry, copy, names):
-            _fetch(entry, copy, files, names)
+            _fetch(entry, copy, files, names, contents)
     except BaseException:
         os.close(handle)
         raise
     return copy, handle
+
+
+def _found(path: StorePath) -> tuple[dict[StorePath, Info], bytes | None]:
+    """Return the files at `path` and, of a small one, the contents, which came with the answer."""
+    try:
+        info, contents = path.read_small(SMALL)
+    except FileNotFoundError:
+        if files := path.files():
+            return files, None
+        raise
+    return {path: info}, contents
 
 
 def _complete(entry: Path, copy: Path, names: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -147,8 +157,13 @@ def _fetch(
     copy: Path,
     files: Mapping[StorePath, Mapping[str, Any]],
     names: Mapping[str, Mapping[str, Any]],
+    contents: bytes | None,
 ) -> None:
-    """Copy the files that are not there yet; what an earlier process has copied is used."""
+    """Copy the files that are not there yet; what an earlier process has copied is used.
+
+    Args:
+        contents: of the only file, if they are known.
+    """
     todo = {
         file: (copy / name, info)
         for (file, info), name in zip(files.items(), names, strict=True)
@@ -161,7 +176,9 @@ def _fetch(
             with tempfile.NamedTemporaryFile(dir=entry, delete=False) as part:
                 pass
             try:
-                if info["size"] > SMALL:
+                if contents is not None:
+                    Path(part.name).write_bytes(contents)
+                elif info["size"] > SMALL:
                     file.get(Path(part.name))
                 else:
                     Path(part.name).write_bytes(file.read_bytes())

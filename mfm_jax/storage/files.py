@@ -16,9 +16,10 @@ from pathlib import Path
 
 from mfm_jax.errors import UsageError, UserError, WriteError, full_disk, system_reason
 from mfm_jax.runtime import signals
-from mfm_jax.storage.addresses import AddressError, StorePath
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.copies import scratch_folder
 from mfm_jax.storage.locks import new_locked, opened
+from mfm_jax.storage.retries import AddressError
 
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 PART = re.compile(rf"\.(.*-)?{MACHINE}[0-9a-f]{{8}}(\..*)?")

@@ -10,8 +10,9 @@ import pytest
 
 from mfm_jax.errors import UserError, WriteError
 from mfm_jax.storage import files, locks
-from mfm_jax.storage.addresses import AddressError, StorePath
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.paths import PathError, user_path
+from mfm_jax.storage.retries import AddressError
 
 
 def test_names_are_those_of_pathlib(bucket):

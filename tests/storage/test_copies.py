@@ -78,9 +78,10 @@ def test_the_copies_are_bounded_and_those_in_use_stay(bucket, copies, monkeypatc
 def test_a_copy_that_differs_is_not_used(bucket, copies, monkeypatch):
     (bucket / "a").write_bytes(b"right")
     monkeypatch.setattr(type(bucket), "get", lambda self, file: file.write_bytes(b"wrong"))
-    monkeypatch.setattr(type(bucket), "read_bytes", lambda self: b"wrong")
-    for small in (-1, 1000):
-        monkeypatch.setattr(module, "SMALL", small)
+    told, _ = (bucket / "a").read_small(0)
+    for read in (None, b"wrong"):
+        monkeypatch.setattr(type(bucket), "read_small", lambda self, most, read=read: (told, read))
+        monkeypatch.setattr(module, "SMALL", -1)
         with pytest.raises(OSError, match="was changed while it was read, or damaged"):
             kept_copy(bucket / "a")
     assert in_cache(copies) == []

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mfm_jax.storage import addresses, files
-from mfm_jax.storage.addresses import AddressError, StorePath
+from mfm_jax.storage import addresses, files, retries
 from mfm_jax.storage.copies import local_copy
 from mfm_jax.storage.leases import Leases
+from mfm_jax.storage.retries import AddressError
 from tests.store_proxy import Proxy
 from tests.store_server import use
 
@@ -17,12 +17,12 @@ from tests.store_server import use
 @pytest.fixture
 def proxy(store_server, bucket):
     """A proxy through which this process reads and writes the store."""
-    addresses.file_system.cache_clear()
+    addresses.objects_of.cache_clear()
     with Proxy(store_server) as between:
         use(between.url)
         yield between
         use(store_server)
-    addresses.file_system.cache_clear()
+    addresses.objects_of.cache_clear()
 
 
 def work(bucket, number):
@@ -54,6 +54,20 @@ def test_one_of_twenty_requests_fails(proxy, bucket):
     ]
 
 
+@pytest.mark.parametrize("data", [b"", b"\r\n--\r\nbytes\r\n\xff\0"])
+def test_a_small_object_takes_one_request_each_time(proxy, bucket, copies, data):
+    file = bucket / "a b" / "é&?#%.wav"
+    proxy.requests = 0
+    file.create(data)
+    file.write_bytes(data)
+    assert (file.read_bytes(), file.stat().st_size, file.is_file()) == (data, len(data), True)
+    with local_copy(file) as copy:
+        assert copy.read_bytes() == data
+    file.unlink()
+    assert proxy.requests == 7
+    assert not file.exists()
+
+
 def test_a_cut_is_waited_for_and_then_told(proxy, bucket, monkeypatch):
     (bucket / "a").write_text("a")
     with proxy.cut_off():
@@ -62,12 +76,9 @@ def test_a_cut_is_waited_for_and_then_told(proxy, bucket, monkeypatch):
         began = time.monotonic()
         assert (bucket / "a").read_text() == "a"
         assert time.monotonic() - began > 1.0
-    # As when the library and this module have tried for long enough.
-    monkeypatch.setattr(addresses, "PATIENCE", 0.0)
-
-    def refused(key):
-        raise ConnectionResetError("the connection was reset")
-
-    monkeypatch.setattr(bucket.store, "cat_file", refused)
-    with pytest.raises(AddressError, match=r"^gs://.*/a cannot be reached .*: see that the store"):
-        StorePath(bucket / "a").read_bytes()
+    monkeypatch.setattr(retries, "PATIENCE", 0.0)
+    file, told = bucket / "a", r"^gs://.*/a cannot be reached .*: see that the store"
+    for call in (file.read_bytes, file.info, lambda: file.create(b"b"), file.unlink):
+        with proxy.cut_off(), pytest.raises(AddressError, match=told):
+            call()
+    assert file.read_text() == "a"

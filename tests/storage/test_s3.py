@@ -9,10 +9,9 @@ from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
 from mfm_jax.inference.record import is_there
-from mfm_jax.storage import addresses
-from mfm_jax.storage.addresses import AddressError
 from mfm_jax.storage.copies import _check
 from mfm_jax.storage.leases import Leases
+from mfm_jax.storage.retries import AddressError, may_pass
 from mfm_jax.storage.store import digest_file
 from tests.s3_server import new_bucket, running_server, used
 from tests.storage.test_addresses import (  # noqa: F401
@@ -96,9 +95,8 @@ def test_an_etag_of_an_encrypted_object_is_no_digest(bucket, tmp_path):
     (tmp_path / "copy").write_bytes(b"contents")
     for name, encrypted in (("plain", {}), ("kms", {"ServerSideEncryption": "aws:kms"})):
         file = bucket / name
-        bucket.store.call_s3(
-            "put_object", Bucket=bucket.key, Key=name, Body=b"contents", **encrypted
-        )
+        put = {"Bucket": bucket.key, "Key": name, "Body": b"contents", **encrypted}
+        bucket.objects.library.call_s3("put_object", **put)
         _check(file, tmp_path / "copy", file.info())
         told = {**file.info(), "ETag": f'"{"0" * 32}"'}  # as Amazon's store tells of the second one
         damaged = nullcontext() if encrypted else pytest.raises(AddressError, match="damaged")
@@ -115,7 +113,7 @@ def test_an_etag_of_an_encrypted_object_is_no_digest(bucket, tmp_path):
 def test_what_s3fs_makes_of_an_answer_is_known(code, status, passes):
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     error = translate_boto_error(ClientError(answer, "PutObject"))
-    assert addresses._may_pass(error) == passes
+    assert may_pass(error) == passes
 
 
 def test_training_is_refused_before_it_begins(bucket, capsys):
