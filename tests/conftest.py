@@ -35,8 +35,10 @@ from jax._src.lru_cache import LRUCache
 from jax.experimental.compilation_cache import compilation_cache
 
 from mfm_jax.media.sandbox import SWITCH
+from tests.annotations import check_faster
 from tests.store_server import new_bucket, running_server
 
+check_faster()
 # Orbax warns of every array that it writes. The commands hide that as well.
 logging.getLogger("absl").setLevel(logging.ERROR)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
