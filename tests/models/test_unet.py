@@ -21,25 +21,25 @@ DIFFUSERS = "diffusers AudioLDM2UNet2DConditionModel"
 BASE = {
     "in_channels": 3,
     "out_channels": 3,
-    "block_out_channels": [8, 12, 20],
+    "block_out_channels": [8, 12],  # the golden has three levels
     "norm_num_groups": 4,
     "attention_head_dim": 4,
     "layers_per_block": 2,
     "transformer_layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "cross_attention_dim": [[None, 7, 11]] * 3,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": [[None, 7, 11]] * 2,
 }
 LARGE = BASE | {
-    "attention_head_dim": [2, 3, 5],
+    "attention_head_dim": [2, 3],
     "layers_per_block": 1,
     "transformer_layers_per_block": 2,
-    "cross_attention_dim": [[None, 7, 11, None]] * 3,
+    "cross_attention_dim": [[None, 7, 11, None]] * 2,
 }
 # With times and one context, smaller than `tiny`.
 TIMED = UNetConfig(
-    channels=(8, 12),
-    attentions=((), (0,)),
+    channels=(8,),
+    attentions=((0,),),
     contexts=(6,),
     heads=2,
     latent_channels=3,
@@ -103,45 +103,46 @@ def test_modules_as_diffusers(parity):
     unet = their_unet(BASE)
     net = load(BASE, {name: a.numpy() for name, a in unet.state_dict().items()})
     rng = np.random.default_rng(2)
-    x, wide = (rng.normal(size=s).astype(np.float32) for s in ((2, 12, 6, 10), (2, 20, 3, 5)))
+    shapes = (2, 8, 6, 10), (2, 12, 6, 10), (2, 12, 3, 5)
+    thin, x, small = (rng.normal(size=s).astype(np.float32) for s in shapes)
     loa, text = (rng.normal(size=s).astype(np.float32) for s in ((2, 4, 7), (2, 5, 11)))
     t = np.array([14, 996])
     with torch.no_grad():
-        wide_t, x_t, loa_t = (torch.from_numpy(a) for a in (wide, x, loa))
+        thin_t, x_t, small_t, loa_t = (torch.from_numpy(a) for a in (thin, x, small, loa))
         step = unet.time_embedding(unet.time_proj(torch.from_numpy(t)))
         theirs = {
             "time step": step,
-            "resnet with shortcut": last(unet.down_blocks[2].resnets[0](x_t, step)),
+            "resnet with shortcut": last(unet.down_blocks[1].resnets[0](thin_t, step)),
             "transformer, self": last(unet.down_blocks[1].attentions[0](x_t, return_dict=False)[0]),
             "transformer, LOA": last(
                 unet.down_blocks[1].attentions[4](x_t, loa_t, return_dict=False)[0]
             ),
-            "downsample": last(unet.down_blocks[1].downsamplers[0](x_t)),
+            "downsample": last(unet.down_blocks[0].downsamplers[0](thin_t)),
             "middle": last(
                 unet.mid_block(
-                    wide_t,
+                    small_t,
                     step,
                     encoder_hidden_states=loa_t,
                     encoder_hidden_states_1=torch.from_numpy(text),
                 )
             ),
-            "upsample": last(unet.up_blocks[0].upsamplers[0](wide_t, (6, 9))),
+            "upsample": last(unet.up_blocks[0].upsamplers[0](small_t, (6, 9))),
         }
 
     @jax.jit
-    def ours(net, x, wide, t, loa, text):
+    def ours(net, thin, x, small, t, loa, text):
         given = net.conditions(t, (loa, text), None, None)
         return {
             "time step": net.step_embedding(t),
-            "resnet with shortcut": net.down[2].resnets[0](x, given.step),
+            "resnet with shortcut": net.down[1].resnets[0](thin, given.step),
             "transformer, self": net.down[1].attentions[0](x, given),
             "transformer, LOA": net.down[1].attentions[4](x, given),
-            "downsample": net.downsample[1](x),
-            "middle": net.mid(1, net.mid(0, wide, given), given),
-            "upsample": upsampled(net.upsample[0], wide, 6, 9),
+            "downsample": net.downsample[0](thin),
+            "middle": net.mid(1, net.mid(0, small, given), given),
+            "upsample": upsampled(net.upsample[0], small, 6, 9),
         }
 
-    for name, array in ours(net, last(x), last(wide), t, loa, text).items():
+    for name, array in ours(net, last(thin), last(x), last(small), t, loa, text).items():
         parity(f"UNet {name}", DIFFUSERS, array, np.asarray(theirs[name]), 1e-4)
 
 
@@ -180,10 +181,9 @@ def test_doubling_is_nearest_interpolation(size):
     np.testing.assert_array_equal(doubled(last(x), *size), last(theirs))
 
 
-@pytest.fixture(scope="module")
-def timed():
-    """A UNet that reads times, with random weights, those of the norms too."""
-    net, rng = abstract(lambda rngs: UNet(TIMED, rngs=rngs)), np.random.default_rng(0)
+def drawn(config):
+    """A UNet with random weights, those of the norms too."""
+    net, rng = abstract(lambda rngs: UNet(config, rngs=rngs)), np.random.default_rng(0)
     weights = {
         name: rng.normal(name.endswith("scale"), np.prod(w.shape[:-1]) ** -0.5, w.shape)
         for name, w in named_weights(net).items()
@@ -191,6 +191,12 @@ def timed():
     return with_weights(
         net, {name: jax.device_put(w.astype(np.float32)) for name, w in weights.items()}
     )
+
+
+@pytest.fixture(scope="module")
+def timed():
+    """A UNet that reads times."""
+    return drawn(TIMED)
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +230,10 @@ def test_a_clip_can_have_times_of_its_own(timed, inputs):
 def test_times_do_not_touch_the_values(timed, inputs):
     x, t, context, _ = inputs
     # A single token is read in full whatever its score: only a time in its value could show.
+    alone = jnp.broadcast_to(jnp.arange(5) < 1, (2, 5))
     y, later = (
-        forward(timed, x, t, (context[:, :1],), context_seconds=jnp.array([s])) for s in (0.0, 1.7)
+        forward(timed, x, t, (context,), (alone,), context_seconds=jnp.full(5, s))
+        for s in (0.0, 1.7)
     )
     np.testing.assert_allclose(later, y, atol=1e-6)
 
@@ -248,8 +256,9 @@ def test_a_time_projection_of_zeros_is_none(timed, inputs):
     )
 
 
-def test_rows_of_a_halved_level_cover_twice_the_time(timed):
-    transformer = timed.down[1].attentions[0]
+def test_rows_of_a_halved_level_cover_twice_the_time():
+    halved = dataclasses.replace(TIMED, channels=(8, 12), attentions=((), (0,)))
+    transformer = drawn(halved).down[1].attentions[0]
     rows, tokens = transformer._times(jnp.zeros((2, 3, 2, 12)), jnp.array([[0.04, 0.2]]))
     seconds = jnp.array([0.04, 0.04, 0.12, 0.12, 0.20, 0.20])
     np.testing.assert_allclose(rows[0], time_embedding(seconds, 12), atol=1e-5)
@@ -319,9 +328,9 @@ def test_says_what_is_missing(timed, inputs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attentions": ((),)}, "attentions has 1 levels, channels 2"),
-        ({"heads": (2, 2, 2)}, "heads has 3 levels, channels 2"),
-        ({"attentions": ((), (None, 1))}, "reads context 1 of 1"),
+        ({"attentions": ((), ())}, "attentions has 2 levels, channels 1"),
+        ({"heads": (2, 2, 2)}, "heads has 3 levels, channels 1"),
+        ({"attentions": ((None, 1),)}, "reads context 1 of 1"),
     ],
 )
 def test_config_refuses_what_does_not_fit(change, message):

@@ -37,8 +37,8 @@ MAPPER = MapperConfig(
     head=True,
 )
 UNET = UNetConfig(
-    channels=(8, 12),
-    attentions=((), (0,)),
+    channels=(8,),
+    attentions=((0,),),
     contexts=(7,),
     heads=2,
     latent_channels=3,
@@ -47,7 +47,7 @@ UNET = UNetConfig(
     timed=True,
 )
 TEXT = EmptyTextConfig(width=9, tokens=2)
-READS_TEXT = replace(UNET, attentions=((), (0, 1)), contexts=(7, 9))
+READS_TEXT = replace(UNET, attentions=((0, 1),), contexts=(7, 9))
 SHAPES = {
     "cavp": (4, 6),
     "cavp_seconds": (4,),
@@ -160,22 +160,43 @@ def test_it_starts_from_the_bundles_networks(recipe, module):
             np.testing.assert_array_equal(found[weight], stored[weight], err_msg=weight)
 
 
-@partial(jax.jit, static_argnums=0)
+class GivenChoices(Stage2Recipe):
+    """The recipe, but what the UNet reads of each clip is told by the batch."""
+
+    def draw(self, batch, key):
+        chosen = {name: batch[name] for name in ("true", "unconditional")}
+        return super().draw(batch, key)._replace(**chosen)
+
+
+@pytest.fixture(scope="module")
 def gradients(recipe, module, batch):
-    """Of the diffusion loss and of the squared error of LOA, by weight of the mapper."""
-    weights = named_weights(module)
+    """Of the diffusion loss and of the squared error of LOA, by weight of the mapper.
 
-    def parts(mapper):
-        whole = with_weights(module, {**weights, **mapper})
-        return recipe.loss(whole, batch, jax.random.key(5))[1]
+    A function of the share of the clips of which the UNet reads the true LOA, and of those of which
+    it reads nothing: none or all.
+    """
+    chosen = GivenChoices(bundle=recipe.bundle)
 
-    return jax.jacrev(parts)({n: w for n, w in weights.items() if n.startswith("mapper.")})
+    @jax.jit
+    def found(module, batch):
+        weights = named_weights(module)
+
+        def parts(mapper):
+            whole = with_weights(module, {**weights, **mapper})
+            return chosen.loss(whole, batch, jax.random.key(5))[1]
+
+        return jax.jacrev(parts)({n: w for n, w in weights.items() if n.startswith("mapper.")})
+
+    def at(true, unconditional):
+        choices = {"true": np.full(CLIPS, true), "unconditional": np.full(CLIPS, unconditional)}
+        return found(module, {**batch, **jax.device_put(choices)})
+
+    return at
 
 
-def test_the_diffusion_loss_reaches_every_weight_of_the_mapper(recipe, batch, module):
+def test_the_diffusion_loss_reaches_every_weight_of_the_mapper(gradients):
     """Also those that read its own output: it is differentiated through all its steps."""
-    alone = replace(recipe, true_loa_prob=0.0, uncond_prob=0.0)
-    found = gradients(alone, module, batch)["diffusion"]
+    found = gradients(False, False)["diffusion"]
     positions = 4 + 3 + 1 + MAPPER.loa.tokens - 1
     rows = np.abs(found["mapper.gpt2.wpe.embedding"]).max(axis=1)
     np.testing.assert_array_equal(rows > 0, np.arange(len(rows)) < positions)
@@ -186,19 +207,18 @@ def test_the_diffusion_loss_reaches_every_weight_of_the_mapper(recipe, batch, mo
             assert np.any(value), name
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"true_loa_prob": 1.0, "uncond_prob": 0.0}, {"true_loa_prob": 0.0, "uncond_prob": 1.0}],
-    ids=str,
-)
-def test_where_the_unet_reads_no_prediction_the_mapper_has_no_gradient(
-    recipe, batch, module, changes
-):
+@pytest.mark.parametrize("choices", [(True, False), (False, True)], ids=["true", "nothing"])
+def test_where_the_unet_reads_no_prediction_the_mapper_has_no_gradient(gradients, choices):
     """But that of the anchor."""
-    found = gradients(replace(recipe, **changes), module, batch)
+    found = gradients(*choices)
     for name, value in found["diffusion"].items():
         assert not np.any(value), name
     assert np.any(found["mse"]["mapper.loa_out.kernel"])
+
+
+@jax.jit
+def unet_output(unet, x, t, loa, seconds):
+    return unet(x, t, (loa,), context_seconds=seconds)
 
 
 @pytest.mark.parametrize("prediction", ["v", "epsilon"])
@@ -230,8 +250,7 @@ def test_the_loss_is_that_worked_out_by_hand(tmp_path, batch, elements, predicti
     noise = np.asarray(draws.noise)
     noised = np.sqrt(data) * latents + np.sqrt(1 - data) * noise
     seconds = jnp.asarray(MAPPER.loa.times())
-    unet = jax.jit(lambda unet, x, t, loa: unet(x, t, (loa,), context_seconds=seconds))
-    output = unet(module.unet, jnp.asarray(noised), draws.t, jnp.asarray(read))
+    output = unet_output(module.unet, jnp.asarray(noised), draws.t, jnp.asarray(read), seconds)
     velocity = np.sqrt(data) * noise - np.sqrt(1 - data) * latents
     wanted = velocity if prediction == "v" else noise
     diffusion = np.mean((np.asarray(output) - wanted) ** 2)
@@ -249,6 +268,10 @@ def test_what_is_left_to_chance_has_the_shares_it_should(recipe):
     assert float((draws.true & draws.unconditional).mean()) == pytest.approx(0.025, abs=0.01)
     assert int(draws.t.min()) < 10
     assert int(draws.t.max()) in range(990, 1000)
+    never = replace(recipe, true_loa_prob=0.0, uncond_prob=0.0).draw(many, jax.random.key(1))
+    always = replace(recipe, true_loa_prob=1.0, uncond_prob=1.0).draw(many, jax.random.key(1))
+    assert not np.any(never.true | never.unconditional)
+    assert np.all(always.true & always.unconditional)
 
 
 def test_a_unet_that_reads_text_is_told_the_empty_text(tmp_path, batch):
