@@ -77,9 +77,10 @@ class SyncTransformer(nnx.Module):
         self.audio_proj = linear(config.audio.width, width, (None, "embed"), rngs=rngs)
         self.video_norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
         self.audio_norm = layer_norm(width, epsilon=EPSILON, rngs=rngs)
-        self.offset_token = table(width, rngs=rngs)
-        self.modality_token = table(width, rngs=rngs)
-        self.pos_embed = table(tokens, width, rngs=rngs)
+        # As large as the vectors behind their norms: an offset is a matter of positions alone.
+        self.offset_token = table(width, stddev=1.0, rngs=rngs)
+        self.modality_token = table(width, stddev=1.0, rngs=rngs)
+        self.pos_embed = table(tokens, width, stddev=1.0, rngs=rngs)
         heads, mlp_width = config.sync.heads, config.sync.mlp_width
         self.blocks = nnx.List(
             [Block(width, heads, mlp_width, epsilon=EPSILON, rngs=rngs) for _ in range(depth)]
