@@ -1,8 +1,11 @@
 """A bundle of untrained tiny networks, for tests that only need it to run."""
 
+import atexit
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import jax
 import numpy as np
@@ -88,6 +91,15 @@ def untrained() -> dict:
     }
 
 
+@cache
+def _written(**changes) -> Path:
+    """Write the untrained bundle once for all tests of this process."""
+    folder = Path(mkdtemp(prefix="untrained-"))
+    atexit.register(shutil.rmtree, folder)
+    return write_bundle(folder, untrained(), settings=replace(SETTINGS, **changes)).path
+
+
 def untrained_bundle(path: Path, **changes) -> Bundle:
-    """Write the untrained bundle to `path`, with changes of `SETTINGS`."""
-    return write_bundle(path, untrained(), settings=replace(SETTINGS, **changes))
+    """Copy the untrained bundle to `path`, with changes of `SETTINGS`."""
+    shutil.copytree(_written(**changes), path, dirs_exist_ok=True)
+    return Bundle.open(path)

@@ -20,6 +20,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import atexit
 import gc
 import json
 import logging
@@ -81,6 +82,10 @@ VIDEOS = Path(__file__).parents[2] / "shared" / "videos"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs in pytest's cache, for other tests, workers and later runs."""
+    if hasattr(config, "workerinput"):
+        # A worker need not give back all programs, traces and modules one by one. What is
+        # registered from now on, such as the removal of folders, is done before.
+        atexit.register(os._exit, 0)
     if not hasattr(config, "cache"):  # pytest -p no:cacheprovider
         return
     folder = config.cache.mkdir("xla")
@@ -232,6 +237,27 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(
             f"{network:{wide[0]}}  {against:{wide[1]}}  {difference:9.1e}  {tolerance:9.1e}"
         )
+
+
+@pytest.fixture(scope="module")
+def open_once():
+    """Open a bundle's networks once for all commands of a file: that is half of a small command."""
+    # Imported here, when annotations are checked as `check_faster` says.
+    from mfm_jax.inference.pipeline import VideoToAudio
+    from mfm_jax.storage.paths import TINY_BUNDLE
+
+    opened: dict = {}
+    real = VideoToAudio.open
+
+    def open_or_remember(bundle=None, *args, **options):
+        key = (str(Path(bundle or TINY_BUNDLE).resolve()), args, repr(sorted(options.items())))
+        if key not in opened:
+            opened[key] = real(bundle, *args, **options)
+        return opened[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoToAudio, "open", open_or_remember)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -93,8 +93,9 @@ def _call(
         send.send((traceback.format_exc(), None))
     finally:
         send.close()
-        # The fork server leaves them out; JAX takes leave of other processes in one.
-        atexit._run_exitfuncs()
+        if jax.distributed.is_initialized():
+            # The fork server leaves them out; JAX takes leave of other processes in one.
+            atexit._run_exitfuncs()
 
 
 def _end_with_the_tests() -> None:

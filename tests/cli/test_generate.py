@@ -15,6 +15,7 @@ from mfm_jax.media.probe import probe
 from mfm_jax.media.write import write_frames
 from tests.bundles import untrained_bundle
 
+pytestmark = pytest.mark.usefixtures("open_once")
 FAST = ["--steps", "2", "--batch", "2"]
 
 

@@ -23,7 +23,6 @@ from mfm_jax.cli.command import build_parser
 from mfm_jax.cli.toplevel import read_config
 from mfm_jax.foley.world import SPLITS, World, generate_clip, write_clip
 from mfm_jax.inference import generate
-from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.media.sandbox import SWITCH
 from mfm_jax.media.write import write_frames
 from mfm_jax.storage.paths import TINY_BUNDLE
@@ -92,23 +91,7 @@ def parse(line: str) -> None:
         assert words[0] in ("git", "curl", "python", "scripts", *SHELL) or "=" in words[0], line
 
 
-@pytest.fixture(autouse=True, scope="module")
-def open_once():
-    """Open the miniature once for all commands. It takes a second, a third of a command."""
-    opened: dict = {}
-    real = VideoToAudio.open
-
-    def open_or_remember(bundle=None, *args, **options):
-        key = (str(Path(bundle or TINY_BUNDLE).resolve()), args, repr(sorted(options)))
-        if key not in opened:
-            opened[key] = real(bundle, *args, **options)
-        return opened[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VideoToAudio, "open", open_or_remember)
-        yield
-
-
+pytestmark = pytest.mark.usefixtures("open_once")
 done: set[tuple[str, ...]] = set()
 """Generations that have run."""
 

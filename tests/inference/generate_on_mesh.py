@@ -19,7 +19,6 @@ from mfm_jax.inference.requests import Request
 from mfm_jax.inference.work import Job
 from mfm_jax.media.windows import Window
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
-from tests.bundles import untrained_bundle
 from tests.noise import window
 
 WINDOWS = 8
@@ -120,7 +119,7 @@ def default_batch(count: int) -> int:
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """Compute on several meshes, and leave `bundle`, `one.wav` and `eight.wav` in the folder.
+    """Compute on several meshes with `bundle` in the folder, and leave `one.wav` and `eight.wav`.
 
     `meshes`: by the sizes of the mesh the largest difference of a wave from those of one device,
     `joint` that of a video whose windows are denoised jointly in two batches, the loudest sample,
@@ -129,7 +128,7 @@ def run(folder: Path) -> dict[str, Any]:
     the number of devices. `said`: its lines for some options on eight devices. The two sounds are
     made of one clip by so many devices.
     """
-    bundle = untrained_bundle(folder / "bundle").path
+    bundle = folder / "bundle"
     alone, long_alone, found = on_mesh(bundle, MESHES[0])
     meshes = {"1x1x1": found}
     for sizes in MESHES[1:]:

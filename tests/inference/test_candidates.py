@@ -24,6 +24,8 @@ from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.bundles import SETTINGS, untrained, untrained_bundle, untrained_component
 
+pytestmark = pytest.mark.usefixtures("open_once")
+
 
 @pytest.fixture(scope="module")
 def clip():
@@ -105,8 +107,10 @@ def tagger_of_music(music, other):
     ],
 )
 def test_what_a_bundle_cannot_judge_is_one_line(made, tmp_path, without, wrong, message):
-    parts = {name: part for name, part in untrained().items() if name != without}
-    bundle = write_bundle(tmp_path / "b", parts, settings=SETTINGS).path
+    bundle = made / "bundle"
+    if without:
+        parts = {name: part for name, part in untrained().items() if name != without}
+        bundle = write_bundle(tmp_path / "b", parts, settings=SETTINGS).path
     with pytest.raises(UsageError, match=message):
         mfm_jax.generate(
             made / "a.mp4", tmp_path / "x.wav", **{"bundle": bundle, "candidates": 2} | wrong

@@ -15,6 +15,8 @@ from mfm_jax.media.frames import windows
 from mfm_jax.media.write import write_frames
 from tests.bundles import untrained_bundle
 
+pytestmark = pytest.mark.usefixtures("open_once")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.bundles import untrained_bundle
 from tests.forked import Forked
 from tests.inference.generate_on_mesh import run
 
@@ -24,6 +25,7 @@ def found(folder) -> dict:
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
+    untrained_bundle(folder / "bundle")
     return Forked(run, folder, options=options).result()
 
 

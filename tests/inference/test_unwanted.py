@@ -13,6 +13,8 @@ from mfm_jax.media.write import write_frames
 from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.bundles import untrained_bundle
 
+pytestmark = pytest.mark.usefixtures("open_once")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
