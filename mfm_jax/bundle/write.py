@@ -37,16 +37,15 @@ from mfm_jax.storage.files import (
     new_folder,
     publish,
     remove_folder,
-    remove_parts,
     remove_tree,
-    report_full_disk,
-    scratch,
     signature,
     write_text,
 )
 from mfm_jax.storage.index import INDEX
 from mfm_jax.storage.locks import is_locked, locked, locked_new_folder
+from mfm_jax.storage.parts import remove_parts, report_full_disk
 from mfm_jax.storage.paths import user_path
+from mfm_jax.storage.scratch import scratch
 from mfm_jax.storage.store import StoreError, write_store
 from mfm_jax.storage.weights import named_weights
 

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def written_here(target: Path) -> Iterator[Path]:
     """Yield a folder of this machine to write into, whose files go to `target` in the end."""
     from mfm_jax.storage.addresses import StorePath
-    from mfm_jax.storage.files import scratch
+    from mfm_jax.storage.scratch import scratch
 
     if not isinstance(target, StorePath):
         yield target

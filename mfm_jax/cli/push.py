@@ -81,7 +81,8 @@ def _target(into: Path | None) -> Iterator[Path]:
         UsageError: it is there and not empty.
     """
     from mfm_jax.errors import UsageError
-    from mfm_jax.storage.files import check_folder, new_folder, scratch
+    from mfm_jax.storage.files import check_folder, new_folder
+    from mfm_jax.storage.scratch import scratch
 
     if into is None:
         with scratch("repository") as folder:

@@ -29,15 +29,14 @@ from mfm_jax.storage.files import (
     flush,
     flush_tree,
     names_in,
-    remove_parts,
     remove_tree,
     rename,
-    report_full_disk,
-    scratch,
     write_text,
 )
+from mfm_jax.storage.parts import remove_parts, report_full_disk
 from mfm_jax.storage.paths import user_path
 from mfm_jax.storage.retries import AddressError
+from mfm_jax.storage.scratch import scratch
 
 SHARD = 256
 """Clips in one file by default: an interruption loses at most so much work."""

@@ -36,7 +36,8 @@ from mfm_jax.runtime.progress import Progress
 from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.copies import local_copy, naming
-from mfm_jax.storage.files import check_target, scratch, signature
+from mfm_jax.storage.files import check_target, signature
+from mfm_jax.storage.scratch import scratch_file
 from mfm_jax.storage.store import digest_file
 
 WRITERS = 2
@@ -386,7 +387,7 @@ def _file_of(target: Path) -> Iterator[Path]:
     if not isinstance(target, StorePath):
         yield target
         return
-    with scratch(target.stem) as folder, naming(target, file := folder / target.name):
+    with scratch_file(target.name) as file, naming(target, file):
         yield file
         target.put(file)
 

@@ -13,16 +13,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from mfm_jax.errors import UserError, WriteError, system_reason
 from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.locks import is_at
 from mfm_jax.storage.objects import Info, version
 from mfm_jax.storage.retries import AddressError
+from mfm_jax.storage.scratch import FOLDER, copies_folder, scratch_file
 
-FOLDER = "MFM_FILES"
-"""The environment variable that names another folder for the copies."""
 LIMIT = "MFM_FILES_GB"
 """The environment variable that says how large the folder may get, in units of 1e9 bytes."""
 DEFAULT_LIMIT = 100.0
@@ -48,7 +46,14 @@ def local_copy(path: Path) -> Iterator[Path]:
     if not isinstance(path, StorePath):
         yield path
         return
-    copy, handle = _fetched(path)
+    files, contents = _found(path)
+    if contents is not None:  # to share it would take longer than to write it
+        with scratch_file(path.name) as copy, naming(path, copy):
+            copy.write_bytes(contents)
+            _check(path, copy, files[path])
+            yield copy
+        return
+    copy, handle = _fetched(path, files)
     try:
         with naming(path, copy):
             yield copy
@@ -67,7 +72,7 @@ def kept_copy(path: Path) -> Path:
     """
     if not isinstance(path, StorePath):
         return path
-    copy, handle = _fetched(path)
+    copy, handle = _fetched(path, *_found(path))
     if (entry := str(copy)) in _kept:
         os.close(handle)
     else:
@@ -88,32 +93,21 @@ def naming(path: Path, copy: Path) -> Iterator[None]:
         raise
 
 
-def copies_folder() -> Path:
-    """Return the folder of the copies."""
-    named, cache = os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(named) if named else Path(cache) / "mfm-jax" / "files").expanduser()
-
-
-def scratch_folder() -> Path:
-    """Return a folder on this machine for files on their way to a store.
-
-    Raises:
-        WriteError: it cannot be made.
-    """
-    folder = copies_folder() / "outgoing"
+def _found(path: StorePath) -> tuple[dict[StorePath, Info], bytes | None]:
+    """Return the files at `path` and, of a small one, the contents, which came with the answer."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"cannot write into {folder} ({system_reason(error)}): name another folder with "
-            f"{FOLDER}"
-        ) from None
-    return folder
+        info, contents = path.read_small(SMALL)
+    except FileNotFoundError:
+        if files := path.files():
+            return files, None
+        raise
+    return {path: info}, contents
 
 
-def _fetched(path: StorePath) -> tuple[Path, int]:
+def _fetched(
+    path: StorePath, files: Mapping[StorePath, Info], contents: bytes | None = None
+) -> tuple[Path, int]:
     """Return a complete copy, and the handle that keeps it from being removed."""
-    files, contents = _found(path)
     names = {str(file.relative_to(path)): info for file, info in files.items()}
     told = f"{path}\n" + "\n".join(f"{name} {version(info)}" for name, info in names.items())
     entry = copies_folder() / hashlib.sha256(told.encode()).hexdigest()[:32]
@@ -129,18 +123,7 @@ def _fetched(path: StorePath) -> tuple[Path, int]:
     return copy, handle
 
 
-def _found(path: StorePath) -> tuple[dict[StorePath, Info], bytes | None]:
-    """Return the files at `path` and, of a small one, the contents, which came with the answer."""
-    try:
-        info, contents = path.read_small(SMALL)
-    except FileNotFoundError:
-        if files := path.files():
-            return files, None
-        raise
-    return {path: info}, contents
-
-
-def _complete(entry: Path, copy: Path, names: Mapping[str, Mapping[str, Any]]) -> bool:
+def _complete(entry: Path, copy: Path, names: Mapping[str, Info]) -> bool:
     if not (entry / LISTED).exists():
         return False
     return all(_size(copy / name) == info["size"] for name, info in names.items())
@@ -155,8 +138,8 @@ def _size(file: Path) -> int | None:
 def _fetch(
     entry: Path,
     copy: Path,
-    files: Mapping[StorePath, Mapping[str, Any]],
-    names: Mapping[str, Mapping[str, Any]],
+    files: Mapping[StorePath, Info],
+    names: Mapping[str, Info],
     contents: bytes | None,
 ) -> None:
     """Copy the files that are not there yet; what an earlier process has copied is used.
@@ -209,7 +192,7 @@ def _name(part: Path, target: Path, size: int) -> None:
         os.replace(part, target)
 
 
-def _check(file: StorePath, part: Path, info: Mapping[str, Any]) -> None:
+def _check(file: StorePath, part: Path, info: Info) -> None:
     """Check the size and, where the store tells it, the digest of a copy.
 
     Raises:
@@ -224,7 +207,7 @@ def _check(file: StorePath, part: Path, info: Mapping[str, Any]) -> None:
         raise AddressError(f"{file} was changed while it was read, or damaged: try again")
 
 
-def md5_of(info: Mapping[str, Any]) -> str | None:
+def md5_of(info: Info) -> str | None:
     """Return the MD5 that a store tells of an object, if it does.
 
     Of an object of S3 it may be another number (`StorePath.tells_md5`).

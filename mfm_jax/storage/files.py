@@ -1,54 +1,19 @@
 """Files and folders appear under their names when they are complete, or not at all."""
 
-import fcntl
-import hashlib
 import os
-import platform
-import re
-import secrets
 import shutil
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
-from mfm_jax.errors import UsageError, UserError, WriteError, full_disk, system_reason
-from mfm_jax.runtime import signals
+from mfm_jax.errors import UsageError, WriteError, system_reason
 from mfm_jax.storage.addresses import StorePath
-from mfm_jax.storage.copies import scratch_folder
-from mfm_jax.storage.locks import new_locked, opened
+from mfm_jax.storage.locks import opened
+from mfm_jax.storage.parts import new_part, new_part_folder, report_full_disk, sweep, temporary
 from mfm_jax.storage.retries import AddressError
-
-MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
-PART = re.compile(rf"\.(.*-)?{MACHINE}[0-9a-f]{{8}}(\..*)?")
-"""Names of the temporary files of this machine; earlier versions put the target's name in front."""
-PART_FOLDER = re.compile(rf"\.{MACHINE}[0-9a-f]{{8}}")
-"""Names of the temporary folders of this machine."""
-LONGEST_SUFFIX = 16
-"""Characters: libraries tell formats by shorter ones, and a name has 255 bytes at most."""
-
-_swept: set[Path] = set()
-
-
-@contextmanager
-def report_full_disk(target: Path) -> Iterator[None]:
-    """Report a full disk while the block writes to the file or folder `target`.
-
-    Raises:
-        WriteError: the disk is full.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if reason := full_disk(error):
-            raise WriteError(
-                f"cannot write {target} ({reason}): make room there and start again"
-            ) from None
-        raise
+from mfm_jax.storage.scratch import is_scratch, scratch, scratch_file
 
 
 @contextmanager
@@ -63,13 +28,15 @@ def atomic_write(target: Path) -> Iterator[Path]:
         WriteError: nothing can be written there, or there is no room for it.
     """
     if isinstance(target, StorePath):
-        with _new_part(scratch_folder() / target.name) as part:
-            with report_full_disk(part):
-                yield part
+        with scratch_file(target.name) as part:
+            yield part
             target.put(part)
         return
+    if is_scratch(target):
+        yield target
+        return
     target = Path(target)
-    with _new_part(target) as part:
+    with new_part(target) as part:
         with report_full_disk(target):
             yield part
         part.replace(target)
@@ -127,7 +94,7 @@ def _check_store_folder(folder: StorePath) -> None:
     try:
         if folder.is_file():
             raise OSError(0, "a file has its name")
-        probe = _temporary(folder)
+        probe = temporary(folder)
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)
     except AddressError:
@@ -146,80 +113,8 @@ def check_target(target: Path) -> None:
     """
     if isinstance(target, StorePath):
         return  # `check_folder` has tried its folder
-    with _new_part(Path(target)):
+    with new_part(Path(target)):
         pass
-
-
-@contextmanager
-def _new_part(target: Path) -> Iterator[Path]:
-    """Make a locked temporary file beside `target`, which is removed after the block."""
-    suffix = target.suffix if len(target.suffix) <= LONGEST_SUFFIX else ""
-    part = _temporary(target.parent, suffix)
-    with signals.undone(partial(part.unlink, missing_ok=True)):
-        try:
-            _check_replaceable(target)
-            _sweep(target.parent)
-            handle = new_locked(part)
-        except OSError as error:
-            raise WriteError(
-                f"cannot write {target} ({system_reason(error)}): choose another output path"
-            ) from None
-        try:
-            yield part
-        finally:
-            part.unlink(missing_ok=True)
-            os.close(handle)
-
-
-def _check_replaceable(target: Path) -> None:
-    """Raise OSError unless `target` is a file or may become one."""
-    with suppress(FileNotFoundError):
-        mode = target.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(0, "it is a folder")
-        if not stat.S_ISREG(mode):  # a rename would remove /dev/null itself
-            raise OSError(0, "it is a device or a pipe")
-
-
-def _temporary(folder: Path, suffix: str = "") -> Path:
-    return folder / f".{MACHINE}{secrets.token_hex(4)}{suffix}"
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left in `folder`, at its first use in this process."""
-    if folder.absolute() not in _swept:
-        _swept.add(folder.absolute())
-        remove_parts(folder)
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left in `folder`.
-
-    Those of other machines stay: not every file system shares locks between machines.
-    """
-    if isinstance(folder, StorePath):
-        return  # there are none
-    with suppress(OSError):
-        for part in folder.iterdir():
-            if _is_part(part):
-                _remove_abandoned(part)
-
-
-def _is_part(path: Path) -> bool:
-    if path.is_symlink():
-        return False
-    if PART_FOLDER.fullmatch(path.name) and path.is_dir():
-        return True
-    return PART.fullmatch(path.name) is not None and path.is_file()
-
-
-def _remove_abandoned(part: Path) -> None:
-    with suppress(OSError), opened(part) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink()
 
 
 def flush(path: Path) -> None:
@@ -292,37 +187,14 @@ def new_folder(path: Path, *, replace: bool = False, last: str = "") -> Iterator
     if path.is_symlink():  # which a folder cannot replace
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    with _temporary_folder(path.parent) as outer:
+    sweep(path.parent)
+    with new_part_folder(path.parent) as outer:
         with report_full_disk(path):
             (inner := outer / "new").mkdir()
             yield inner
         if replace and path.exists():
             os.replace(path, outer / "old")
         os.replace(inner, path)
-
-
-@contextmanager
-def scratch(name: str) -> Iterator[Path]:
-    """Yield an empty folder on this machine, for what goes to a store; it is removed afterwards."""
-    _sweep(scratch_folder())
-    with _temporary_folder(scratch_folder()) as outer, report_full_disk(outer):
-        (inner := outer / name).mkdir()
-        yield inner
-
-
-@contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder that is removed after the block."""
-    outer = _temporary(parent)  # locked, so that what is in it can be locked by others
-    remove = partial(shutil.rmtree, outer, ignore_errors=True)
-    with signals.undone(remove):
-        handle = new_locked(outer, folder=True)
-        try:
-            yield outer
-        finally:
-            remove()
-            os.close(handle)
 
 
 def publish(folder: Path, target: StorePath, *, last: str = "") -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from mfm_jax.media.audio import RATE
 from mfm_jax.storage.addresses import StorePath
-from mfm_jax.storage.files import names_in, scratch
+from mfm_jax.storage.files import names_in
+from mfm_jax.storage.scratch import scratch
 from mfm_jax.typing import Float, Shaped
 
 INTERVAL = 30.0

@@ -11,7 +11,8 @@ import jax
 from mfm_jax.cost import chips, flops
 from mfm_jax.runtime import distributed
 from mfm_jax.storage.addresses import StorePath
-from mfm_jax.storage.files import publish, scratch
+from mfm_jax.storage.files import publish
+from mfm_jax.storage.scratch import scratch
 
 WARM = 3
 """Steps before a profile: the first one compiles, and the next ones wait for memory and data."""

@@ -12,7 +12,7 @@ from mfm_jax.data import records
 from mfm_jax.data.clips import Clip, DataError
 from mfm_jax.data.records import DatasetWriter, Failure, Field, RecordSource
 from mfm_jax.runtime.failures import LOG
-from mfm_jax.storage.files import MACHINE
+from mfm_jax.storage.parts import MACHINE
 
 FIELDS = {"x": Field((2, 3), "float16"), "n": Field((), "int32")}
 ABOUT = {"made": [1, 2]}

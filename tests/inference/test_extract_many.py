@@ -17,7 +17,7 @@ from mfm_jax.data.features import FeatureSource
 from mfm_jax.foley.world import World, generate_clip, write_world
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.write import write_frames
-from mfm_jax.storage.files import MACHINE
+from mfm_jax.storage.parts import MACHINE
 from tests.bundles import untrained_bundle
 from tests.forked import Forked
 from tests.silent import write_silent

@@ -21,12 +21,16 @@ def test_what_is_here_is_not_copied(tmp_path):
     assert kept_copy(tmp_path) is tmp_path
 
 
-def test_a_copy_has_the_name_and_goes_after_its_use(bucket, copies):
+def test_a_copy_has_the_name_and_goes_after_its_use(bucket, copies, monkeypatch):
     video = bucket / "clips" / "a.mp4"
     video.write_bytes(b"frames")
-    with local_copy(video) as here, local_copy(video) as same:
-        assert (here, here.name, here.read_bytes()) == (same, "a.mp4", b"frames")
-    assert in_cache(copies) == []
+    for small in (1000, -1):
+        monkeypatch.setattr(module, "SMALL", small)
+        with local_copy(video) as here, local_copy(video) as same:
+            assert here.name == "a.mp4"
+            assert here.read_bytes() == same.read_bytes() == b"frames"
+            assert (here == same) == (small < 0)  # a small one is sooner read again than shared
+        assert in_cache(copies) == []
     with pytest.raises(FileNotFoundError), local_copy(bucket / "nothing"):
         pass
 
@@ -62,8 +66,9 @@ def test_the_copies_are_bounded_and_those_in_use_stay(bucket, copies, monkeypatc
     for name in "abc":
         (bucket / name).write_bytes(bytes(400))
     monkeypatch.setenv(module.LIMIT, "1e-6")
+    monkeypatch.setattr(module, "SMALL", -1)
     with local_copy(bucket / "a"):
-        _, handle = module._fetched(bucket / "b")
+        _, handle = module._fetched(bucket / "b", *module._found(bucket / "b"))
         os.close(handle)  # as of a process that has ended
         assert in_cache(copies) == ["a", "b"]
         with local_copy(bucket / "c"):
@@ -79,16 +84,20 @@ def test_a_copy_that_differs_is_not_used(bucket, copies, monkeypatch):
     (bucket / "a").write_bytes(b"right")
     monkeypatch.setattr(type(bucket), "get", lambda self, file: file.write_bytes(b"wrong"))
     told, _ = (bucket / "a").read_small(0)
+    monkeypatch.setattr(module, "SMALL", -1)
     for read in (None, b"wrong"):
         monkeypatch.setattr(type(bucket), "read_small", lambda self, most, read=read: (told, read))
-        monkeypatch.setattr(module, "SMALL", -1)
         with pytest.raises(OSError, match="was changed while it was read, or damaged"):
             kept_copy(bucket / "a")
     assert in_cache(copies) == []
 
 
-def test_copies_come_and_go_in_many_threads_and_every_one_is_whole(bucket, copies):
-    """Each looks for room among the copies that others are just removing."""
+@pytest.mark.parametrize("small", [1000, -1], ids=["small", "shared"])
+def test_copies_come_and_go_in_many_threads_and_every_one_is_whole(
+    bucket, copies, monkeypatch, small
+):
+    """Each of those that are shared looks for room among those that others are just removing."""
+    monkeypatch.setattr(module, "SMALL", small)
     for number in range(8):
         (bucket / f"{number}").write_bytes(bytes([number]) * 1000)
 
@@ -104,4 +113,4 @@ def test_copies_come_and_go_in_many_threads_and_every_one_is_whole(bucket, copie
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(160)))
         assert all(pool.map(stays, [0] * 80))
-    assert not [*copies.rglob("*")]
+    assert {path.name for path in copies.rglob("*")} <= {"outgoing"}

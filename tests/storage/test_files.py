@@ -10,7 +10,7 @@ import pytest
 
 from mfm_jax.errors import WriteError
 from mfm_jax.media.audio import write_sound
-from mfm_jax.storage import files, locks
+from mfm_jax.storage import files, locks, parts
 from tests.full_disk import full_disk
 
 
@@ -92,13 +92,13 @@ with atomic_write(target) as part, new_folder(target.with_suffix("")) as folder:
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
-    other_machine = "0000" if files.MACHINE != "0000" else "1111"
+    other_machine = "0000" if parts.MACHINE != "0000" else "1111"
     others = [f".{other_machine}01234567.txt", ".hidden", ".0123.txt", "a.txt"]
     for name in others:
         (tmp_path / name).write_text("mine")
-    of_version_0_1 = tmp_path / f".b-{files.MACHINE}01234567.txt"
+    of_version_0_1 = tmp_path / f".b-{parts.MACHINE}01234567.txt"
     of_version_0_1.touch()
-    (tmp_path / f".b-{files.MACHINE}01234567").mkdir()
+    (tmp_path / f".b-{parts.MACHINE}01234567").mkdir()
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", HALF, str(tmp_path / name)],
@@ -118,25 +118,25 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
     assert len(list(tmp_path.iterdir())) == 8
     writers[1].communicate("")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [*others, f".b-{files.MACHINE}01234567", "alive", "alive.txt", "next.txt"]
+        [*others, f".b-{parts.MACHINE}01234567", "alive", "alive.txt", "next.txt"]
     )
-    files.remove_parts(tmp_path / "absent")
+    parts.remove_parts(tmp_path / "absent")
 
 
 def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypatch):
     """Another process may look for abandoned files between the creation and the lock of one."""
-    lock, looks = files.fcntl.flock, []
+    lock, looks = parts.fcntl.flock, []
 
     def looked_at(handle, how):
         if not looks:
             looks.append(how)
-            files.remove_parts(tmp_path)
+            parts.remove_parts(tmp_path)
         lock(handle, how)
 
-    monkeypatch.setattr(files.fcntl, "flock", looked_at)
+    monkeypatch.setattr(parts.fcntl, "flock", looked_at)
     with files.atomic_write(tmp_path / "a.txt") as part:
         part.write_text("whole")
-        files.remove_parts(tmp_path)
+        parts.remove_parts(tmp_path)
     assert len(looks) == 1
     assert (tmp_path / "a.txt").read_text() == "whole"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -144,14 +144,14 @@ def test_a_part_that_is_taken_for_a_killed_ones_is_made_again(tmp_path, monkeypa
 
 def test_one_process_claims_a_folder(tmp_path, monkeypatch):
     """Also if the one that had it gives it up between the look of the next one and its lock."""
-    lock, gives_up = files.fcntl.flock, [True]
+    lock, gives_up = parts.fcntl.flock, [True]
 
     def locking(handle, how):
         lock(handle, how)
         if gives_up and gives_up.pop():
             (tmp_path / "a" / "b").rmdir()
 
-    monkeypatch.setattr(files.fcntl, "flock", locking)
+    monkeypatch.setattr(parts.fcntl, "flock", locking)
     with locks.claimed_folder(tmp_path / "a" / "b") as first:
         assert first
         assert (tmp_path / "a" / "b").is_dir()

@@ -1,0 +1,138 @@
+"""Files of this machine on their way to a store or from one, which nobody else sees.
+
+They lie in a locked folder of this process, each in a folder of its own, and are gone after their
+use. That of a process that was killed is removed by the next one.
+"""
+
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mfm_jax.errors import WriteError, system_reason
+from mfm_jax.runtime import signals
+from mfm_jax.storage.locks import new_locked
+from mfm_jax.storage.parts import report_full_disk, sweep, temporary
+
+FOLDER = "MFM_FILES"
+"""The environment variable that names another folder for what lies in stores."""
+
+
+@dataclass(eq=False)
+class _Own:
+    """A folder of this process, which is there as long as something is in it."""
+
+    path: Path
+    handle: int  # has it locked
+    undone: AbstractContextManager[None]
+    users: int = 0
+
+    def close(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.handle)
+        self.undone.__exit__(None, None, None)
+
+
+_own: dict[tuple[int, Path], _Own] = {}  # by the process, as another may be forked meanwhile
+_lock = threading.Lock()
+_numbers = itertools.count()
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
+
+
+def copies_folder() -> Path:
+    """Return the folder of this machine for what lies in stores."""
+    named, cache = os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(named) if named else Path(cache) / "mfm-jax" / "files").expanduser()
+
+
+@contextmanager
+def scratch_file(name: str) -> Iterator[Path]:
+    """Yield the path of a file that is not there, in a folder alone; both are gone afterwards.
+
+    Raises:
+        WriteError: the folder cannot be made, or there is no room.
+    """
+    with _own_folder() as own, report_full_disk(own):
+        folder = own / str(next(_numbers))
+        folder.mkdir(parents=True)  # the user may have emptied the folder of the copies
+        try:
+            yield folder / name
+        finally:
+            try:
+                (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
+            except OSError:  # it has become a folder, or there is more beside it
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """Yield an empty folder, which is removed afterwards.
+
+    Raises:
+        WriteError: it cannot be made, or there is no room.
+    """
+    with scratch_file(name) as folder:
+        folder.mkdir()
+        yield folder
+
+
+def is_scratch(file: Path) -> bool:
+    """Return whether a file is the only one of a `scratch_file`."""
+    return any(own.path == file.parent.parent for own in list(_own.values()))
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    key = os.getpid(), _scratch_folder()
+    with _lock:
+        own = _own.get(key) or _made(key[1])
+        _own[key] = own
+        own.users += 1
+    try:
+        yield own.path
+    finally:
+        with _lock:
+            own.users -= 1
+            if not own.users:
+                del _own[key]
+                own.close()
+
+
+def _made(parent: Path) -> _Own:
+    sweep(parent)
+    path = temporary(parent)
+    undone = signals.undone(partial(_remove_own, path, os.getpid()))
+    undone.__enter__()
+    try:
+        return _Own(path, new_locked(path, folder=True), undone)
+    except OSError as error:
+        undone.__exit__(None, None, None)
+        raise WriteError(_cannot_write(parent, error)) from None
+
+
+def _remove_own(path: Path, process: int) -> None:
+    if os.getpid() == process:  # and not one that was forked from it
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _scratch_folder() -> Path:
+    folder = copies_folder() / "outgoing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(_cannot_write(folder, error)) from None
+    return folder
+
+
+def _cannot_write(folder: Path, error: OSError) -> str:
+    reason = system_reason(error)
+    return f"cannot write into {folder} ({reason}): name another folder with {FOLDER}"
