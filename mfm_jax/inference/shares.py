@@ -412,10 +412,11 @@ class Share:
         lease = self.leases.take(self._lease_name(number))
         if lease is None:
             return None
-        if self.files.done(number).exists() or self.files.is_over():
+        done = not lease.is_first and self.files.done(number).exists()
+        if done or self.files.is_over():
             self.leases.give_back(lease)
             return None
-        lines = read_json_lines(self.files.part(number))
+        lines = () if lease.is_first else read_json_lines(self.files.part(number))
         before = {line["output"]: line for line in lines if "made_of" in line}
         piece = Piece(number, lease, self._jobs(number), before)
         with self._lock:

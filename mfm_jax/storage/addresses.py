@@ -203,11 +203,17 @@ class StorePath(type(Path())):  # type: ignore[misc]
 
     @asked
     def _listed(self) -> list[Info]:
-        return self.objects.list(self.key)
+        return self.objects.folder(self.key)
 
     @asked
-    def _found(self, begin: str = "") -> dict[str, Info]:
-        return self.objects.find(self.key, begin)
+    def _found(self) -> dict[str, Info]:
+        return self.objects.find(self.key)
+
+    @asked
+    def names(self, begin: str = "") -> list[str]:
+        """Return the names of all objects in a folder that begin in a way, if there are any."""
+        folder = f"{self.key}/"
+        return [key.removeprefix(folder) for key in self.objects.keys(f"{folder}{begin}")]
 
     def iterdir(self) -> Iterator["StorePath"]:
         """Yield what is in a folder."""
@@ -216,13 +222,9 @@ class StorePath(type(Path())):  # type: ignore[misc]
             if name != self.key:  # an object may have the name of the folder
                 yield self._at(name)
 
-    def files(self, begin: str = "") -> dict["StorePath", Info]:
-        """Return all objects in a folder and the folders in it, and what the store tells of each.
-
-        Args:
-            begin: how their names in the folder begin.
-        """
-        return {self._at(name): info for name, info in sorted(self._found(begin).items())}
+    def files(self) -> dict["StorePath", Info]:
+        """Return all objects in a folder and the folders in it, and what the store tells of each."""
+        return {self._at(name): info for name, info in sorted(self._found().items())}
 
     def rglob(self, pattern: str, **kwargs: Any) -> Iterator["StorePath"]:
         """Yield the objects and folders below this one whose name has a pattern."""

@@ -60,16 +60,27 @@ class GoogleObjects(Objects):
             with self._asked("GET", place, f"{place.objects}/{place.name}") as answer:
                 told = json.loads(answer.read())
         except FileNotFoundError:
-            if not self._has_folder(key):
+            if next(self._keys(f"{key}/", 1), None) is None:
                 raise
             return {"name": key, "size": 0, "type": "directory"}
         return {**told, "name": key, "size": int(told["size"]), "type": "file"}
 
-    def _has_folder(self, key: str) -> bool:
-        place = self._place(key)
-        query = urlencode({"prefix": f"{key.partition('/')[2]}/", "maxResults": 1})
-        with self._asked("GET", place, f"{place.objects}?{query}") as answer:
-            return bool(json.loads(answer.read()).get("items"))
+    def keys(self, begin: str) -> list[str]:
+        """Return the keys of all objects whose keys begin in a way."""
+        return list(self._keys(begin))
+
+    def _keys(self, begin: str, page: int = 1000) -> Iterator[str]:
+        """Yield the keys; each page takes one request."""
+        bucket, _, prefix = begin.partition("/")
+        place = self._place(begin)
+        query = {"prefix": prefix, "fields": "items(name),nextPageToken", "maxResults": str(page)}
+        while True:
+            with self._asked("GET", place, f"{place.objects}?{urlencode(query)}") as answer:
+                told = json.loads(answer.read())
+            yield from (f"{bucket}/{item['name']}" for item in told.get("items", ()))
+            if "nextPageToken" not in told:
+                return
+            query["pageToken"] = told["nextPageToken"]
 
     def read(self, key: str) -> bytes:
         """Return the contents."""

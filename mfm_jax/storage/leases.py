@@ -38,6 +38,7 @@ class Lease:
 
     file: Path
     until: float  # unix time; as long as the last renewal succeeded
+    is_first: bool = False  # nobody has had one for this work before
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Leases:
         if numbers and not self._is_over(self._file(name, numbers[-1])):
             return None
         number = numbers[-1] + 1 if numbers else 1
-        lease = Lease(self._file(name, number), time.time() + self.seconds)
+        lease = Lease(self._file(name, number), time.time() + self.seconds, not numbers)
         try:
             create(lease.file, self._told(lease.until))
         except FileExistsError:
@@ -169,16 +170,21 @@ class Leases:
         return self.folder / f"{name}.{number:06d}"
 
     def _numbers(self, name: str) -> list[int]:
-        return sorted(number for its, number in self._all() if its == name)
+        return sorted(number for its, number in self._all(f"{name}.") if its == name)
 
-    def _all(self) -> Iterator[tuple[str, int]]:
+    def _all(self, begin: str = "") -> Iterator[tuple[str, int]]:
+        for file in self._names(begin):
+            name, _, number = file.rpartition(".")
+            if name and number.isdigit():
+                yield name, int(number)
+
+    def _names(self, begin: str) -> list[str]:
+        if isinstance(self.folder, StorePath):
+            return self.folder.names(begin)  # which does not list the leases of all others
         try:
-            for file in self.folder.iterdir():
-                name, _, number = file.name.rpartition(".")
-                if name and number.isdigit():
-                    yield name, int(number)
+            return [name for name in os.listdir(self.folder) if name.startswith(begin)]
         except FileNotFoundError:
-            return
+            return []
 
 
 def create(file: Path, data: bytes) -> None:

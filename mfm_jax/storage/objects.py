@@ -67,13 +67,18 @@ class Objects:
             if not missing_ok:
                 raise
 
-    def list(self, key: str) -> list[Info]:
+    def folder(self, key: str) -> list[Info]:
         """Return what is in a folder."""
         return self.library.ls(key, detail=True)
 
-    def find(self, key: str, begin: str = "") -> dict[str, Info]:
-        """Return all objects below a folder whose names in it begin in a way."""
-        return self.library.find(key, prefix=begin, detail=True)
+    def find(self, key: str) -> dict[str, Info]:
+        """Return all objects in a folder and the folders in it."""
+        return self.library.find(key, detail=True)
+
+    def keys(self, begin: str) -> list[str]:
+        """Return the keys of all objects whose keys begin in a way."""
+        folder, _, rest = begin.rpartition("/")
+        return self.library.find(folder, prefix=rest)
 
 
 def version(info: Info) -> str:
