@@ -13,6 +13,6 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=SegmentsRecipe(bundle="runs/tiny/bundle", source=FoleyClips("runs/tiny")),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100),
-        steps=1000,
+        steps=700,
         batch=32,
     )

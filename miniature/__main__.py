@@ -18,6 +18,7 @@ COMMANDS = {
     "robust": ("robust", "the same clips at other rates, sizes, rotated"),
     "still": ("still", "black, static and noise videos"),
     "evaluate": ("evaluation", "real, VAE, generated and shuffled sounds by every score"),
+    "desync": ("desync", "whether DeSync follows known shifts, by a Synchformer trained here"),
     "steps": ("steps", "few steps of the sampler beside many"),
     "seams": ("seams", "long clips where their windows meet"),
     "unwanted": ("unwanted", "guidance away from a sound"),
