@@ -35,6 +35,7 @@ from mfm_jax.inference.segments import (
 from mfm_jax.inference.work import Job, Maker, Work
 from mfm_jax.runtime import signals
 from mfm_jax.storage import leases as lease_module
+from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.files import atomic_write, names_in
 from mfm_jax.storage.json_lines import read_json_lines
 from mfm_jax.storage.leases import Lease, Leases, create
@@ -463,6 +464,10 @@ class Share:
 
 
 def _write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if isinstance(file, StorePath):
+        file.write_text(text)
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as part:
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        part.write_text(text)

@@ -37,6 +37,7 @@ from mfm_jax.runtime.throughput import Throughput
 from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.copies import local_copy, naming
 from mfm_jax.storage.files import check_target, signature
+from mfm_jax.storage.parts import report_full_disk
 from mfm_jax.storage.scratch import scratch_file
 from mfm_jax.storage.store import digest_file
 
@@ -388,7 +389,8 @@ def _file_of(target: Path) -> Iterator[Path]:
         yield target
         return
     with scratch_file(target.name) as file, naming(target, file):
-        yield file
+        with report_full_disk(file):
+            yield file
         target.put(file)
 
 

@@ -223,7 +223,7 @@ class StorePath(type(Path())):  # type: ignore[misc]
                 yield self._at(name)
 
     def files(self) -> dict["StorePath", Info]:
-        """Return all objects in a folder and the folders in it, and what the store tells of each."""
+        """Return all objects in a folder and those in it, with what the store tells of each."""
         return {self._at(name): info for name, info in sorted(self._found().items())}
 
     def rglob(self, pattern: str, **kwargs: Any) -> Iterator["StorePath"]:

@@ -18,6 +18,7 @@ from mfm_jax.errors import UserError, WriteError, system_reason
 from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.locks import is_at
 from mfm_jax.storage.objects import Info, version
+from mfm_jax.storage.parts import report_full_disk
 from mfm_jax.storage.retries import AddressError
 from mfm_jax.storage.scratch import FOLDER, copies_folder, scratch_file
 
@@ -49,7 +50,8 @@ def local_copy(path: Path) -> Iterator[Path]:
     files, contents = _found(path)
     if contents is not None:  # to share it would take longer than to write it
         with scratch_file(path.name) as copy, naming(path, copy):
-            copy.write_bytes(contents)
+            with report_full_disk(copy):
+                copy.write_bytes(contents)
             _check(path, copy, files[path])
             yield copy
         return

@@ -29,7 +29,8 @@ def atomic_write(target: Path) -> Iterator[Path]:
     """
     if isinstance(target, StorePath):
         with scratch_file(target.name) as part:
-            yield part
+            with report_full_disk(part):
+                yield part
             target.put(part)
         return
     if is_scratch(target):

@@ -40,7 +40,7 @@ class _Own:
 
 
 _own: dict[tuple[int, Path], _Own] = {}  # by the process, as another may be forked meanwhile
-_lock = threading.Lock()
+_lock = threading.RLock()  # the end of a use may come from the garbage collector
 _numbers = itertools.count()
 os.register_at_fork(
     before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
@@ -58,11 +58,12 @@ def scratch_file(name: str) -> Iterator[Path]:
     """Yield the path of a file that is not there, in a folder alone; both are gone afterwards.
 
     Raises:
-        WriteError: the folder cannot be made, or there is no room.
+        WriteError: the folder cannot be made.
     """
-    with _own_folder() as own, report_full_disk(own):
+    with _own_folder() as own:
         folder = own / str(next(_numbers))
-        folder.mkdir(parents=True)  # the user may have emptied the folder of the copies
+        with report_full_disk(own):
+            folder.mkdir(parents=True)  # the user may have emptied the folder of the copies
         try:
             yield folder / name
         finally:
@@ -75,12 +76,12 @@ def scratch_file(name: str) -> Iterator[Path]:
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """Yield an empty folder, which is removed afterwards.
+    """Yield an empty folder to write into, which is removed afterwards.
 
     Raises:
         WriteError: it cannot be made, or there is no room.
     """
-    with scratch_file(name) as folder:
+    with scratch_file(name) as folder, report_full_disk(folder):
         folder.mkdir()
         yield folder
 
@@ -92,7 +93,7 @@ def is_scratch(file: Path) -> bool:
 
 @contextmanager
 def _own_folder() -> Iterator[Path]:
-    key = os.getpid(), _scratch_folder()
+    key = os.getpid(), copies_folder() / "outgoing"
     with _lock:
         own = _own.get(key) or _made(key[1])
         _own[key] = own
@@ -108,31 +109,21 @@ def _own_folder() -> Iterator[Path]:
 
 
 def _made(parent: Path) -> _Own:
-    sweep(parent)
     path = temporary(parent)
     undone = signals.undone(partial(_remove_own, path, os.getpid()))
     undone.__enter__()
     try:
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep(parent)
         return _Own(path, new_locked(path, folder=True), undone)
     except OSError as error:
         undone.__exit__(None, None, None)
-        raise WriteError(_cannot_write(parent, error)) from None
+        raise WriteError(
+            f"cannot write into {parent} ({system_reason(error)}): name another folder with "
+            f"{FOLDER}"
+        ) from None
 
 
 def _remove_own(path: Path, process: int) -> None:
     if os.getpid() == process:  # and not one that was forked from it
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _scratch_folder() -> Path:
-    folder = copies_folder() / "outgoing"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(_cannot_write(folder, error)) from None
-    return folder
-
-
-def _cannot_write(folder: Path, error: OSError) -> str:
-    reason = system_reason(error)
-    return f"cannot write into {folder} ({reason}): name another folder with {FOLDER}"
