@@ -18,7 +18,7 @@ from mfm_jax.bundle import Bundle, Source, write_bundle
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2Config
-from mfm_jax.storage.weights import abstract, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, initialise, named_weights, with_weights
 from tests.table_checks import check_table
 
 SMALL = MapperConfig(
@@ -150,12 +150,10 @@ def streams():
 @functools.cache
 def lively(config):
     """A mapper whose every weight is away from its initial value."""
-    mapper = build_mapper(config, rngs=nnx.Rngs(0))
+    mapper, rng = initialise(functools.partial(build_mapper, config), 0), np.random.default_rng(7)
     leaves, tree = jax.tree.flatten(mapper)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return jax.tree.unflatten(
-        tree, [x + 0.2 * jax.random.uniform(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    moved = [np.asarray(x) + 0.2 * rng.random(x.shape, np.float32) for x in leaves]
+    return jax.tree.unflatten(tree, jax.device_put(moved))
 
 
 VARIANTS = {
@@ -273,9 +271,8 @@ def test_unknown_choices_are_named(field, value):
 
 
 def test_a_missing_encoder_is_named(streams):
-    mapper = build_mapper(SMALL, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="missing: timechat"):
-        mapper.generate({"cavp": streams["cavp"]})
+        lively(SMALL).generate({"cavp": streams["cavp"]})
 
 
 @pytest.mark.parametrize("fusion", ["tokens", "channels", "wrapped"])
@@ -337,6 +334,5 @@ def test_readings_of_a_stream_have_names_of_their_own_and_one_size(encoders, mes
 
 
 def test_a_missing_stream_is_named_once(streams):
-    mapper = build_mapper(dataclasses.replace(SMALL, encoders=TWICE), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"reads cavp, cavp:2; missing: cavp$"):
-        mapper.generate({"timechat": streams["timechat"]})
+        lively(VARIANTS["one twice"]).generate({"timechat": streams["timechat"]})
