@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,21 +77,41 @@ def work(manifest: str, out: str, milliseconds: float) -> None:
         alone.run(lambda: Networks(start), 4)
 
 
-def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> tuple[float, float]:
-    """Run workers at the same time; return the seconds that they take, and those of processors."""
-    begun, used = time.monotonic(), processors()
+class Taken(NamedTuple):
+    """Seconds that workers take: by the clock, and of processors."""
+
+    wall: float
+    workers: float
+    server: float
+
+
+def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> Taken:
+    """Run workers at the same time."""
+    begun, used, served = time.monotonic(), processors(), running_processors()
     words = [sys.executable, "-m", "benchmarks.workers", "--work", str(milliseconds), "--as-worker"]
     running = [subprocess.Popen([*words, *command]) for command in commands]
     codes = [process.wait() for process in running]
     if any(codes):
         raise RuntimeError(f"workers ended with {codes}")
-    return time.monotonic() - begun, processors() - used
+    wall = time.monotonic() - begun
+    return Taken(wall, processors() - used, running_processors() - served)
 
 
 def processors() -> float:
     """Return the seconds of processors that processes have used which have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def running_processors() -> float:
+    """Return the seconds of processors that running children have used: the server, on Linux."""
+    ticks = 0
+    for told in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = told.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid():
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -116,16 +138,16 @@ def main() -> None:
             (bucket / "in" / file.name).put(file)
         apart = [[str(folder / "in" / f"part{p}.csv"), str(folder / "out" / str(p))]
                  for p in range(args.workers)]  # fmt: skip
-        alone, alone_cpu = timed(apart, args.work)
-        shared, shared_cpu = timed(
-            [[f"{bucket}/in/all.csv", f"{bucket}/out"]] * args.workers, args.work
-        )
+        alone = timed(apart, args.work)
+        shared = timed([[f"{bucket}/in/all.csv", f"{bucket}/out"]] * args.workers, args.work)
         made = sum(path.name.endswith(".wav") for path in (bucket / "out").files())
         print(
-            f"on the disk, each for itself: {args.rows / alone:.1f} clips/s; sharing the store: "
-            f"{args.rows / shared:.1f} clips/s, {made} outputs; ratio {alone / shared:.2f}. "
-            f"Processors: {1e3 * alone_cpu / args.rows:.1f} and "
-            f"{1e3 * shared_cpu / args.rows:.1f} ms a clip"
+            f"on the disk, each for itself: {args.rows / alone.wall:.1f} clips/s; sharing the "
+            f"store: {args.rows / shared.wall:.1f} clips/s, {made} outputs; ratio "
+            f"{alone.wall / shared.wall:.2f}. Processors: {1e3 * alone.workers / args.rows:.1f} "
+            f"and {1e3 * shared.workers / args.rows:.1f} ms a clip (ratio "
+            f"{alone.workers / shared.workers:.2f}), and {1e3 * shared.server / args.rows:.1f} ms "
+            f"of the server (with it {alone.workers / (shared.workers + shared.server):.2f})"
         )
 
 
