@@ -1,15 +1,16 @@
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
 from convert.table import ConversionError
 from convert.timechat import resize_frame_positions, table
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
+from tests.bundles import filled
 from tests.table_checks import check_table
 
 RELEASED = TimeChatConfig.timechat_7b(())
@@ -41,7 +42,7 @@ def test_there_and_back_again(reference):
 def test_tiny_goes_out_and_comes_back():
     """A tiny branch has no projection for the language model."""
     config = TimeChatConfig.tiny()
-    model = TimeChat(config, rngs=nnx.Rngs(0))
+    model = filled(abstract(partial(TimeChat, config)), 0)
     ours = {name: np.asarray(array) for name, array in named_weights(model).items()}
     back = dict(table(config).to_ours(dict(table(config).to_theirs(ours))))
     with_weights(model, {name: jax.device_put(array) for name, array in back.items()})

@@ -1,10 +1,9 @@
 """DeSync reaches the clips that it is defined for, with a small Synchformer of random weights."""
 
+from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 
 from mfm_jax.evaluation.clips import Pairing, Sound
 from mfm_jax.evaluation.desync import add_desync, video_of
@@ -12,6 +11,8 @@ from mfm_jax.evaluation.measure import Measured
 from mfm_jax.inference.generate import layout_and_batch
 from mfm_jax.media.audio import write_sound
 from mfm_jax.models.synchformer import Synchformer
+from mfm_jax.storage.weights import abstract
+from tests.bundles import filled
 from tests.media.field import write_clip
 from tests.metrics.test_desync import SMALL
 
@@ -30,7 +31,7 @@ def test_clips_that_are_long_enough_are_scored_and_others_left_out(tmp_path):
     ]
     pairing = Pairing(tuple(real), real, {"made": made, "shown": shown}, {})
     layout, batch = layout_and_batch(2)
-    network = jax.jit(lambda: Synchformer(SMALL, rngs=nnx.Rngs(0)))()
+    network = filled(abstract(partial(Synchformer, SMALL)), 0)
     add_desync(network, pairing, clips, layout=layout, batch=batch, seconds=1.44)
     scores = {clip.name: {s: its["desync"] for s, its in clip.scores.items()} for clip in clips}
     assert 0 <= scores["a"]["reference"] <= 2

@@ -1,9 +1,9 @@
 """What networks hear of files: batches, lengths and windows change nothing but the speed."""
 
-import jax
+from functools import partial
+
 import numpy as np
 import pytest
-from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.evaluation import networks
@@ -14,6 +14,8 @@ from mfm_jax.inference.generate import layout_and_batch
 from mfm_jax.media.audio import write_sound
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
+from mfm_jax.storage.weights import abstract
+from tests.bundles import filled
 
 RATE = 16_000
 SMALL = Cnn14Config(
@@ -35,7 +37,7 @@ def sides(tmp_path_factory):
 
 
 def ear(exact):
-    network = jax.jit(lambda: Cnn14Tagger(SMALL, 7, rngs=nnx.Rngs(0)))()
+    network = filled(abstract(partial(Cnn14Tagger, SMALL, 7)), 0)
 
     def pieces(key, wave, seconds):
         return networks._cnn14_pieces(key, wave, seconds, exact=exact)

@@ -1,19 +1,26 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from mfm_jax.foley.scores import BATCH, Contacts, Heard, mel_distance, score_waves
 from mfm_jax.foley.world import MATERIALS, World, generate_clip
 from mfm_jax.media.audio import RATE
 from mfm_jax.models.listener import Listener, ListenerConfig
+from mfm_jax.storage.weights import abstract
+from tests.bundles import filled
 
 NAMES = tuple(material.name for material in MATERIALS)
 
 
+def drawn():
+    return filled(abstract(partial(Listener, ListenerConfig(NAMES))), 0)
+
+
 @pytest.fixture(scope="module")
 def listener():
-    return Listener(ListenerConfig(NAMES), rngs=nnx.Rngs(0))
+    return drawn()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +69,7 @@ def test_silence_names_no_material_and_hits_nothing(listener, clips):
 
 def test_events_need_the_right_material(clips):
     """With a listener that always says the same, events of that material alone are hits."""
-    listener = Listener(ListenerConfig(NAMES), rngs=nnx.Rngs(0))
+    listener = drawn()
     listener.out.kernel[...] = jax.numpy.zeros_like(listener.out.kernel[...])
     listener.out.bias[...] = jax.nn.one_hot(NAMES.index("wood"), len(NAMES))
     truths, waves = [truth(c) for c in clips], [c.audio for c in clips]
@@ -74,7 +81,7 @@ def test_events_need_the_right_material(clips):
 
 def test_two_materials_are_both_asked_for(clips):
     """A clip of two materials whose contacts all sound like one has named half of them."""
-    listener = Listener(ListenerConfig(NAMES), rngs=nnx.Rngs(0))
+    listener = drawn()
     listener.out.kernel[...] = jax.numpy.zeros_like(listener.out.kernel[...])
     bias = np.zeros(len(NAMES), np.float32)
     bias[[NAMES.index("wood"), NAMES.index("glass")]] = 5, 4

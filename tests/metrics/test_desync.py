@@ -1,11 +1,11 @@
 """DeSync against the scores of av-benchmark, and from files to the score with a small network."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.errors import MediaError, SettingError
@@ -14,6 +14,8 @@ from mfm_jax.metrics.desync import DesyncError, desync, desync_per_window
 from mfm_jax.models.synchformer import SyncConfig, Synchformer, SynchformerConfig
 from mfm_jax.models.synchformer_audio import AudioTowerConfig
 from mfm_jax.models.synchformer_video import VideoTowerConfig, normalise
+from mfm_jax.storage.weights import abstract
+from tests.bundles import filled
 from tests.media.field import write_clip
 
 SIZES = {"width": 8, "depth": 1, "heads": 2, "mlp_width": 8}
@@ -49,7 +51,7 @@ def test_what_has_no_score_is_an_error(reference):
 
 def test_a_clip_is_compared_in_its_first_and_last_segments(tmp_path):
     """36 frames are three segments; the network reads two at once."""
-    network = jax.jit(lambda: Synchformer(SMALL, rngs=nnx.Rngs(0)))()
+    network = filled(abstract(partial(Synchformer, SMALL)), 0)
     clip = write_clip(tmp_path / "a.mp4", range(37))
     wave = np.random.default_rng(0).normal(size=26_000).astype(np.float32) / 10
     pictures, mel = desync_inputs(SMALL, clip, wave, 1.44)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 
 from convert.gpt2 import table
 from mfm_jax.cost import flops
 from mfm_jax.layers.remat import POLICIES, rematerialise
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.storage.weights import abstract, with_weights
+from tests.bundles import filled
 from tests.randomise import randomise
 
 SIZES = GPT2Config(width=24, depth=2, heads=3, positions=17)
@@ -106,6 +106,6 @@ def test_a_masked_token_changes_no_other(ours):
 
 
 def test_too_long_a_sequence_is_refused():
-    model = GPT2(SIZES, rngs=nnx.Rngs(0))
+    model = filled(abstract(partial(GPT2, SIZES)), 0)
     with pytest.raises(ValueError, match="18 tokens does not fit this GPT-2, which has 17"):
         model(jnp.zeros((1, 18, 24)))

@@ -1,10 +1,11 @@
 """The Q-Formers against transformers; the goldens are in test_timechat.py."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from jax import numpy as jnp
 from transformers import (
     Blip2QFormerConfig,
@@ -17,6 +18,7 @@ from convert.table import Table
 from convert.timechat import qformer_rows
 from mfm_jax.models.qformer import QFormer, QFormerConfig
 from mfm_jax.storage.weights import abstract, cast, with_weights
+from tests.bundles import filled
 from tests.randomise import randomise
 
 IMAGE = QFormerConfig(
@@ -116,9 +118,13 @@ def test_agrees_with_blip2(parity):
     )
 
 
+def drawn(config) -> QFormer:
+    return filled(abstract(partial(QFormer, config)), 0)
+
+
 def test_padding_is_seen_by_nobody():
     """Other ids behind the mask change the padded positions and nothing else."""
-    qformer = QFormer(IMAGE, rngs=nnx.Rngs(0))
+    qformer = drawn(IMAGE)
     context, ids, mask = inputs(IMAGE)
     other = jnp.where(mask, ids, (ids + 1) % 61)
     one, two = (np.asarray(apply(qformer, context, x, mask)) for x in (ids, other))
@@ -129,7 +135,7 @@ def test_padding_is_seen_by_nobody():
 
 def test_text_hears_of_the_context_only_through_the_queries():
     """One block deep, the queries depend on the context and the text does not."""
-    qformer = QFormer(IMAGE, rngs=nnx.Rngs(0))
+    qformer = drawn(IMAGE)
     context, ids, mask = inputs(IMAGE)
     x, seen = qformer.embed(3, ids), qformer.visible(3, mask)
     block = jax.jit(lambda b, c: b(x, c, mask=seen))
@@ -139,7 +145,7 @@ def test_text_hears_of_the_context_only_through_the_queries():
 
 
 def test_computes_in_the_precision_of_its_weights():
-    qformer = cast(QFormer(IMAGE, rngs=nnx.Rngs(0)), jnp.bfloat16)
+    qformer = cast(drawn(IMAGE), jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm promotes bfloat16 by itself
         result = jax.eval_shape(apply, qformer, *inputs(IMAGE))
     assert (result.shape, result.dtype) == ((3, 14, 24), jnp.bfloat16)
@@ -148,6 +154,6 @@ def test_computes_in_the_precision_of_its_weights():
 def test_text_that_does_not_fit_is_refused():
     context, ids, mask = inputs(VIDEO)
     with pytest.raises(ValueError, match="reads no text"):
-        QFormer(VIDEO, rngs=nnx.Rngs(0))(context, ids, mask)
+        drawn(VIDEO)(context, ids, mask)
     with pytest.raises(ValueError, match="at most 17"):
-        QFormer(IMAGE, rngs=nnx.Rngs(0)).embed(1, jnp.zeros((1, 18), jnp.int32))
+        drawn(IMAGE).embed(1, jnp.zeros((1, 18), jnp.int32))

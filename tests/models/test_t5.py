@@ -1,8 +1,9 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from jax import numpy as jnp
 from transformers import T5Config as TheirConfig
 from transformers import T5EncoderModel
@@ -11,6 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from convert.t5 import TABLE
 from mfm_jax.models.t5 import T5Config, T5Encoder, relative_buckets
 from mfm_jax.storage.weights import abstract, cast, parameter_count, with_weights
+from tests.bundles import filled
 
 # No two sizes are equal, and heads x head_dim is not the width.
 SIZES = T5Config(
@@ -118,7 +120,7 @@ def test_buckets_agree_with_transformers(parity, length, buckets, max_distance):
 
 @pytest.fixture(scope="module")
 def tiny() -> T5Encoder:
-    return jax.jit(lambda: T5Encoder(T5Config.tiny(), rngs=nnx.Rngs(0)))()
+    return filled(abstract(partial(T5Encoder, T5Config.tiny())), 0)
 
 
 def test_padding_changes_no_other_state(tiny):

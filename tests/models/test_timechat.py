@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from einops import rearrange
-from flax import nnx
 from jax import numpy as jnp
 from safetensors.numpy import load_file
 
@@ -17,6 +17,7 @@ from mfm_jax.models.qformer import QFormerConfig
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig, normalise
 from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
 from mfm_jax.text.wordpiece import encode
+from tests.bundles import filled
 
 TOLERANCE = 1e-4  # tests/reference/timechat/README.md
 QUERIES = 5  # per frame, of the golden run
@@ -210,7 +211,7 @@ def test_video_tokens_have_the_time_of_their_windows(build):
 
 def test_tiny_reads_frames_and_their_times():
     config = TimeChatConfig.tiny()
-    model = TimeChat(config, rngs=nnx.Rngs(0))
+    model = filled(abstract(partial(TimeChat, config)), 0)
     assert 0.5e6 < parameter_count(model) < 0.9e6
     texts = [f"This frame is sampled at {i / 4:.1f} second." for i in range(8)]
     ids, mask = (jnp.asarray(x)[None] for x in encode(texts, config.vocabulary))
