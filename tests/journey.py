@@ -87,7 +87,11 @@ Trigger = Callable[[], bool]
 
 @dataclass
 class Journey:
-    """The commands, one after the other, at `place`, each in processes of its own."""
+    """The commands, one after the other, at `place`.
+
+    In a store each has processes of its own. On a disk they are what the others are compared with,
+    and those that one process can do share one.
+    """
 
     place: Path
     programs: Path  # compiled ones, for all processes
@@ -98,20 +102,31 @@ class Journey:
     def go(self) -> None:
         """Run everything."""
         several = isinstance(self.place, StorePath)
+        alone: list[list[str]] = []
         for words in commands(self.place):
             kind = words[0]
             if kind == "train" and "tiny" in words:  # of two processes, also on a disk
+                self.run(*alone)
+                alone = []
                 self.run(words, workers=2, together=True)
-            elif several and kind == "generate":
+            elif not several:
+                alone.append(words)
+            elif kind == "generate":
                 self.run(words, workers=3)
-            elif several and kind == "extract" and words[1].endswith("train"):
+            elif kind == "extract" and words[1].endswith("train"):
                 self.run(words, workers=2)
             else:
                 self.run(words)
+        self.run(*alone)
 
-    def run(self, words: Sequence[str], *, workers: int = 1, together: bool = False) -> None:
-        """Run one command in several processes, which begin anew where they are killed."""
-        due = self.kill(words)
+    def run(self, *words: Sequence[str], workers: int = 1, together: bool = False) -> None:
+        """Run commands, one after the other, in several processes.
+
+        These begin anew where they are killed.
+        """
+        if not words:
+            return
+        due = self.kill(words[0])
         todo = self._started(words, workers, together, due is not None)
         while todo:
             if (done := next((p for p in todo if p.poll() is not None), None)) is not None:
@@ -122,13 +137,13 @@ class Journey:
                 for process in [*todo] if together else [random.choice(todo)]:
                     process.kill()
                     todo.remove(process)
-                due = self.kill(words)
+                due = self.kill(words[0])
                 todo += self._started(words, workers if together else 1, together, due is not None)
             else:
                 time.sleep(0.02)
 
     def _started(
-        self, words: Sequence[str], workers: int, together: bool, killed: bool
+        self, words: Sequence[Sequence[str]], workers: int, together: bool, killed: bool
     ) -> list[Forked]:
         address = f"127.0.0.1:{free_port()}" if together else None
         options = {
@@ -138,10 +153,7 @@ class Journey:
             # A process that is killed while it writes would leave half a program.
             "jax_persistent_cache_min_compile_time_secs": 1e6 if killed else 0.0,
         }
-        return [
-            Forked(worker, list(words), i, address, workers, options=options)
-            for i in range(workers)
-        ]
+        return [Forked(worker, words, i, address, workers, options=options) for i in range(workers)]
 
 
 def result(place: Path) -> dict[str, str]:

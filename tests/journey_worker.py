@@ -27,9 +27,11 @@ def command(words: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def worker(words: Sequence[str], number: int, coordinator: str | None, processes: int) -> str:
-    """Run a command that several processes run together."""
+def worker(
+    words: Sequence[Sequence[str]], number: int, coordinator: str | None, processes: int
+) -> str:
+    """Run commands, one after the other, that several processes run together."""
     os.environ["MFM_LEASE_SECONDS"] = SECONDS
     if coordinator is not None:
         distributed.start(distributed.Processes(False, coordinator, processes, number))
-    return command(words)
+    return "".join(map(command, words))
