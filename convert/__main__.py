@@ -24,6 +24,7 @@ MODELS = {
     "cnn14": "PANNs' tagger, for metrics: Cnn14_16k_mAP=0.438.pth",
     "synchformer": "Synchformer, for DeSync: 24-01-04T16-39-21.pt or synchformer_state_dict.pth",
     "mapper": "a mapper that was exported from here",
+    "adapter": "an adapter of the UNet that was exported from here",
 }
 """What each model is read from. Its table and its `MODEL` are in the module of that name."""
 

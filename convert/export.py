@@ -11,7 +11,9 @@ from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
 from mfm_jax.bundle.card import Exports
 
-SINGLE = ("cavp", "timechat", "audiomae", "gpt2", "cnn14", "synchformer", "mapper")
+SINGLE = (
+    "cavp", "timechat", "audiomae", "gpt2", "cnn14", "synchformer", "mapper", "adapter",
+)  # fmt: skip
 """Models of one folder, each with the name of its component, or of the first one."""
 
 

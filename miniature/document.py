@@ -1,4 +1,4 @@
-"""Writes the results into the tables of `docs/miniature.md`."""
+"""Writes the results into the tables of `docs/miniature.md` and `docs/timing.md`."""
 
 import argparse
 import json
@@ -15,7 +15,9 @@ from mfm_jax.foley.world import KINDS
 from mfm_jax.storage.files import write_text
 
 RESULTS = Path("docs/miniature")
-"""Folder of the results; the document that shows them is beside it."""
+"""Folder of the results; the documents that show them are beside it."""
+DOCUMENTS = (RESULTS.with_suffix(".md"), RESULTS.with_name("timing.md"))
+"""The documents with blocks that results are written into."""
 NOT_RUN = "not run yet"
 LABELS = {
     "onset_f1_50": "onset F1 50 ms",
@@ -139,25 +141,28 @@ def _line(cells: Sequence[Any], columns: int) -> str:
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
-    parser.add_argument("--document", type=options.path, default=RESULTS.with_suffix(".md"))
+    parser.add_argument(
+        "--document", type=options.path, nargs="+", default=DOCUMENTS, help="Markdown files"
+    )
     parser.add_argument(
         "--results", type=options.path, default=RESULTS, help="folder of JSON files"
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="write nothing; exit code 1 if the document is out of date",
+        help="write nothing; exit code 1 if a document is out of date",
     )
     parser.set_defaults(run=run_report)
 
 
 def run_report(args: argparse.Namespace) -> None:
-    """Update the document, or check that it is up to date."""
-    if not args.document.is_file():
-        raise DataError(f"{args.document} does not exist: run this in the root of the repository")
-    text = args.document.read_text()
-    filled = fill(text, args.results)
-    if not args.check:
-        write_text(args.document, filled)
-    elif filled != text:
-        sys.exit(f"{args.document} is out of date: run python -m miniature report")
+    """Update the documents, or check that they are up to date."""
+    if missing := [path for path in args.document if not path.is_file()]:
+        raise DataError(f"{missing[0]} does not exist: run this in the root of the repository")
+    for document in args.document:
+        text = document.read_text()
+        filled = fill(text, args.results)
+        if not args.check:
+            write_text(document, filled)
+        elif filled != text:
+            sys.exit(f"{document} is out of date: run python -m miniature report")

@@ -20,7 +20,7 @@ from mfm_jax.data.features import FeatureSource
 from mfm_jax.foley.scores import Heard
 from mfm_jax.inference.pipeline import stitch
 from mfm_jax.mapper import build_mapper
-from mfm_jax.models.audiomae import LOA, pool_loa
+from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.listener import Listener
 from mfm_jax.typing import Float
 from miniature.scores import hear
@@ -109,7 +109,7 @@ def true_loa(folder: Path, loa: LOA) -> Float[np.ndarray, "N K D"]:
     source = FeatureSource(folder)
     if "audiomae" not in source.about["fields"]:
         raise DataError(f"{folder} has no audiomae: extract it with a bundle that has the network")
-    pool = jax.jit(lambda tokens: pool_loa(tokens.astype(jnp.float32), loa.grid, loa.pool))
+    pool = jax.jit(lambda tokens: loa.pooled(tokens.astype(jnp.float32)))
     elements = (source[i]["audiomae"] for i in range(len(source)))
     return np.concatenate([np.asarray(pool(tokens[None])) for tokens in elements])
 

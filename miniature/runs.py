@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields, replace
@@ -38,7 +38,7 @@ from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import LOARecipe, MapperRecipe, predictions
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
 from mfm_jax.typing import Float
-from miniature.measures import EvalSet, Line, Scorer, true_loa
+from miniature.measures import SCORES, EvalSet, Line, Scorer, available_scores, ratio, true_loa
 from train import train
 
 PREDICTIONS = "predictions.npz"
@@ -99,6 +99,11 @@ class Run:
     floor: bool = False  # score each clip with another clip's sound as well
     init_from: "Run | None" = None  # the run of stage 1 that a `Stage2` starts from
     truth: "Run | None" = None  # a run whose features say what true LOA is; None: its own do
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        return self.config.seed
 
     @property
     def loa(self) -> LOA:
@@ -302,30 +307,46 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_all(runs: Sequence[Run], workspace: Workspace, *, jobs: int) -> list[Line]:
+def run_all(
+    runs: Sequence[Any],
+    workspace: Workspace,
+    *,
+    jobs: int,
+    execute: Callable[[Any, Workspace], Line] = run_one,
+) -> list[Line]:
     """Return the line of each run, after running those that have none, `jobs` at a time.
 
     With one job they run in this process. Otherwise each run has a process with one compute thread.
+
+    Args:
+        runs: have a key, a part, a name and a seed.
+        execute: does what a run says, appends its line and returns it.
     """
     keys = [run.key(workspace) for run in runs]
     known = workspace.lines()
     todo = {key: run for key, run in zip(keys, runs, strict=True) if key not in known}
     print(f"{len(set(keys))} runs, {len(todo)} to do", flush=True)
     done = 0
-    for run, line in _execute(list(todo.values()), workspace, jobs):
+    for run, line in _execute(list(todo.values()), workspace, jobs, execute):
         known, done = {**known, line["key"]: line}, done + 1
-        error = np.mean(line["counts"]["loa_error"])
+        name = available_scores(line)[0]
+        value = ratio([line], name).values.mean()
         print(
-            f"{done}/{len(todo)} {run.part}: {run.name}, seed {run.config.seed}, "
-            f"LOA error {error:.4f}, {line['seconds']:.0f} s",
+            f"{done}/{len(todo)} {run.part}: {run.name}, seed {run.seed}, "
+            f"{SCORES[name].label} {value:.4f}, {line['seconds']:.0f} s",
             flush=True,
         )
     return [known[key] for key in keys]
 
 
-def _execute(runs: Sequence[Run], workspace: Workspace, jobs: int) -> Iterator[tuple[Run, Line]]:
+def _execute(
+    runs: Sequence[Any],
+    workspace: Workspace,
+    jobs: int,
+    execute: Callable[[Any, Workspace], Line],
+) -> Iterator[tuple[Any, Line]]:
     if jobs == 1 or len(runs) < 2:
-        yield from ((run, run_one(run, workspace)) for run in runs)
+        yield from ((run, execute(run, workspace)) for run in runs)
         return
     cache = str(workspace.workdir.absolute() / "cache")
     spawn = get_context("spawn")
@@ -334,7 +355,7 @@ def _execute(runs: Sequence[Run], workspace: Workspace, jobs: int) -> Iterator[t
         signals_raise(),
         ProcessPoolExecutor(jobs, spawn, enable_compilation_cache, (cache,)) as pool,
     ):
-        futures = {pool.submit(run_one, run, workspace): run for run in runs}
+        futures = {pool.submit(execute, run, workspace): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()

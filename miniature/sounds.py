@@ -19,7 +19,7 @@ from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import Window, WindowSpec
-from mfm_jax.models.audiomae import AudioMAE, pool_loa
+from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
 from mfm_jax.typing import Array, Float
@@ -140,8 +140,7 @@ class Synthesiser:
         else:
             frames = self.audiomae.config.frames
             fbanks = jnp.asarray(np.stack([kaldi_fbank(piece, frames) for piece in pieces]))
-            grid = networks.mapper.config.loa
-            loa = pool_loa(_listen(self.audiomae, fbanks), grid.grid, grid.pool)
+            loa = networks.mapper.config.loa.pooled(_listen(self.audiomae, fbanks))
         return self.sound(loa, keys)
 
     def sound(self, loa: Float[Array, "B K D"], keys: Array) -> Float[Array, "B A"]:

@@ -9,6 +9,7 @@ from flax import nnx
 from mfm_jax import __version__
 from mfm_jax.diffusion import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
+from mfm_jax.models.adapters import AdapterConfig, build_adapter
 from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
 from mfm_jax.models.cavp import CAVPAudio, CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
@@ -36,6 +37,7 @@ COMPONENTS: dict[str, ComponentKind] = {
     "audiomae": ComponentKind(AudioMAEConfig, AudioMAE),
     "mapper": ComponentKind(MapperConfig, build_mapper),
     "unet": ComponentKind(UNetConfig, UNet),
+    "adapter": ComponentKind(AdapterConfig, build_adapter),  # of the UNet, for the right moment
     "vae": ComponentKind(VAEConfig, VAE),
     "vocoder": ComponentKind(VocoderConfig, Vocoder),
     "text": ComponentKind(EmptyTextConfig, EmptyText),

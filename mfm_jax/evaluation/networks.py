@@ -22,7 +22,7 @@ from mfm_jax.inference.sound_encoders import encode_audiomae, encode_cnn14
 from mfm_jax.inference.stream import Device, batches, in_full, read_ahead
 from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14
-from mfm_jax.models.audiomae import FRAME_SECONDS, LOA, AudioMAE, pool_loa
+from mfm_jax.models.audiomae import FRAME_SECONDS, LOA, AudioMAE
 from mfm_jax.runtime.sharding import Layout
 from mfm_jax.typing import Array, Float
 
@@ -164,4 +164,4 @@ def _listen(
 ) -> tuple[Float[Array, "B D"], Float[Array, "B L D"]]:
     """Return the mean of the patches, and LOA."""
     tokens = encode_audiomae(audiomae, fbank).astype(jnp.float32)
-    return tokens[:, 1:].mean(axis=1), jnp.asarray(pool_loa(tokens, loa.grid, loa.pool))
+    return tokens[:, 1:].mean(axis=1), jnp.asarray(loa.pooled(tokens))

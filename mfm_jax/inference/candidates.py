@@ -20,7 +20,7 @@ from mfm_jax.inference.sound_encoders import encode_audiomae, encode_cnn14
 from mfm_jax.mapper import Mapper
 from mfm_jax.media.audio import RATE, audiomae_input
 from mfm_jax.metrics.spectra import cnn14_log_mel, prepare_for_cnn14
-from mfm_jax.models.audiomae import AudioMAE, pool_loa
+from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.cnn14 import Cnn14Tagger
 from mfm_jax.typing import Array, Float
 
@@ -145,7 +145,6 @@ class Judge:
 def _errors(
     audiomae: AudioMAE, mapper: Mapper, fbank: Float[Array, "N T M"], loa: Float[Array, "1 L E"]
 ) -> Float[Array, " N"]:
-    grid = mapper.config.loa
-    heard = jnp.asarray(pool_loa(encode_audiomae(audiomae, fbank), grid.grid, grid.pool))
+    heard = jnp.asarray(mapper.config.loa.pooled(encode_audiomae(audiomae, fbank)))
     difference = mapper.standardise(heard.astype(jnp.float32)) - mapper.standardise(loa)
     return jnp.mean(jnp.square(difference.astype(jnp.float32)), axis=(1, 2))

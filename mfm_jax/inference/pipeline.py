@@ -17,6 +17,7 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle, Settings
+from mfm_jax.bundle.adapted import adapted_unet, check_adapter
 from mfm_jax.diffusion import guide, sample
 from mfm_jax.diffusion.guidance import Denoiser
 from mfm_jax.encoders import (
@@ -30,6 +31,7 @@ from mfm_jax.encoders import (
 from mfm_jax.mapper import Mapper, Streams
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.models.adapters import AdaptedUNet
 from mfm_jax.models.text import EmptyText
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
@@ -55,7 +57,7 @@ class SoundNetworks(NamedTuple):
     """The networks that turn LOA into sound; `text` is None unless the UNet reads text."""
 
     mapper: Mapper
-    unet: UNet
+    unet: UNet | AdaptedUNet
     vae: VAE
     vocoder: Vocoder
     text: EmptyText | None
@@ -66,7 +68,7 @@ class Networks(NamedTuple):
 
     encoders: Mapping[str, Any]  # by the streams that the mapper reads
     mapper: Mapper
-    unet: UNet
+    unet: UNet | AdaptedUNet
     vae: VAE
     vocoder: Vocoder
     text: EmptyText | None
@@ -113,7 +115,7 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B L E"]:
 
 
 def guided(
-    unet: UNet,
+    unet: UNet | AdaptedUNet,
     seconds: Float[Array, " L"],
     condition: tuple[Array, Text | None],
     empty: tuple[Array, Text | None],
@@ -251,9 +253,14 @@ class VideoToAudio:
         names = [name for name in Networks._fields if name != "encoders"]
         if len(opened.config("unet").contexts) == 1:
             names.remove("text")
+        if "adapter" in opened.entries:
+            names.append("adapter")
+        loa = opened.config("mapper").loa
+        check_adapter(opened, loa)
 
         def component(name: str) -> Any:
-            if only is not None and ("encoders" if name in encoders else name) not in only:
+            field = "encoders" if name in encoders else "unet" if name == "adapter" else name
+            if only is not None and field not in only:
                 return opened.abstract(name)
             return opened.load(name, jnp.dtype(precision), sharding=layout.weight)
 
@@ -267,9 +274,14 @@ class VideoToAudio:
         with ThreadPoolExecutor(LOADERS if jax.process_count() == 1 else 1) as pool:
             every = [*encoders, *names]
             loaded = dict(zip(every, pool.map(load, every), strict=True))
-        networks = {"encoders": {name: loaded.pop(name) for name in encoders}, **loaded}
+        unet = adapted_unet(opened, loaded.__getitem__, loa)
+        networks = {name: loaded[name] for name in Networks._fields if name in loaded}
         return cls(
-            Networks(**{"text": None} | networks),
+            Networks(
+                **{"text": None}
+                | networks
+                | {"encoders": {name: loaded[name] for name in encoders}, "unet": unet}
+            ),
             opened.settings,
             window_spec(opened, encoders),
             encoders,

@@ -14,6 +14,7 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.bundle.adapted import adapted_unet
 from mfm_jax.encoders import encoder_network, read_by_mapper, stack_windows, window_spec
 from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.inference.prompts import LENGTH, encode_tokens
@@ -76,7 +77,7 @@ def generation(
         stream = stream_of(name)
         kind = jnp.float32 if encoders[stream].formula else dtype
         streams[stream] = Stream(array(kind, length, width), array(jnp.float32, length))
-    unet = network("unet")
+    unet = adapted_unet(bundle, network, mapper.config.loa)
     text, states = None, None
     if len(unet.config.contexts) > 1:
         words_of = bundle.config("text")

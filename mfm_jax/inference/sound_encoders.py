@@ -5,7 +5,7 @@ from functools import partial
 import jax
 from jax import numpy as jnp
 
-from mfm_jax.models.audiomae import LOA, AudioMAE, pool_loa
+from mfm_jax.models.audiomae import LOA, AudioMAE
 from mfm_jax.models.cnn14 import Cnn14Tagger
 from mfm_jax.typing import Array, Float
 
@@ -24,7 +24,7 @@ def hear_loa(
 ) -> Float[Array, "B L E"]:
     """Return the LOA of sounds in its own units, in float32."""
     tokens = encode_audiomae(audiomae, fbank).astype(jnp.float32)
-    return jnp.asarray(pool_loa(tokens, grid.grid, grid.pool))
+    return jnp.asarray(grid.pooled(tokens))
 
 
 @jax.jit

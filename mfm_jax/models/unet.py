@@ -308,7 +308,7 @@ class Stage(nnx.Module):
         added = None if beside is None else beside(x)
         for attention in self.attentions[i * self.per_resnet : (i + 1) * self.per_resnet]:
             x = constrain(run(attention, x, given), "batch")
-        return x if added is None else x + added
+        return x if added is None else x + added.astype(x.dtype)
 
 
 class UNet(nnx.Module):

@@ -22,6 +22,7 @@ from mfm_jax.bundle.format2 import (
 )
 from mfm_jax.bundle.limits import abstract_network
 from mfm_jax.mapper import MapperConfig
+from mfm_jax.models.adapters import AdapterConfig
 from mfm_jax.models.cavp import CAVPConfig
 from mfm_jax.models.cnn14 import Cnn14Config
 from mfm_jax.models.gpt2 import GPT2Config
@@ -48,6 +49,7 @@ ALL = TINY | {
     "cavp_audio": CAVPConfig.tiny(),
     "cnn14": Cnn14Config.tiny(),
     "synchformer": SynchformerConfig.tiny(),
+    "adapter": AdapterConfig.tiny(),
     "listener": ListenerConfig(("metal", "wood")),
 }
 

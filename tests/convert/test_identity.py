@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert import (
+    adapter,
     audiomae,
     cavp,
     cnn14,
@@ -31,7 +32,8 @@ from convert.table import Table
 from mfm_jax.diffusion.schedule import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.mapper.fusion import FUSIONS
-from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
+from mfm_jax.models.adapters import AdapterConfig, build_adapter
+from mfm_jax.models.audiomae import LOA, AudioMAE, AudioMAEConfig
 from mfm_jax.models.cavp import CAVP, CAVPAudio, CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.eva_vit import EvaViTConfig
@@ -231,6 +233,14 @@ def a_mapper(draw: Draw) -> MapperConfig:
     )
 
 
+def an_adapter(draw: Draw) -> AdapterConfig:
+    sizes = [draw(some) for _ in range(2)]
+    unet = a_unet(draw)
+    loa = LOA((4, 2), (4, 2), fine=(1, 2))
+    kind = draw(st.sampled_from(("features", "attention")))
+    return AdapterConfig(unet, *sizes, kind, columns=draw(some), loa=loa)
+
+
 class Network(NamedTuple):
     config: Callable[[Draw], Any]
     build: Callable
@@ -254,6 +264,7 @@ NETWORKS = {
     "t5": Network(a_t5, T5Encoder, always(t5.TABLE)),
     "sequence": Network(a_sequence, build_mapper, sequence.table),
     "mapper": Network(a_mapper, build_mapper, mapper.table, examples=20),
+    "adapter": Network(an_adapter, build_adapter, adapter.table, examples=5),
     "unet": Network(a_unet, UNet, always(unet.TABLE), examples=5),
     "vae": Network(a_vae, VAE, always(vae.TABLE)),
     "vocoder": Network(a_vocoder, Vocoder, vocoder.table),

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from convert import (
+    adapter,
     audiomae,
     cavp,
     cnn14,
@@ -30,6 +31,7 @@ from convert.model import CONFIG, OURS, Request
 from convert.table import ConversionError
 from mfm_jax.bundle import Bundle
 from mfm_jax.mapper import MapperConfig, build_mapper
+from mfm_jax.models.adapters import AdapterConfig, build_adapter
 from mfm_jax.models.audiomae import LOA, AudioMAE, AudioMAEConfig
 from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
@@ -44,6 +46,7 @@ from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.weights import abstract, named_weights
 
 GPT2_CONFIG = GPT2Config(width=8, depth=2, heads=2, positions=4)
+UNET = UNetConfig((8, 12), ((), (0,)), (6,), heads=2, resnets=1, groups=4, latent_channels=3)
 NETWORKS = {
     "cavp": (CAVPVideo, CAVPConfig.tiny(), cavp.VIDEO_TABLE),
     "timechat": (TimeChat, TimeChatConfig.tiny(), timechat.table(TimeChatConfig.tiny())),
@@ -63,11 +66,12 @@ NETWORKS = {
         ),
         mapper.table(config),
     ),
-    "unet": (
-        UNet,
-        UNetConfig((8, 12), ((), (0,)), (6,), heads=2, resnets=1, groups=4, latent_channels=3),
-        unet.TABLE,
+    "adapter": (
+        build_adapter,
+        config := AdapterConfig(UNET, tokens=6, width=5, columns=4),
+        adapter.table(config),
     ),
+    "unet": (UNet, UNET, unet.TABLE),
     "vae": (
         VAE,
         VAEConfig(0.7, channels=(8, 12), resnets=1, latent_channels=3, groups=4),

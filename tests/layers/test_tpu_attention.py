@@ -57,6 +57,7 @@ def test_gradients_are_those_of_the_other():
         ((1, 16, 16, 1, 256), "a head is wider than a register"),
         ((1, 4096, 4096, 8, 16), "the keys do not fit"),
         ((1, 515, 515, 8, 16), "queries in parts that do not divide"),
+        ((1, 256, 1, 2, 64), "one key, such as the empty text"),
     ],
 )
 def test_what_does_not_fit_is_left_to_xla(shape, why):

@@ -7,7 +7,7 @@ import pytest
 
 from mfm_jax.data.clips import DataError
 from miniature.__main__ import main
-from miniature.document import NOT_RUN, RESULTS, block, fill, markdown, number
+from miniature.document import DOCUMENTS, NOT_RUN, RESULTS, block, fill, markdown, number
 
 ROOT = Path(__file__).parents[2]
 TEXT = "# Title\n\n<!-- begin one -->\nold\n<!-- end one -->\n\nBetween.\n\n<!-- begin scores -->\n"
@@ -111,9 +111,10 @@ def test_numbers():
     assert markdown({**TABLE, "rows": []}).splitlines()[-1] == "| --- | --- |"
 
 
-def test_the_document_says_what_the_results_say():
+def test_the_documents_say_what_the_results_say():
     results = ROOT / RESULTS
-    text = results.with_suffix(".md").read_text()
-    assert fill(text, results) == text, "run python -m miniature report"
+    texts = [(ROOT / document).read_text() for document in DOCUMENTS]
+    assert [fill(text, results) for text in texts] == texts, "run python -m miniature report"
     for path in results.glob("*.json"):
-        assert f"<!-- begin {path.stem} -->" in text, f"{path.name} is shown nowhere"
+        shown = [text for text in texts if f"<!-- begin {path.stem} -->" in text]
+        assert shown, f"{path.name} is shown nowhere"

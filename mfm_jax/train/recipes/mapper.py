@@ -12,13 +12,13 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
+from mfm_jax.bundle.adapted import adapted_unet, check_adapter
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.errors import SettingError
 from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.mapper.fusion import stream_of
-from mfm_jax.models.audiomae import pool_loa
 from mfm_jax.models.gpt2 import GPT2
 from mfm_jax.runtime.sharding import Layout, fetch
 from mfm_jax.storage.hub import bundle_path
@@ -44,6 +44,12 @@ class LOARecipe(FeatureRecipe):
         """The sizes of the mapper that is trained."""
         raise NotImplementedError
 
+    def check(self, workdir: Path) -> None:
+        super().check(workdir)
+        bundle = Bundle.open(bundle_path(self.bundle))
+        if "adapter" in bundle.entries:
+            check_adapter(bundle, self.mapper.loa)
+
     @property
     def reads(self) -> tuple[str, ...]:
         return self.mapper.streams
@@ -68,7 +74,7 @@ class LOARecipe(FeatureRecipe):
                     "set the encoders of its config to what there is"
                 )
         tokens = np.asarray(found.pop("audiomae"), np.float32)
-        return {**found, "loa": pool_loa(tokens[None], loa.grid, loa.pool)[0]}
+        return {**found, "loa": loa.pooled(tokens[None])[0]}
 
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         spec = {}
@@ -115,7 +121,8 @@ class LOARecipe(FeatureRecipe):
 
     def sound_networks(self, module: Any, bundle: Bundle) -> SoundNetworks:
         """Return the networks that make sound: the trained one, and the others from the bundle."""
-        unet, vae, vocoder = (on_mesh(bundle, name) for name in ("unet", "vae", "vocoder"))
+        unet = adapted_unet(bundle, partial(on_mesh, bundle), self.mapper.loa)
+        vae, vocoder = (on_mesh(bundle, name) for name in ("vae", "vocoder"))
         with_text = len(bundle.config("unet").contexts) > 1
         return SoundNetworks(
             module, unet, vae, vocoder, on_mesh(bundle, "text") if with_text else None

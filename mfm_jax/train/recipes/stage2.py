@@ -15,10 +15,12 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Component, Source
+from mfm_jax.bundle.adapted import check_adapter
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
 from mfm_jax.inference.pipeline import SoundNetworks
 from mfm_jax.mapper import MapperConfig, build_mapper
+from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig, build_adapter
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.models.vae import VAE
@@ -41,7 +43,8 @@ WITH_LORA: tuple[tuple[str, float | None], ...] = (("lora.*", 1.0), *ONLY_MAPPER
 class MapperAndUNet(nnx.Module):
     """The mapper and the UNet that reads its LOA.
 
-    `text` is there only if the UNet reads text as well, and `lora` only if the UNet is adapted.
+    `text` is there only if the UNet reads text as well, `adapter` only if it has one, and `lora`
+    only if its own weights change.
     """
 
     def __init__(
@@ -50,17 +53,24 @@ class MapperAndUNet(nnx.Module):
         unet: UNetConfig,
         text: EmptyTextConfig | None,
         *,
+        adapter: AdapterConfig | None = None,
         lora: Callable[..., LoRA] | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.mapper = build_mapper(mapper, rngs=rngs)
         self.unet = UNet(unet, rngs=rngs)
         self.text = None if text is None else EmptyText(text, rngs=rngs)
+        self.adapter = None if adapter is None else build_adapter(adapter, rngs=rngs)
         self.lora = None if lora is None else lora(self.unet, rngs=rngs)
 
-    def adapted(self) -> UNet:
+    def merged(self) -> UNet:
         """Return the UNet with its LoRA factors added."""
         return self.unet if self.lora is None else self.lora(self.unet)
+
+    def adapted(self) -> UNet | AdaptedUNet:
+        """Return the UNet as it is run: with LoRA factors and adapter."""
+        unet = self.merged()
+        return unet if self.adapter is None else AdaptedUNet(unet, self.adapter)
 
     def __call__(
         self, noised: Float[Array, "B H W C"], t: Int[Array, " B"], loa: Float[Array, "B L E"]
@@ -99,7 +109,7 @@ class Stage2Recipe(LOARecipe):
     lora_targets: tuple[str, ...] = ("*.attn2.?.kernel",)  # patterns of names of matrices
     lora_scale: float = 1.0
 
-    loaded = ("mapper.*", "unet.*", "text.*")
+    loaded = ("mapper.*", "unet.*", "adapter.*", "text.*")
 
     def __post_init__(self) -> None:
         check_shares(self, "true_loa_prob", "uncond_prob")
@@ -111,6 +121,10 @@ class Stage2Recipe(LOARecipe):
     @cached_property
     def mapper(self) -> MapperConfig:
         return self._bundle.config("mapper")
+
+    @property
+    def _adapted(self) -> bool:
+        return "adapter" in self._bundle.entries
 
     @property
     def schedule(self) -> Schedule:
@@ -133,11 +147,17 @@ class Stage2Recipe(LOARecipe):
             SettingError: the UNet reads LOA of another width.
         """
         check_width(self._bundle, self.mapper)
+        check_adapter(self._bundle, self.mapper.loa)
         unet = self._bundle.config("unet")
         text = self._bundle.config("text") if len(unet.contexts) > 1 else None
         lora = partial(LoRA, patterns=self.lora_targets, rank=self.lora_rank, scale=self.lora_scale)
         return MapperAndUNet(
-            self.mapper, unet, text, lora=lora if self.lora_rank else None, rngs=rngs
+            self.mapper,
+            unet,
+            text,
+            adapter=self._bundle.config("adapter") if self._adapted else None,
+            lora=lora if self.lora_rank else None,
+            rngs=rngs,
         )
 
     def warm_start(self, module: MapperAndUNet, dataset: Any) -> MapperAndUNet:
@@ -146,6 +166,8 @@ class Stage2Recipe(LOARecipe):
         module.unet = self._bundle.load("unet", jnp.float32)
         if module.text is not None:
             module.text = self._bundle.load("text", jnp.float32)
+        if module.adapter is not None:
+            module.adapter = self._bundle.load("adapter", jnp.float32)
         return module
 
     def draw(self, batch: Batch, key: Array) -> Draws:
@@ -194,7 +216,8 @@ class Stage2Recipe(LOARecipe):
         return SoundNetworks(module.mapper, module.adapted(), vae, vocoder, module.text)
 
     def provenance(self, command: str, components: Sequence[str], bundle: Bundle | None) -> Source:
-        return super().provenance(command, (*components, "mapper", "unet", "vae"), bundle)
+        through = ("mapper", "unet", "vae", *(["adapter"] if self._adapted else []))
+        return super().provenance(command, (*components, *through), bundle)
 
     def components(self, module: MapperAndUNet, command: str) -> dict[str, Component]:
         changed = super().components(module.mapper, command)
@@ -202,7 +225,7 @@ class Stage2Recipe(LOARecipe):
             made_by = f"{self._bundle.entries['unet'].source.made_by}; {command}"
             components = ("mapper", "audiomae", *self.mapper.streams)
             source = self.provenance(made_by, components, self._bundle)
-            changed["unet"] = Component(self._bundle.config("unet"), module.adapted(), source)
+            changed["unet"] = Component(self._bundle.config("unet"), module.merged(), source)
         return changed
 
 

@@ -1,5 +1,6 @@
 """The UNet: denoise latents, conditioned on the LOA of the true sound."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,23 +19,56 @@ from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.train.recipe import check_shares
 from mfm_jax.train.recipes.features import FeatureRecipe
 from mfm_jax.train.step import Batch
-from mfm_jax.typing import Array
+from mfm_jax.typing import Array, Float
 
 
 @dataclass(frozen=True)
-class UNetRecipe(FeatureRecipe):
-    """Latent diffusion conditioned on LOA, with what a mapper's LOA will lack."""
+class DenoisingRecipe(FeatureRecipe):
+    """Latent diffusion conditioned on the LOA of the true sound, with what a mapper's will lack."""
 
-    network: UNetConfig = field(default_factory=UNetConfig.tiny)
-    grid: tuple[int, int] = (16, 8)  # AudioMAE's patches along (time, mel)
-    pools: tuple[tuple[int, int], ...] = ((1, 8),)  # LOA grids, one drawn for each batch
-    pool_probs: tuple[float, ...] = (1.0,)  # of each of them
     uncond_prob: float = 0.1  # share of clips without a condition, for guidance
     noise_prob: float = 0.5  # share of clips whose LOA gets noise, since a mapper's is not perfect
     noise_std: float = 0.6  # largest deviation of that noise, in deviations of LOA
 
     def __post_init__(self) -> None:
         check_shares(self, "uncond_prob", "noise_prob")
+
+    def read(self, element: Element) -> Element:
+        return {name: element[name] for name in ("audiomae", "latents")}
+
+    def denoising(
+        self,
+        denoise: Callable[[Array, Array], Array],
+        schedule: Schedule,
+        latents: Float[Array, "B H W C"],
+        keys: Sequence[Array] | Array,
+    ) -> Float[Array, ""]:
+        """Return the squared error of `denoise(noised, t)`, with a step and noise for each clip."""
+        latents = latents.astype(jnp.float32)
+        t = jax.random.randint(keys[0], (len(latents),), 0, schedule.train_steps)
+        noise = jax.random.normal(keys[1], latents.shape)
+        made = denoise(schedule.add_noise(latents, noise, t), t).astype(jnp.float32)
+        return jnp.mean((made - schedule.target(latents, noise, t)) ** 2)
+
+    def spoil(self, loa: Float[Array, "B L D"], key: Array) -> Float[Array, "B L D"]:
+        """Add noise to the LOA of some clips and set that of others to zero."""
+        which, how_much, what, without = jax.random.split(key, 4)
+        shape = (len(loa), 1, 1)
+        spread = loa.std(axis=(0, 1), keepdims=True)
+        level = self.noise_std * jax.random.uniform(how_much, shape)
+        level = jnp.where(jax.random.uniform(which, shape) < self.noise_prob, level, 0.0)
+        loa = loa + level * spread * jax.random.normal(what, loa.shape)
+        return jnp.where(jax.random.uniform(without, shape) < self.uncond_prob, 0.0, loa)
+
+
+@dataclass(frozen=True)
+class UNetRecipe(DenoisingRecipe):
+    """The UNet, from the beginning."""
+
+    network: UNetConfig = field(default_factory=UNetConfig.tiny)
+    grid: tuple[int, int] = (16, 8)  # AudioMAE's patches along (time, mel)
+    pools: tuple[tuple[int, int], ...] = ((1, 8),)  # LOA grids, one drawn for each batch
+    pool_probs: tuple[float, ...] = (1.0,)  # of each of them
 
     @property
     def schedule(self) -> Schedule:
@@ -50,9 +84,6 @@ class UNetRecipe(FeatureRecipe):
             )
         return super().prepare(workdir)
 
-    def read(self, element: Element) -> Element:
-        return {name: element[name] for name in ("audiomae", "latents")}
-
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         if len(self.pools) != len(self.pool_probs):
             raise SettingError(
@@ -62,14 +93,13 @@ class UNetRecipe(FeatureRecipe):
 
     def loss(self, module: UNet, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         keys = jax.random.split(key, 4)
-        latents = batch["latents"].astype(jnp.float32)
         loa, mask, seconds = self.condition(batch["audiomae"].astype(jnp.float32), keys[0])
         loa = self.spoil(loa, keys[1])
-        t = jax.random.randint(keys[2], (len(latents),), 0, self.schedule.train_steps)
-        noise = jax.random.normal(keys[3], latents.shape)
-        noised = self.schedule.add_noise(latents, noise, t)
-        made = module(noised, t, (loa,), (mask,), context_seconds=seconds)
-        return jnp.mean((made - self.schedule.target(latents, noise, t)) ** 2), {}
+
+        def denoise(noised: Array, t: Array) -> Array:
+            return module(noised, t, (loa,), (mask,), context_seconds=seconds)
+
+        return self.denoising(denoise, self.schedule, batch["latents"], keys[2:]), {}
 
     def condition(self, tokens: Array, key: Array) -> tuple[Array, Array | None, Array]:
         """Return LOA `[B, L, D]` of one of the grids, its mask and times, padded to the longest."""
@@ -90,16 +120,6 @@ class UNetRecipe(FeatureRecipe):
         mask = jnp.arange(longest)[None, :] < counts[which][None, None]
         mask = jnp.broadcast_to(mask, loa.shape[1:3])
         return loa[which], mask, jnp.asarray(times)[which]
-
-    def spoil(self, loa: Array, key: Array) -> Array:
-        """Add noise to the LOA of some clips and set that of others to zero."""
-        which, how_much, what, without = jax.random.split(key, 4)
-        shape = (len(loa), 1, 1)
-        spread = loa.std(axis=(0, 1), keepdims=True)
-        level = self.noise_std * jax.random.uniform(how_much, shape)
-        level = jnp.where(jax.random.uniform(which, shape) < self.noise_prob, level, 0.0)
-        loa = loa + level * spread * jax.random.normal(what, loa.shape)
-        return jnp.where(jax.random.uniform(without, shape) < self.uncond_prob, 0.0, loa)
 
     def finish(self, module: UNet, workdir: Path, command: str) -> Path:
         return self.write_component(
