@@ -4,9 +4,12 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mfm_jax.cli import arguments as options
-from mfm_jax.inference.segments import JobFiles
+
+if TYPE_CHECKING:
+    from mfm_jax.inference.segments import JobFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +79,7 @@ def generation(folder: Path) -> str:
     return ", ".join([*words, _ago((folder / NAME).stat().st_mtime)])
 
 
-def shared_generation(job: JobFiles) -> str:
+def shared_generation(job: "JobFiles") -> str:
     """Say how far several workers are with a job, and who is at work."""
     from mfm_jax.inference.shares import workers
 

@@ -1,7 +1,7 @@
 """Adapters: what lets a frozen UNet hear when, beside the LOA that tells it what.
 
 LOA on AudioLDM2's grid has a token for 1.28 s: it says what sounds, and hardly when. An adapter
-reads tokens that are finer in time: those of LOA's second grid, or of a timed. Its last layers are
+reads tokens that are finer in time: those of LOA's second grid, or of a video. Its last layers are
 zeros, so that the UNet does at first what it did before, to the bit:
 
 - `FeatureAdapter` lays the tokens on the rows of the latents and adds them to the end of each level

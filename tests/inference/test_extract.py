@@ -28,7 +28,7 @@ from mfm_jax.storage import leases
 from mfm_jax.storage.files import publish
 from mfm_jax.storage.leases import Leases
 from mfm_jax.storage.paths import TINY_BUNDLE
-from tests.bundles import SETTINGS, untrained, untrained_bundle
+from tests.bundles import CONFIGS, SETTINGS, untrained, untrained_bundle, untrained_component
 from tests.silent import write_silent
 
 SHAPES = {
@@ -285,9 +285,8 @@ def test_features_are_checked_against_a_bundle(extracted, bundle, tmp_path):
     other = write_bundle(tmp_path / "a", {"mapper": untrained()["mapper"]}, base=bundle.path)
     assert other.entries["mapper"] != bundle.entries["mapper"]
     check(folder, other)
-    config, vae, source = untrained()["vae"]
-    vae.encoder.conv_in.bias[...] = vae.encoder.conv_in.bias[...] + 1
-    retrained = write_bundle(tmp_path / "b", {"vae": (config, vae, source)}, base=bundle.path)
+    vae = untrained_component("vae", CONFIGS["vae"], seed=77)
+    retrained = write_bundle(tmp_path / "b", {"vae": vae}, base=bundle.path)
     with pytest.raises(DataError, match=r"other settings \(encoders\.vae is"):
         check(folder, retrained)
     few = {name: untrained()[name] for name in ("cavp", "timechat", "vae")}
