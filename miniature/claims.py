@@ -285,6 +285,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=32, help="clips in a step")
     parser.add_argument("--count", type=int, default=96, help="clips whose sound is scored")
     parser.add_argument("--sampler-steps", type=int, default=10, help="sampler steps of that sound")
+    add_running(parser)
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every experiment: how many runs at a time, and where results go."""
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument(
         "-o",

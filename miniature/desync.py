@@ -95,7 +95,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Found:
-    """What the network says of every sound, by shift and by clip."""
+    """The answers of the network for every sound, by shift and by clip."""
 
     shifts: tuple[float, ...]
     offsets: dict[str, Float[np.ndarray, "V N"]]  # by side: how early the sound seems, in seconds

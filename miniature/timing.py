@@ -35,7 +35,7 @@ from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, WITH_LORA, Stage2Recipe
 from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
 from mfm_jax.typing import Float
-from miniature.claims import prepare_features, prepare_test
+from miniature.claims import add_running, prepare_features, prepare_test
 from miniature.measures import SCORES, Line, Scorer, counts_by_clip, true_loa
 from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
 from miniature.routes import (
@@ -84,7 +84,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Made:
-    """What a route has trained: networks that make sound, and what they read of the test clips."""
+    """The networks of a route that make sound, and the LOA that they read of the test clips."""
 
     bundle: Path  # that the UNet comes from
     unet: Any
@@ -406,20 +406,13 @@ def add_timing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each route")
     parser.add_argument("--count", type=int, default=128, help="test clips whose sound is scored")
     parser.add_argument("--routes", nargs="+", metavar="LETTER", help="only these, such as a f")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument(
         "--workdir",
         type=options.path,
         default=Path("runs"),
         help="folder of clips and features (tiny) and of the routes (timing)",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=options.path,
-        default=Path("docs/miniature"),
-        help="folder of results",
-    )
+    add_running(parser)
     parser.set_defaults(run=run_timing)
 
 

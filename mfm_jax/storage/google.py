@@ -31,7 +31,7 @@ IDLE = 32
 
 
 class Place(NamedTuple):
-    """Where requests about an object go."""
+    """The host and the paths for requests about an object."""
 
     service: tuple[str, str]  # scheme and host
     objects: str  # the path for the objects of its bucket

@@ -1,6 +1,7 @@
 """Recipes that learn from the features that a bundle's encoders compute of each clip."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,25 @@ from mfm_jax.data.features import DESCRIPTION, FeatureSource, begun_with, bundle
 from mfm_jax.data.records import Failure, check_same
 from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.inference.extract import extract
+from mfm_jax.models.text import EmptyTextConfig
+from mfm_jax.models.vae import VAE
 from mfm_jax.runtime.distributed import say
+from mfm_jax.storage.weights import abstract
 from mfm_jax.train.recipes.decoded import BundleRecipe
 
 BATCH = 16
 """Clips that features are computed of at once."""
+
+
+def latent_shape(bundle: Bundle) -> tuple[int, int, int]:
+    """Return the shape of the latents of a clip: rows, columns, channels."""
+    vae = abstract(partial(VAE, bundle.config("vae")))
+    return vae.latent_shape(bundle.settings.frames, bundle.config("vocoder").mels)
+
+
+def text_config(bundle: Bundle) -> EmptyTextConfig | None:
+    """Return the config of the empty text; None if the bundle's UNet reads no text."""
+    return bundle.config("text") if len(bundle.config("unet").contexts) > 1 else None
 
 
 @dataclass(frozen=True)

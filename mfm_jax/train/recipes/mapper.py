@@ -25,7 +25,7 @@ from mfm_jax.storage.hub import bundle_path
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.losses import ERRORS, clip_contrast, cosine_distance
 from mfm_jax.train.recipe import check_shares
-from mfm_jax.train.recipes.features import FeatureRecipe
+from mfm_jax.train.recipes.features import FeatureRecipe, text_config
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float
 
@@ -123,10 +123,8 @@ class LOARecipe(FeatureRecipe):
         """Return the networks that make sound: the trained one, and the others from the bundle."""
         unet = adapted_unet(bundle, partial(on_mesh, bundle), self.mapper.loa)
         vae, vocoder = (on_mesh(bundle, name) for name in ("vae", "vocoder"))
-        with_text = len(bundle.config("unet").contexts) > 1
-        return SoundNetworks(
-            module, unet, vae, vocoder, on_mesh(bundle, "text") if with_text else None
-        )
+        text = None if text_config(bundle) is None else on_mesh(bundle, "text")
+        return SoundNetworks(module, unet, vae, vocoder, text)
 
     def finish(self, module: Any, workdir: Path, command: str) -> Path | None:
         """Make the workdir a bundle; its other networks come from the recipe's bundle."""

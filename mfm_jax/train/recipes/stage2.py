@@ -23,12 +23,11 @@ from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig, build_adapter
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.models.vae import VAE
 from mfm_jax.storage.hub import bundle_path
-from mfm_jax.storage.weights import abstract
 from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
 from mfm_jax.train.recipe import check_shares, mean_metrics
+from mfm_jax.train.recipes.features import latent_shape, text_config
 from mfm_jax.train.recipes.mapper import LOARecipe, check_width, on_mesh, take
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Bool, Float, Int
@@ -135,9 +134,7 @@ class Stage2Recipe(LOARecipe):
         return {**super().read(element), **take(element, ("latents",))}
 
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        vae = abstract(partial(VAE, self._bundle.config("vae")))
-        frames, mels = self._bundle.settings.frames, self._bundle.config("vocoder").mels
-        latents = jax.ShapeDtypeStruct(vae.latent_shape(frames, mels), jnp.float16)
+        latents = jax.ShapeDtypeStruct(latent_shape(self._bundle), jnp.float16)
         return {**super().element_spec(), "latents": latents}
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -148,13 +145,11 @@ class Stage2Recipe(LOARecipe):
         """
         check_width(self._bundle, self.mapper)
         check_adapter(self._bundle, self.mapper.loa)
-        unet = self._bundle.config("unet")
-        text = self._bundle.config("text") if len(unet.contexts) > 1 else None
         lora = partial(LoRA, patterns=self.lora_targets, rank=self.lora_rank, scale=self.lora_scale)
         return MapperAndUNet(
             self.mapper,
-            unet,
-            text,
+            self._bundle.config("unet"),
+            text_config(self._bundle),
             adapter=self._bundle.config("adapter") if self._adapted else None,
             lora=lora if self.lora_rank else None,
             rngs=rngs,

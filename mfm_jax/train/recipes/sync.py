@@ -6,7 +6,7 @@ the true sound, so no video is needed; in use, the mapper predicts both.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from mfm_jax.models.adapters import (
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.models.vae import VAE
 from mfm_jax.storage.hub import bundle_path
-from mfm_jax.storage.weights import abstract
+from mfm_jax.train.recipes.features import latent_shape, text_config
 from mfm_jax.train.recipes.unet import DenoisingRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float, Int
@@ -90,17 +89,15 @@ class SyncRecipe(DenoisingRecipe):
         """The noise schedule that the UNet was trained with."""
         return self._bundle.settings.schedule
 
-    @property
+    @cached_property
     def network(self) -> AdapterConfig:
         """The sizes of the adapter.
 
         Raises:
             SettingError: they do not go together.
         """
-        frames, mels = self._sizes
-        audiomae, vae = self._bundle.config("audiomae"), self._bundle.config("vae")
-        unet = self._bundle.config("unet")
-        columns = abstract(partial(VAE, vae)).latent_shape(frames, mels)[1]
+        audiomae, unet = self._bundle.config("audiomae"), self._bundle.config("unet")
+        columns = latent_shape(self._bundle)[1]
         grid = audiomae.frames // audiomae.patch, audiomae.mels // audiomae.patch
         try:
             loa = LOA(grid, self.pool, fine=self.fine)
@@ -108,24 +105,18 @@ class SyncRecipe(DenoisingRecipe):
         except ValueError as error:
             raise SettingError(f"recipe: {error}") from None
 
-    @property
-    def _sizes(self) -> tuple[int, int]:
-        return self._bundle.settings.frames, self._bundle.config("vocoder").mels
-
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        latents = abstract(partial(VAE, self._bundle.config("vae"))).latent_shape(*self._sizes)
         rows, columns = self.network.loa.grid
         tokens = 1 + rows * columns, self._bundle.config("audiomae").width
         return {
             "audiomae": jax.ShapeDtypeStruct(tokens, jnp.float16),
-            "latents": jax.ShapeDtypeStruct(latents, jnp.float16),
+            "latents": jax.ShapeDtypeStruct(latent_shape(self._bundle), jnp.float16),
         }
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         """The bundle's UNet and empty text, their weights still to come, and a new adapter."""
-        unet = self._bundle.config("unet")
-        text = self._bundle.config("text") if len(unet.contexts) > 1 else None
-        return UNetAndAdapter(unet, self.network, text, rngs=rngs)
+        text = text_config(self._bundle)
+        return UNetAndAdapter(self._bundle.config("unet"), self.network, text, rngs=rngs)
 
     def warm_start(self, module: UNetAndAdapter, dataset: Any) -> UNetAndAdapter:
         """Take over the bundle's UNet."""

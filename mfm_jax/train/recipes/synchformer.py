@@ -40,7 +40,7 @@ OVERLAPPING, APART = 1, 2
 
 @dataclass(frozen=True)
 class SynchformerRecipe(BundleRecipe):
-    """What both stages share: the clips, and how picture and sound are cut out of them."""
+    """The base of both stages: the clips, and how picture and sound are cut out of them."""
 
     network: SynchformerConfig = field(default_factory=SynchformerConfig.tiny)
     seconds: float = ClipSpec.tiny().seconds  # of each clip; shorter clips are left out
