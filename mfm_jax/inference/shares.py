@@ -39,6 +39,7 @@ from mfm_jax.storage.addresses import StorePath
 from mfm_jax.storage.files import atomic_write, names_in
 from mfm_jax.storage.json_lines import read_json_lines
 from mfm_jax.storage.leases import Lease, Leases, create
+from mfm_jax.storage.parts import remove_parts
 
 PIECE = 64
 """Requests in a piece; fewer where there would be less than so many pieces to divide."""
@@ -113,6 +114,8 @@ def _joined(work: Work, folder: Path, number: int | None, *, overwrite: bool) ->
         share = Share(work, files, leases, _piece(work), overwrite=overwrite)
         with signals.undone(lambda: _leave(share)), share:
             yield share
+        for outputs in {job.target.parent for job in work.jobs}:
+            remove_parts(outputs)  # a worker that died here was maybe writing one
         if here is not None:
             leases.give_back(here)
             remove_files([here.file])

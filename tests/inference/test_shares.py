@@ -28,6 +28,7 @@ from mfm_jax.inference.shares import do_together
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.write import write_frames
 from mfm_jax.storage import leases
+from mfm_jax.storage.parts import temporary
 from mfm_jax.storage.paths import user_path
 from tests.inference.stand_in import networks
 from tests.windows import pair_spec
@@ -161,7 +162,7 @@ def test_the_pieces_of_a_killed_worker_are_done_by_others(place, alone, copies, 
     killed = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
     out, until = place / "out", time.monotonic() + 60
     while killed.poll() is None and time.monotonic() < until:
-        if len(sounds(out)) >= 2:
+        if len(list(out.glob("[!.]*.wav"))) >= 2:  # hidden ones are being written
             break
         time.sleep(0.05)
     assert main(["status", str(out)]) == 0
@@ -191,6 +192,22 @@ def test_a_rerun_makes_what_is_missing_changed_or_asked_for_anew(place, alone, c
     assert len(run(place, work_of(place, "0[12].mp4", steps=3))) == 2  # other settings
     assert sorted(run(place)) == ["01.mp4", "02.mp4"]
     assert len(run(place, overwrite=True)) == CLIPS - 1
+    check_complete(place, alone, copies)
+
+
+@pytest.mark.parametrize("place", ["disk"], indirect=True)
+def test_what_a_worker_was_writing_that_dies_later_than_the_others_begin_is_removed(
+    place, alone, copies
+):
+    out = place / "out"
+
+    def sound(items):
+        if any(job.source.stem == "08" for job, _ in items):
+            temporary(out, ".wav").write_bytes(b"RIFF")
+        level = [[window.seen["cavp"].pixels.mean() / 256] for _, window in items]
+        return np.repeat(np.float32(level), 20480, axis=1)
+
+    do_together(work_of(place), out, lambda: networks(sound), 2)
     check_complete(place, alone, copies)
 
 
