@@ -17,6 +17,9 @@ from mfm_jax.media.scaling import Picture
 from mfm_jax.media.timeline import Timeline, read_timeline
 from mfm_jax.media.windows import Seen, Window, WindowSpec
 
+SMALL = 1 << 18
+"""Pixels of a frame up to which one thread decodes a video: others double the work at first."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
@@ -160,6 +163,8 @@ def _numbered(
     following = max(0, int(line.frame_of[begin]))
     with opened(path) as (container, stream), reading(path):
         stream.thread_type = "AUTO"
+        if line.width * line.height <= SMALL:
+            stream.codec_context.thread_count = 1
         for sent, packet in numbered_packets(container, stream, line.sought, stream):
             if sent < begin:
                 continue

@@ -87,6 +87,7 @@ class Reader:
         self.restarts = has_flag(container, FormatFlags.ts_discont)
         self._forget()
         stream.codec_context.flags |= CodecFlags.copy_opaque
+        stream.codec_context.thread_count = 1  # for a frame or two
 
     def _forget(self) -> None:
         self.video, self.audio = Packets(), Packets()

@@ -20,6 +20,10 @@ BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FUL
 """TimeChat's scaler. Without the flags it darkens by one level and halves the colour width."""
 
 
+ALONE = 1 << 21
+"""Pixels of a frame up to which one thread scales it: to start others for it takes longer."""
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded frame, which is scaled on demand, and once for each view."""
@@ -31,13 +35,38 @@ class Picture:
     @cached_property
     def upright_HWC(self) -> UInt8[np.ndarray, "H W 3"]:
         """The frame as a player shows it."""
-        return self.orientation.apply(self.frame.to_ndarray(format="rgb24"))
+        return self.orientation.apply(as_rgb(self.frame))
 
     def __call__(self, view: View) -> UInt8[np.ndarray, "height width 3"]:
         """Return the frame as an encoder sees it."""
         if view not in self.scaled:
             self.scaled[view] = SCALINGS[view.scaling](self, view.size)
         return self.scaled[view]
+
+
+def as_rgb(
+    frame: av.VideoFrame,
+    width: int | None = None,
+    height: int | None = None,
+    how: Interpolation | None = None,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of a frame, by ffmpeg's scaler if it is to have another size."""
+    return reformatted(frame, width, height, "rgb24", how).to_ndarray()
+
+
+def reformatted(
+    frame: av.VideoFrame,
+    width: int | None,
+    height: int | None,
+    form: str,
+    how: Interpolation | None = None,
+) -> av.VideoFrame:
+    """Return a frame with another format, and another size if one is given.
+
+    PyAV starts a thread for each core, for every single frame, unless it is told how many.
+    """
+    threads = 1 if frame.width * frame.height <= ALONE else 0
+    return frame.reformat(width, height, form, interpolation=how, threads=threads)
 
 
 def resize_cavp(
@@ -71,8 +100,8 @@ def resize_synchformer(
 def _by_ffmpeg(picture: Picture, size: Size, how: Interpolation) -> UInt8[np.ndarray, "H W 3"]:
     """Squash a frame with ffmpeg's scaler, in its stored orientation."""
     height, width = size[::-1] if picture.orientation.transpose else size
-    squashed = picture.frame.reformat(width, height, "rgb24", interpolation=how)
-    return picture.orientation.apply(squashed.to_ndarray())
+    squashed = as_rgb(picture.frame, width, height, how)
+    return picture.orientation.apply(squashed)
 
 
 SCALINGS: Mapping[str, Callable[[Picture, Size], np.ndarray]] = {

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from av.video.reformatter import Interpolation
 
 from mfm_jax.errors import MediaError
 from mfm_jax.media.frames import decoded_frames
 from mfm_jax.media.sandbox import sandboxed_items
+from mfm_jax.media.scaling import as_rgb
 from mfm_jax.media.timeline import read_timeline
 from mfm_jax.typing import UInt8
 
@@ -32,5 +34,4 @@ def small_frames(
     for number, frame in decoded_frames(path, line, first):
         if number >= last:
             return
-        small = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-        yield line.orientation.apply(small)
+        yield line.orientation.apply(as_rgb(frame, width, height, Interpolation.AREA))

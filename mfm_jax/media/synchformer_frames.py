@@ -11,7 +11,7 @@ import numpy as np
 from mfm_jax.errors import MediaError
 from mfm_jax.media.frames import decoded_frames
 from mfm_jax.media.sandbox import sandboxed
-from mfm_jax.media.scaling import resize_synchformer
+from mfm_jax.media.scaling import as_rgb, resize_synchformer
 from mfm_jax.media.timeline import read_timeline
 from mfm_jax.media.windows import cavp_frame_indices
 from mfm_jax.typing import UInt8
@@ -47,7 +47,7 @@ def synchformer_frames(
     frames = np.empty((count, *image, 3), np.uint8)
     for number, frame in decoded_frames(path, line, int(picked[0])):
         if (slots := picked == number).any():
-            upright = line.orientation.apply(frame.to_ndarray(format="rgb24"))
+            upright = line.orientation.apply(as_rgb(frame))
             frames[slots] = resize_synchformer(upright, image)
         if number >= picked[-1]:
             break

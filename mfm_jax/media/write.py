@@ -33,6 +33,7 @@ from mfm_jax.media.remux import (
     obstacle,
 )
 from mfm_jax.media.sandbox import sandboxed
+from mfm_jax.media.scaling import as_rgb, reformatted
 from mfm_jax.media.soundtrack import fitted
 from mfm_jax.media.timeline import Timeline, read_timeline
 from mfm_jax.storage.files import atomic_write, check_target
@@ -174,9 +175,9 @@ def _encoded_picture(
             if following[number] == ticks[number]:
                 continue  # the next one takes its place at once
             if line.orientation.rotation or line.orientation.mirrored:
-                upright = line.orientation.apply(frame.to_ndarray(format="rgb24"))
+                upright = line.orientation.apply(as_rgb(frame))
                 frame = av.VideoFrame.from_ndarray(upright, "rgb24")
-            yield ticks[number], frame.reformat(*size, format="yuv420p")
+            yield ticks[number], reformatted(frame, *size, "yuv420p")
 
     return picture_packets(track, frames(), line.time_base, ends)
 

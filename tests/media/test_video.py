@@ -237,6 +237,19 @@ def test_no_more_than_two_windows_are_held(tmp_path, monkeypatch):
     assert most <= 3  # two in the making, and the one in the caller's hands
 
 
+def test_pixels_do_not_depend_on_how_many_threads_decode_and_scale(tmp_path, monkeypatch):
+    rng = np.random.default_rng(5)
+    wide = rng.integers(0, 256, (12, 40, 3), np.uint8).repeat(9, 0).repeat(9, 1)[:106]
+    frames = [np.ascontiguousarray(wide[:, 7 * i : 7 * i + 150]) for i in range(30)]
+    write_frames(frames, tmp_path / "a.mp4", fps=25)
+    alone = list(windows(tmp_path / "a.mp4", SMALL))
+    monkeypatch.setattr("mfm_jax.media.frames.SMALL", 0)
+    monkeypatch.setattr("mfm_jax.media.scaling.ALONE", 0)
+    for one, other in zip(alone, windows(tmp_path / "a.mp4", SMALL), strict=True):
+        for name in one.seen:
+            np.testing.assert_array_equal(one.seen[name].pixels, other.seen[name].pixels)
+
+
 def test_timechat_frames_are_close_to_an_antialiased_bicubic(tmp_path):
     texture = np.random.default_rng(0).integers(0, 255, (12, 16, 3)).astype(np.uint8)
     picture = Image.fromarray(texture).resize((320, 240), Image.Resampling.BICUBIC)
