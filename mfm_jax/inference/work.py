@@ -39,7 +39,7 @@ from mfm_jax.storage.copies import local_copy, naming
 from mfm_jax.storage.files import check_target, signature
 from mfm_jax.storage.parts import report_full_disk
 from mfm_jax.storage.scratch import scratch_file
-from mfm_jax.storage.store import digest_file
+from mfm_jax.storage.store import digests_of_file
 
 WRITERS = 2
 """Threads that write files while the device computes."""
@@ -60,6 +60,7 @@ class Job:
     made: list[Made] = field(default_factory=list)  # of each window
     signature: tuple[int, ...] | None = None  # of the file, when its reading began
     made_of: dict[str, Any] = field(default_factory=dict)  # what the record says of it
+    md5: list[str] = field(default_factory=list)  # of the video, if it is in a store
     choice: str = ""  # which of several candidates it is, in words
     written: bool = False  # now, or by an earlier run
     skipped: bool = False  # written by an earlier run
@@ -238,7 +239,8 @@ class Work:
             job.file = job.held.enter_context(local_copy(job.source))
             job.signature = signature(job.file)
             if self.record is not None:
-                job.made_of = {"sha256": digest_file(job.file), **asked}
+                digest, *job.md5 = _digests(job.source, job.file)
+                job.made_of = {"sha256": digest, **asked}
                 if self.record.has(job.target, job.made_of):
                     self._skip(job)
                     return
@@ -285,15 +287,14 @@ class Work:
                 write_excerpt(job.file, file, wave, start, start + job.samples / RATE, rate)
             else:
                 notes += write_video(job.file, file, wave, rate)
-            digest = "" if self.record is None else digest_file(file)
-            both = {"source": (job.source, job.file), "output": (job.target, file)}
-            stored = {k: at for k, (path, at) in both.items() if isinstance(path, StorePath)}
-            md5 = {name: digest_file(at, "md5") for name, at in stored.items()}
+            digests = [] if self.record is None else _digests(job.target, file)
         if self.record is not None:
+            digest, *md5 = digests
+            stored = {k: each[0] for k, each in (("source", job.md5), ("output", md5)) if each}
             name, seconds = name_of(self.record.folder, job.target), job.samples / RATE
             made_of, number = job.made_of, choice.number
             self.record.add(
-                entry_of(name, job.source, made_of, seconds, number, digest=digest, md5=md5)
+                entry_of(name, job.source, made_of, seconds, number, digest=digest, md5=stored)
             )
         return notes
 
@@ -392,6 +393,11 @@ def _file_of(target: Path) -> Iterator[Path]:
         with report_full_disk(file):
             yield file
         target.put(file)
+
+
+def _digests(path: Path, file: Path) -> list[str]:
+    """Return the SHA-256 of a file, and the MD5 if it is a copy of what is in a store."""
+    return digests_of_file(file, "sha256", *(["md5"] if isinstance(path, StorePath) else []))
 
 
 def _asked(request: Request) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def local_copy(path: Path) -> Iterator[Path]:
     files, contents = _found(path)
     if contents is not None:  # to share it would take longer than to write it
         with scratch_file(path.name) as copy, naming(path, copy):
+            _check_contents(path, contents, files[path])
             with report_full_disk(copy):
                 copy.write_bytes(contents)
-            _check(path, copy, files[path])
             yield copy
         return
     copy, handle = _fetched(path, files)
@@ -200,12 +200,19 @@ def _check(file: StorePath, part: Path, info: Info) -> None:
     Raises:
         AddressError: it is not what the store has listed.
     """
-    same = part.stat().st_size == info["size"]
-    if same and (known := md5_of(info)):
-        with part.open("rb") as read:
-            same = hashlib.file_digest(read, "md5").hexdigest() == known
-        same = same or not file.tells_md5()
-    if not same:
+    with part.open("rb") as read:
+        digest = hashlib.file_digest(read, "md5").hexdigest() if md5_of(info) else None
+    _compare(file, part.stat().st_size, digest, info)
+
+
+def _check_contents(file: StorePath, contents: bytes, info: Info) -> None:
+    """Check the same of what will be written to a copy."""
+    _compare(file, len(contents), hashlib.md5(contents).hexdigest(), info)
+
+
+def _compare(file: StorePath, size: int, digest: str | None, info: Info) -> None:
+    known = md5_of(info)
+    if size != info["size"] or (known and known != digest and file.tells_md5()):
         raise AddressError(f"{file} was changed while it was read, or damaged: try again")
 
 

@@ -59,8 +59,7 @@ def new_part(target: Path) -> Iterator[Path]:
     Raises:
         WriteError: nothing can be written there.
     """
-    suffix = target.suffix if len(target.suffix) <= LONGEST_SUFFIX else ""
-    part = temporary(target.parent, suffix)
+    part = temporary(target.parent, short_suffix(target))
     with signals.undone(partial(part.unlink, missing_ok=True)):
         try:
             _check_replaceable(target)
@@ -104,6 +103,11 @@ def new_part_folder(parent: Path) -> Iterator[Path]:
 def temporary(folder: Path, suffix: str = "") -> Path:
     """Return a new name for a temporary file or folder."""
     return folder / f".{MACHINE}{secrets.token_hex(4)}{suffix}"
+
+
+def short_suffix(path: Path) -> str:
+    """Return the suffix, by which libraries tell formats; none if it is longer than theirs."""
+    return path.suffix if len(path.suffix) <= LONGEST_SUFFIX else ""
 
 
 def sweep(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Files of this machine on their way to a store or from one, which nobody else sees.
 
-They lie in a locked folder of this process, each in a folder of its own, and are gone after their
-use. That of a process that was killed is removed by the next one.
+They lie in a locked folder of this process under numbers, and are gone after their use. That of a
+process that was killed is removed by the next one.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from pathlib import Path
 from mfm_jax.errors import WriteError, system_reason
 from mfm_jax.runtime import signals
 from mfm_jax.storage.locks import new_locked
-from mfm_jax.storage.parts import report_full_disk, sweep, temporary
+from mfm_jax.storage.parts import report_full_disk, short_suffix, sweep, temporary
 
 FOLDER = "MFM_FILES"
 """The environment variable that names another folder for what lies in stores."""
@@ -55,23 +55,22 @@ def copies_folder() -> Path:
 
 @contextmanager
 def scratch_file(name: str) -> Iterator[Path]:
-    """Yield the path of a file that is not there, in a folder alone; both are gone afterwards.
+    """Yield the path of a file that is not there, with the suffix of `name`; it is gone afterwards.
 
     Raises:
-        WriteError: the folder cannot be made.
+        WriteError: its folder cannot be made.
     """
     with _own_folder() as own:
-        folder = own / str(next(_numbers))
         with report_full_disk(own):
-            folder.mkdir(parents=True)  # the user may have emptied the folder of the copies
+            own.mkdir(parents=True, exist_ok=True)  # the user may have emptied that of the copies
+        file = own / f"{next(_numbers)}{short_suffix(Path(name))}"
         try:
-            yield folder / name
+            yield file
         finally:
             try:
-                (folder / name).unlink(missing_ok=True)
-                folder.rmdir()
-            except OSError:  # it has become a folder, or there is more beside it
-                shutil.rmtree(folder, ignore_errors=True)
+                file.unlink(missing_ok=True)
+            except OSError:  # it has become a folder
+                shutil.rmtree(file, ignore_errors=True)
 
 
 @contextmanager
@@ -81,14 +80,15 @@ def scratch(name: str) -> Iterator[Path]:
     Raises:
         WriteError: it cannot be made, or there is no room.
     """
-    with scratch_file(name) as folder, report_full_disk(folder):
-        folder.mkdir()
+    with scratch_file("") as alone, report_full_disk(alone):
+        folder = alone / name
+        folder.mkdir(parents=True)
         yield folder
 
 
 def is_scratch(file: Path) -> bool:
-    """Return whether a file is the only one of a `scratch_file`."""
-    return any(own.path == file.parent.parent for own in list(_own.values()))
+    """Return whether a file is that of a `scratch_file`."""
+    return any(own.path == file.parent for own in list(_own.values()))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from mfm_jax.storage.index import INDEX, Listed, StoreError, file_size, read_ind
 PART = 64 << 20  # bytes of arrays in one checkpoint, a few of which are held in memory
 # A process reads entire chunks, so small ones let it read little more than its own shard.
 CHUNK = 256 << 10
+PIECE = 256 << 10  # bytes of a file that are read at once
 TILE = 256  # rows and columns that are transposed at once
 
 
@@ -203,10 +204,19 @@ def digest_array(array: np.ndarray) -> str:
     return hashlib.sha256(contiguous(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def digest_file(path: Path, kind: str = "sha256") -> str:
-    """Return the SHA-256 of a file, or another digest, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    return digests_of_file(path, "sha256")[0]
+
+
+def digests_of_file(path: Path, *kinds: str) -> list[str]:
+    """Return digests of a file, by the names of `hashlib`, of the same bytes."""
+    sums = [hashlib.new(kind) for kind in kinds]
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            for each in sums:
+                each.update(piece)
+    return [each.hexdigest() for each in sums]
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

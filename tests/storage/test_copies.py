@@ -21,13 +21,13 @@ def test_what_is_here_is_not_copied(tmp_path):
     assert kept_copy(tmp_path) is tmp_path
 
 
-def test_a_copy_has_the_name_and_goes_after_its_use(bucket, copies, monkeypatch):
+def test_a_copy_has_the_suffix_and_goes_after_its_use(bucket, copies, monkeypatch):
     video = bucket / "clips" / "a.mp4"
     video.write_bytes(b"frames")
     for small in (1000, -1):
         monkeypatch.setattr(module, "SMALL", small)
         with local_copy(video) as here, local_copy(video) as same:
-            assert here.name == "a.mp4"
+            assert here.suffix == ".mp4"
             assert here.read_bytes() == same.read_bytes() == b"frames"
             assert (here == same) == (small < 0)  # a small one is sooner read again than shared
         assert in_cache(copies) == []

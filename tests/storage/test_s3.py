@@ -23,7 +23,7 @@ from tests.storage.test_addresses import (  # noqa: F401
     test_what_a_disk_says_a_store_says,
 )
 from tests.storage.test_copies import (  # noqa: F401
-    test_a_copy_has_the_name_and_goes_after_its_use,
+    test_a_copy_has_the_suffix_and_goes_after_its_use,
     test_a_folder_is_copied_once_for_each_version,
 )
 from tests.storage.test_leases import (  # noqa: F401
