@@ -335,11 +335,12 @@ class Share:
         with self._lock:
             lines = list(piece.lines.values())
         if len(lines) == len(piece.jobs):
-            if self.leases.holds(piece.lease):
+            if holds := self.leases.holds(piece.lease):
                 _write_lines(self.files.done(piece.number), lines)
                 self._mine.add(piece.number)
-                self.files.part(piece.number).unlink(missing_ok=True)
-            self.leases.give_back(piece.lease)
+                if piece.written or not piece.lease.is_first:
+                    self.files.part(piece.number).unlink(missing_ok=True)
+            self.leases.give_back(piece.lease, holds=holds)
             with self._lock:
                 del self._held[piece.number]
         elif len(lines) > piece.written and (at_once or time.monotonic() > piece.at + INTERVAL):
@@ -406,14 +407,14 @@ class Share:
         new = [number for number in left if self._lease_name(number) not in had]
         others = [number for number in left if number not in self._held and number not in new]
         while new:
-            if (piece := self._claim(new.pop(0))) is not None:
+            if (piece := self._claim(new.pop(0), is_new=True)) is not None:
                 return piece
             random.shuffle(new)  # workers that began together keep out of each other's way
         claimed = (self._claim(number) for number in others)
         return next((piece for piece in claimed if piece is not None), None)
 
-    def _claim(self, number: int) -> Piece | None:
-        lease = self.leases.take(self._lease_name(number))
+    def _claim(self, number: int, *, is_new: bool = False) -> Piece | None:
+        lease = self.leases.take(self._lease_name(number), is_new=is_new)
         if lease is None:
             return None
         done = not lease.is_first and self.files.done(number).exists()

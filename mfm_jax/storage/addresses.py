@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
@@ -211,9 +212,10 @@ class StorePath(type(Path())):  # type: ignore[misc]
 
     @asked
     def names(self, begin: str = "") -> list[str]:
-        """Return the names of all objects in a folder that begin in a way, if there are any."""
-        folder = f"{self.key}/"
-        return [key.removeprefix(folder) for key in self.objects.keys(f"{folder}{begin}")]
+        """Return the names of what is in a folder that begin in a way, if there are any."""
+        with suppress(FileNotFoundError):
+            return self.objects.names(self.key, begin)
+        return []
 
     def iterdir(self) -> Iterator["StorePath"]:
         """Yield what is in a folder."""

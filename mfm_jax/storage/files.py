@@ -230,6 +230,8 @@ def remove_folder(folder: Path) -> None:
 
 def names_in(folder: Path) -> list[str]:
     """Return the names in a folder; there are none where there is no folder."""
+    if isinstance(folder, StorePath):
+        return folder.names()
     try:
         return [path.name for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):

@@ -60,27 +60,32 @@ class GoogleObjects(Objects):
             with self._asked("GET", place, f"{place.objects}/{place.name}") as answer:
                 told = json.loads(answer.read())
         except FileNotFoundError:
-            if next(self._keys(f"{key}/", 1), None) is None:
+            if not any(page.get("items") for page in self._pages(f"{key}/", maxResults="1")):
                 raise
             return {"name": key, "size": 0, "type": "directory"}
         return {**told, "name": key, "size": int(told["size"]), "type": "file"}
 
-    def keys(self, begin: str) -> list[str]:
-        """Return the keys of all objects whose keys begin in a way."""
-        return list(self._keys(begin))
+    def names(self, folder: str, begin: str = "") -> list[str]:
+        """Return the names of what is in a folder that begin in a way."""
+        found: list[str] = []
+        for page in self._pages(f"{folder}/{begin}", delimiter="/"):
+            found += (item["name"] for item in page.get("items", ()))
+            found += (prefix.rstrip("/") for prefix in page.get("prefixes", ()))
+        inside = f"{folder}/".partition("/")[2]
+        return [name.removeprefix(inside) for name in found if name != inside]
 
-    def _keys(self, begin: str, page: int = 1000) -> Iterator[str]:
-        """Yield the keys; each page takes one request."""
-        bucket, _, prefix = begin.partition("/")
+    def _pages(self, begin: str, **asked: str) -> Iterator[dict[str, Any]]:
+        """Yield what is told of the objects whose keys begin in a way; a page takes one request."""
         place = self._place(begin)
-        query = {"prefix": prefix, "fields": "items(name),nextPageToken", "maxResults": str(page)}
+        fields = "items(name),prefixes,nextPageToken"
+        query = {"prefix": begin.partition("/")[2], "fields": fields, **asked}
         while True:
             with self._asked("GET", place, f"{place.objects}?{urlencode(query)}") as answer:
-                told = json.loads(answer.read())
-            yield from (f"{bucket}/{item['name']}" for item in told.get("items", ()))
-            if "nextPageToken" not in told:
+                page = json.loads(answer.read())
+            yield page
+            if "nextPageToken" not in page:
                 return
-            query["pageToken"] = told["nextPageToken"]
+            query["pageToken"] = page["nextPageToken"]
 
     def read(self, key: str) -> bytes:
         """Return the contents."""

@@ -74,13 +74,16 @@ class Leases:
             with suppress(OSError):  # it ends by itself
                 self.give_back(lease)
 
-    def take(self, name: str) -> Lease | None:
+    def take(self, name: str, *, is_new: bool = False) -> Lease | None:
         """Return the lease of a piece of work; None if another worker has it.
+
+        Args:
+            is_new: there was none a moment ago, so that it is not looked for before it is made.
 
         Raises:
             OSError: the folder cannot be read or written.
         """
-        numbers = self._numbers(name)
+        numbers = [] if is_new else self._numbers(name)
         if numbers and not self._is_over(self._file(name, numbers[-1])):
             return None
         number = numbers[-1] + 1 if numbers else 1
@@ -115,12 +118,16 @@ class Leases:
         name, _, number = lease.file.name.rpartition(".")
         return self._numbers(name)[-1:] == [int(number)]
 
-    def give_back(self, lease: Lease) -> None:
-        """End a lease, so that another worker can have it at once."""
+    def give_back(self, lease: Lease, *, holds: bool | None = None) -> None:
+        """End a lease, so that another worker can have it at once.
+
+        Args:
+            holds: whether it is still this worker's, if that was just asked.
+        """
         with self._lock:
             if lease in self._held:
                 self._held.remove(lease)
-        if self.holds(lease):
+        if self.holds(lease) if holds is None else holds:
             _replace(lease.file, self._told(0.0))
 
     def holders(self, names: Iterable[str] | None = None) -> dict[str, str]:

@@ -75,10 +75,14 @@ class Objects:
         """Return all objects in a folder and the folders in it."""
         return self.library.find(key, detail=True)
 
-    def keys(self, begin: str) -> list[str]:
-        """Return the keys of all objects whose keys begin in a way."""
-        folder, _, rest = begin.rpartition("/")
-        return self.library.find(folder, prefix=rest)
+    def names(self, folder: str, begin: str = "") -> list[str]:
+        """Return the names of what is in a folder that begin in a way."""
+        if begin:  # which lists less than all
+            keys = self.library.find(folder, prefix=begin)
+        else:
+            keys = [info["name"] for info in self.folder(folder)]
+        inside = [key.removeprefix(f"{folder}/") for key in keys if key.startswith(f"{folder}/")]
+        return sorted({name.partition("/")[0] for name in inside} - {""})
 
 
 def version(info: Info) -> str:

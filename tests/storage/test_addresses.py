@@ -41,6 +41,10 @@ def test_objects_are_files_and_their_names_make_folders(bucket):
     assert [p.name for p in sorted(run.iterdir())] == ["a.json", "deep"]
     below = ["a.json", "deep", "deep/er", "deep/er/b.bin"]
     assert [str(p.relative_to(run)) for p in run.rglob("*")] == below
+    assert sorted(files.names_in(run)) == ["a.json", "deep"]
+    assert run.names("de") == ["deep"]
+    assert files.names_in(bucket) == ["run"]
+    assert files.names_in(bucket / "nothing") == (bucket / "nothing").names("a") == []
     assert [p.name for p in run.glob("*.json")] == ["a.json"]
     assert [p.name for p in run.glob("deep/*/*.bin")] == ["b.bin"]
     assert (run / "a.json").read_text() == "é"

@@ -31,6 +31,16 @@ def test_one_has_it_until_it_is_given_back(folder):
     assert len([*folder.iterdir()]) == 2  # older ones are gone
 
 
+def test_who_believes_that_there_was_none_does_not_get_what_another_has(folder):
+    with Leases(folder) as first, Leases(folder) as late:
+        first.give_back(first.take("0", is_new=True))
+        assert late.take("0", is_new=True) is None  # the same number
+        has = first.take("0")  # the second, and the file of the first is gone
+        assert late.take("0", is_new=True) is None
+        assert first.holds(has)
+        assert [path.name for path in folder.iterdir()] == [has.file.name]
+
+
 def test_the_lease_of_a_dead_worker_goes_to_another(folder, monkeypatch):
     monkeypatch.setattr(module, "SLACK", 0.1)
     dead = Leases(folder, seconds=0.2)  # nobody renews it
