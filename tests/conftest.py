@@ -15,12 +15,15 @@ os.environ.setdefault(
     + "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1",
 )
+# In the environment, so that processes that tests start compile the same programs, and find them.
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # Threads of PyTorch and of BLAS that wait for work keep a core busy, which another worker needs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import atexit
+import ctypes
 import gc
 import json
 import logging
@@ -44,12 +47,11 @@ check_faster()
 logging.getLogger("absl").setLevel(logging.ERROR)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_default_matmul_precision", "highest")
 
 REFERENCE = Path(__file__).parent / "reference"
 A_WEEK = 7 * 24 * 3600
 LARGE = 5 << 30
-"""Bytes of memory from which on a worker drops what it compiled."""
+"""Bytes of memory from which on a worker gives back what it does not use, or else its programs."""
 LONGEST = (
     "test_journey.py",
     "train/test_mesh.py",
@@ -127,11 +129,16 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_heap():
-    """Drop the programs of the files that are done, once they take gigabytes."""
+    """Give back memory after a file that leaves gigabytes.
+
+    glibc keeps what is freed. Without `trim`, a worker that has once run networks of full size
+    would drop its programs after each file from then on, and free nothing by it.
+    """
     yield
-    if resident_memory() > LARGE:
+    if resident_memory() > LARGE and trim() > LARGE:
         jax.clear_caches()
         gc.collect()
+        trim()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -160,6 +167,13 @@ def resident_memory() -> int:
     except OSError:
         return LARGE + 1
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def trim() -> int:
+    """Return freed memory to the system where the C library can; tell how much is left."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    return resident_memory()
 
 
 def put_at_once(cache: LRUCache, key: str, value: bytes) -> None:
