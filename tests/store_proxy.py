@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 NOT_PASSED_ON = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers and body."""
 
 
 class Proxy:
@@ -27,6 +30,7 @@ class Proxy:
         """Headers of requests, in lower case, that the store does not get."""
         self.sent = self.requests = self.failed = 0
         """Bytes of bodies sent to the client, requests, and those that failed."""
+        self._finished: dict[str, Answer] = {}
         self._random, self._lock = random.Random(0), threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -79,7 +83,7 @@ class Proxy:
                 time.sleep(proxy.delay)
                 if fate < proxy.failing / 2:
                     return self._fail()
-                status, headers, data = self._ask(body)
+                status, headers, data = self._as_google(self._ask(body))
                 if fate < proxy.failing:
                     return self._fail()
                 self.send_response(status)
@@ -106,7 +110,19 @@ class Proxy:
                     return b"".join(parts)
                 return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-            def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            def _as_google(self, answer: Answer) -> Answer:
+                """Return the answer to an upload in parts that is over, if it is asked for again.
+
+                Google's store tells the object once more; its stand-in knows no such upload.
+                """
+                (session,) = parse_qs(urlsplit(self.path).query).get("upload_id", [""])
+                if session and answer[0] == 404:
+                    return proxy._finished.get(session, answer)
+                if session and answer[0] == 200:
+                    proxy._finished[session] = answer
+                return answer
+
+            def _ask(self, body: bytes) -> Answer:
                 connection = http.client.HTTPConnection(urlsplit(proxy.store).netloc)
                 dropped = NOT_PASSED_ON | proxy.unknown
                 kept = {k: v for k, v in self.headers.items() if k.lower() not in dropped}

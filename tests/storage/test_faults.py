@@ -1,5 +1,6 @@
 """A store that is slow, fails, or is cut off for a while: nothing is lost, doubled or damaged."""
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,17 @@ def test_one_of_twenty_requests_fails(proxy, bucket):
     assert [path.name for path in sorted((bucket / "out").iterdir())] == [
         f"{number:03d}" for number in range(32)
     ]
+
+
+def test_a_file_of_a_library_is_written_if_only_the_answer_is_lost(proxy, bucket, monkeypatch):
+    """As Orbax writes the last file of a checkpoint, without which there is none."""
+    asked = itertools.chain([1.0, 0.04], itertools.repeat(1.0))  # begin, done but not told, again
+    monkeypatch.setattr(proxy, "_fate", lambda: next(asked))
+    proxy.failing = 0.05
+    with bucket.objects.library.open((bucket / "done.txt").key, "wb") as file:
+        file.write(b"done")
+    assert proxy.failed == 1
+    assert (bucket / "done.txt").read_bytes() == b"done"
 
 
 @pytest.mark.parametrize("data", [b"", b"\r\n--\r\nbytes\r\n\xff\0"])
