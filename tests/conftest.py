@@ -53,30 +53,48 @@ A_WEEK = 7 * 24 * 3600
 LARGE = 5 << 30
 """Bytes of memory from which on a worker gives back what it does not use, or else its programs."""
 LONGEST = (
-    "test_journey.py",
     "train/test_mesh.py",
+    "test_journey.py",
     "train/test_own_clips.py",
     "inference/test_ray.py",
-    "encoders/test_encoders.py",
-    "train/test_recipe_stage2.py",
-    "convert/test_goldens.py",
-    "models/test_remat.py",
-    "miniature/test_runs.py",
-    "inference/test_extract_many.py",
-    "models/test_unet.py",
-    "mapper/test_mapper.py",
-    "cli/test_generate.py",
-    "train/test_recipe_mapper.py",
-    "inference/test_generate_mesh.py",
-    "train/test_log.py",
     "docs/test_code.py",
-    "inference/test_shares.py",
-    "inference/test_extract.py",
-    "convert/test_audioldm2.py",
-    "inference/test_pipeline.py",
-    "inference/test_generate.py",
     "serve/test_server.py",
+    "convert/test_goldens.py",
+    "models/test_unet.py",
+    "train/test_recipe_stage2.py",
+    "train/test_store.py",
+    "inference/test_generate_mesh.py",
+    "mapper/test_mapper.py",
+    "models/test_remat.py",
+    "train/test_train.py",
+    "cli/test_generate.py",
+    "miniature/test_runs.py",
+    "inference/test_extract.py",
+    "train/test_log.py",
+    "models/test_cavp.py",
+    "convert/test_mapper.py",
     "models/test_timechat.py",
+    "models/test_adapters.py",
+    "inference/test_pipeline.py",
+    "encoders/test_encoders.py",
+    "train/test_recipe_mapper.py",
+    "inference/test_exported.py",
+    "models/test_audiomae.py",
+    "inference/test_extract_many.py",
+    "inference/test_staged.py",
+    "convert/test_audioldm2.py",
+    "convert/test_identity.py",
+    "fuzz/test_fuzz.py",
+    "foley/test_world.py",
+    "convert/test_unet.py",
+    "models/test_cnn14.py",
+    "models/test_synchformer.py",
+    "train/test_recipe_sync.py",
+    "inference/test_generate.py",
+    "train/test_workdir.py",
+    "storage/test_leases.py",
+    "inference/test_shares.py",
+    "runtime/test_signals.py",
 )
 """Files that take longest; they run first, so that all workers end at about the same time."""
 VIDEOS = Path(__file__).parents[2] / "shared" / "videos"
@@ -121,7 +139,6 @@ def pytest_collection_finish() -> None:
 
     Traces of networks make so many objects that it would take a twelfth of the time.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()

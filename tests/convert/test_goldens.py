@@ -213,7 +213,7 @@ def test_full_synchformer(reference, parity):
     # A convolution for single pictures, which the network has and does not use, stays in `kept`.
     assert state.keys() - written.keys() == {f"{UNUSED}.weight", f"{UNUSED}.bias"}
     assert all(np.array_equal(written[key], state[key]) for key in written)
-    arrays = {name: jnp.asarray(array) for name, array in weights.items()}
+    arrays = {name: jax.device_put(array) for name, array in weights.items()}
     network = with_weights(abstract(lambda rngs: Synchformer(config, rngs=rngs)), arrays)
     folder = reference / "synchformer/golden"
     video, audio = np.load(folder / "full_video.npz"), np.load(folder / "full_audio.npz")

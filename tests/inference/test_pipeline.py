@@ -50,12 +50,12 @@ def test_spec_follows_from_the_configs(model):
 
 def test_a_window_sounds_the_same_in_any_company_and_place(model):
     a, b, c = window(0, 1), window(1, 2), window(0, 3)
-    first = model([a, b, c])
-    assert first.shape == (3, 40_960)
+    first = model([a, b])
+    assert first.shape == (2, 40_960)
     assert first.dtype == np.float32
     assert np.abs(first).max() <= 1
-    np.testing.assert_array_equal(model([c, a, a])[1], first[0])
-    np.testing.assert_array_equal(model([b, b, a]), first[[1, 1, 0]])
+    np.testing.assert_array_equal(model([c, a])[1], first[0])
+    np.testing.assert_array_equal(model([b, a]), first[::-1])
 
 
 def test_seed_window_and_frames_all_matter(model):

@@ -126,6 +126,8 @@ def test_a_node_that_is_killed_leaves_its_work_to_the_other(clips, tmp_path, mon
     # Neither the command nor those that decode need a device.
     monkeypatch.setenv("JAX_PLATFORMS", "none_at_all")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # A node is dead for Ray when it was not there five times, at intervals of three seconds.
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv(shares.SECONDS, "2")
     options = {"jax_platforms": "none_at_all"}
     failures, status, told = Forked(do_with_a_kill, clips, out, options=options).result()

@@ -1,7 +1,7 @@
 """Programs that are compiled already are called where they fit, and the functions elsewhere."""
 
 from functools import partial
-from threading import Event
+from threading import Event, Timer
 
 import jax
 import pytest
@@ -45,10 +45,11 @@ def test_programs_that_are_still_being_read_are_waited_for():
     ready = Event()
 
     def read() -> Programs:
-        ready.wait(10)
+        assert ready.wait(10)
         return known(2, lambda x: "program")
 
+    # The check of annotations looks into `known`, and waits already when it is made.
+    Timer(0.1, ready.set).start()
     programs = in_background(read)
-    ready.set()
     assert programs(scaled, jnp.ones(3), times=2) == "program"
     assert len(list(programs.known)) == 1

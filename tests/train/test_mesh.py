@@ -100,7 +100,10 @@ MESHES = {
 STEPS = get_config().steps
 PARTS = ["compute.accumulate=2", "compute.remat=blocks", "batch=16"]
 """Parts of a batch, and activations that are made anew."""
-BROKEN = ["steps=60", "save_every=4", "eval_every=20", "ema_decay=0.9", "best=loa_error"]
+KILLS = int(os.environ.get("KILLS", "2"))
+LENGTH = 16 + 8 * KILLS
+BROKEN = [f"steps={LENGTH}", "save_every=4", f"eval_every={LENGTH // 2}"]
+BROKEN += ["ema_decay=0.9", "best=loa_error"]
 """A save begins every fourth step."""
 MISFITS = {
     "mesh.data=3": "mesh: data 3 x fsdp 1 x tensor 1 is 3 devices and there are 8: change",
@@ -244,7 +247,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(made, o
     """Also while it saves. KILLS=20 kills more often."""
     rng, broken = np.random.default_rng(0), tmp_path / "broken"
     line = words(made, broken, BROKEN)
-    for _ in range(int(os.environ.get("KILLS", "2"))):
+    for _ in range(KILLS):
         least, patience = steps_told(broken), time.monotonic() + 240
         process = forked(made, 1, run, line, read_only=True)
         while (told := steps_told(broken)) <= least:  # it forgets those after its checkpoint
