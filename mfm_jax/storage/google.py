@@ -6,7 +6,9 @@ objects are made here, over connections that stay open. The rest is left to gcsf
 address of the service, errors, lists, and large objects, which are sent and fetched in parts.
 """
 
+import functools
 import http.client
+import inspect
 import json
 import mimetypes
 import os
@@ -28,6 +30,8 @@ TIMEOUT = 60.0
 """Seconds without a byte after which a connection is given up."""
 IDLE = 32
 """Connections that are kept open for later requests."""
+TRIES = 9
+"""Tries of a request by gcsfs, in about as many seconds as `mfm_jax.storage.retries` is patient."""
 
 
 class Place(NamedTuple):
@@ -44,6 +48,7 @@ class GoogleObjects(Objects):
     def __init__(self, library: Any) -> None:
         from gcsfs.retry import validate_response
 
+        _be_patient()
         super().__init__(library)
         self._refuse = validate_response
         self._idle: deque[tuple[tuple[str, str], http.client.HTTPConnection]] = deque()
@@ -216,6 +221,20 @@ class GoogleObjects(Objects):
     def _close(self) -> None:
         while self._idle:
             self._idle.pop()[1].close()
+
+
+@functools.cache
+def _be_patient() -> None:
+    """Let gcsfs try longer than for half a minute, which would end a save of a run.
+
+    Orbax writes and reads through instances of its own.
+    """
+    from gcsfs.core import GCSFileSystem
+    from gcsfs.retry import retry_request
+
+    for name in ("_request", "_get_file_request"):
+        once = inspect.unwrap(getattr(GCSFileSystem, name))
+        setattr(GCSFileSystem, name, retry_request(retries=TRIES)(once))
 
 
 def _digests(headers: http.client.HTTPMessage) -> dict[str, str]:

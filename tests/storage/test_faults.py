@@ -1,5 +1,6 @@
 """A store that is slow, fails, or is cut off for a while: nothing is lost, doubled or damaged."""
 
+import asyncio
 import itertools
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from mfm_jax.storage import addresses, files, retries
 from mfm_jax.storage.copies import local_copy
+from mfm_jax.storage.google import TRIES
 from mfm_jax.storage.leases import Leases
 from mfm_jax.storage.retries import AddressError
 from tests.store_proxy import Proxy
@@ -64,6 +66,25 @@ def test_a_file_of_a_library_is_written_if_only_the_answer_is_lost(proxy, bucket
         file.write(b"done")
     assert proxy.failed == 1
     assert (bucket / "done.txt").read_bytes() == b"done"
+
+
+def test_a_library_waits_as_long_for_a_store_that_is_away(proxy, bucket, monkeypatch):
+    """Orbax's requests for a save, of which gcsfs would try each for half a minute."""
+    waited, sleep = [], asyncio.sleep
+
+    async def at_once(seconds):
+        waited.append(seconds)
+        await sleep(0)
+
+    fates = itertools.chain([0.0] * (TRIES - 1), itertools.repeat(1.0))
+    monkeypatch.setattr(proxy, "_fate", lambda: next(fates))
+    proxy.failing = 0.05
+    library = bucket.objects.library
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", at_once)
+    library.pipe_file((bucket / "done.txt").key, b"done")
+    assert library.cat_file((bucket / "done.txt").key) == b"done"
+    assert proxy.failed == TRIES - 1
+    assert sum(waited) > 0.9 * retries.PATIENCE
 
 
 @pytest.mark.parametrize("data", [b"", b"\r\n--\r\nbytes\r\n\xff\0"])
