@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle
 from mfm_jax.cli import main
 from mfm_jax.inference import staged
 from mfm_jax.inference.memory import STAGES, plan, size
@@ -21,7 +20,6 @@ from mfm_jax.mapper import Stream
 from mfm_jax.media.write import write_frames
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.runtime.throughput import Throughput
-from mfm_jax.storage.paths import TINY_BUNDLE
 from tests.bundles import untrained_bundle
 from tests.noise import window
 from tests.windows import pair_spec
@@ -63,8 +61,8 @@ def test_the_sounds_are_the_same_and_the_weights_of_other_stages_are_not_there(
     assert all(there - before < weights for _, there in opened)
 
 
-def test_the_plan_counts_the_weights_of_each_stage():
-    bundle = Bundle.open(TINY_BUNDLE)
+def test_the_plan_counts_the_weights_of_each_stage(tmp_path):
+    bundle = untrained_bundle(tmp_path)
     found = plan(bundle, ONE, batch=1, dtype=np.dtype("float32"), sampling=Sampling(steps=2))
     bytes_of = {name: 4 * bundle.entries[name].parameters for name in bundle.entries}
     for stage in found.stages:

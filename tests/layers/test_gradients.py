@@ -14,11 +14,16 @@ from mfm_jax.layers.mlp import gelu_tanh
 
 def compare(ours, theirs, *arguments, atol):
     """Values and the gradients of all arguments, for a random direction of the output."""
-    made, back = jax.vjp(ours, *arguments)
-    expected, their_back = jax.vjp(theirs, *arguments)
+
+    def outcome(function, *arguments):
+        made, back = jax.vjp(function, *arguments)
+        return made, back(jax.random.normal(jax.random.key(9), made.shape))
+
+    (made, gradients), (expected, their_gradients) = (
+        jax.jit(partial(outcome, function))(*arguments) for function in (ours, theirs)
+    )
     np.testing.assert_allclose(made, expected, atol=atol)
-    direction = jax.random.normal(jax.random.key(9), made.shape)
-    for one, two in zip(back(direction), their_back(direction), strict=True):
+    for one, two in zip(gradients, their_gradients, strict=True):
         np.testing.assert_allclose(one, two, atol=atol * max(1.0, float(jnp.abs(two).max())))
 
 

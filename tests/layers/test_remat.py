@@ -44,7 +44,7 @@ def test_gradients_stay(network, policy):
 def test_each_policy_keeps_less(network):
     def kept(policy):
         with rematerialise(policy):
-            _, back = jax.vjp(error, network, X)
+            back = jax.eval_shape(lambda network, x: jax.vjp(error, network, x)[1], network, X)
         return sum(leaf.size for leaf in jax.tree.leaves(back))
 
     assert kept("blocks") < kept("products") < kept("none")

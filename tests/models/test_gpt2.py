@@ -92,17 +92,17 @@ def test_no_gradient_comes_from_the_future(ours):
     embeds = jax.random.normal(jax.random.key(1), (1, 9, 24))
     gradient = jax.jit(jax.grad(lambda x, p: ours(x)[0, p].sum()))
     for position in (0, 4, 8):
-        grad = gradient(embeds, position)
-        assert jnp.all(grad[0, position + 1 :] == 0)
-        assert jnp.all(jnp.abs(grad[0, : position + 1]).max(-1) > 0)
+        grad = np.asarray(gradient(embeds, position))
+        assert np.all(grad[0, position + 1 :] == 0)
+        assert np.all(np.abs(grad[0, : position + 1]).max(-1) > 0)
 
 
 def test_a_masked_token_changes_no_other(ours):
-    embeds = jax.random.normal(jax.random.key(2), (1, 9, 24))
-    mask = jnp.ones((1, 9), bool).at[0, 3].set(False)
-    other = embeds.at[0, 3].add(5.0)
-    keep = jnp.arange(9) != 3
-    np.testing.assert_array_equal(ours(embeds, mask)[:, keep], ours(other, mask)[:, keep])
+    embeds = np.random.default_rng(2).standard_normal((1, 9, 24), np.float32)
+    other, keep, read = embeds.copy(), np.arange(9) != 3, jax.jit(GPT2.__call__)
+    other[0, 3] += 5.0
+    made, changed = (np.asarray(read(ours, x, keep[None])) for x in (embeds, other))
+    np.testing.assert_array_equal(made[:, keep], changed[:, keep])
 
 
 def test_too_long_a_sequence_is_refused():

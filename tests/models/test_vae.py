@@ -80,19 +80,28 @@ def test_decode_as_diffusers(parity, their_vae, our_vae):
 def test_modules_as_diffusers(parity, their_vae, our_vae):
     x = np.random.default_rng(3).normal(size=(2, 12, 14, 18)).astype(np.float32)
     wide = np.random.default_rng(4).normal(size=(2, 20, 7, 9)).astype(np.float32)
-    ours, theirs = our_vae.encoder, their_vae.encoder
+    theirs = their_vae.encoder
     against = "diffusers AutoencoderKL"
     with torch.no_grad():
         level = last(theirs.down_blocks[2](torch.from_numpy(x)))
         halved = last(theirs.down_blocks[1].downsamplers[0](torch.from_numpy(x)))
         middle = last(theirs.mid_block(torch.from_numpy(wide)))
         doubled = last(their_vae.decoder.up_blocks[1].upsamplers[0](torch.from_numpy(x)))
-    level_of_resnets = ours.down[2].resnets[0](last(x))
-    parity("VAE resnet with shortcut", against, level_of_resnets, level, 1e-4)
-    down = ours.down[1].downsample(jnp.pad(last(x), ((0, 0), (0, 1), (0, 1), (0, 0))))
+
+    @jax.jit
+    def found(vae, x, wide):
+        down = vae.encoder.down
+        return (
+            down[2].resnets[0](x),
+            down[1].downsample(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))),
+            vae.encoder.middle(wide),
+            conv_doubled(vae.decoder.up[1].upsample, x),
+        )
+
+    resnet, down, mid, up = found(our_vae, last(x), last(wide))
+    parity("VAE resnet with shortcut", against, resnet, level, 1e-4)
     parity("VAE downsample", against, down, halved, 1e-4)
-    parity("VAE middle", against, ours.middle(last(wide)), middle, 1e-4)
-    up = conv_doubled(our_vae.decoder.up[1].upsample, last(x))
+    parity("VAE middle", against, mid, middle, 1e-4)
     parity("VAE upsample", against, up, doubled, 1e-4)
 
 

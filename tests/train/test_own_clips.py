@@ -13,6 +13,7 @@ from mfm_jax.media.write import write_frames
 from mfm_jax.models.synchformer import SynchformerConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.weights import named_weights
 from tests.bundles import untrained_bundle
 from tests.train.running import run_config
 
@@ -69,6 +70,12 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
+def steps_of(workdir: Path) -> list[dict]:
+    """Return the lines of a run's steps."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "loss" in line]
+
+
 def test_every_network_trains_on_the_same_folder(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the configs name folders below runs/
     base = untrained_bundle(tmp_path / "base")
@@ -80,13 +87,9 @@ def test_every_network_trains_on_the_same_folder(clips, tmp_path, monkeypatch, c
         if name == "tiny":
             fields += [f"recipe.bundle={base.path}"]
         assert run_config(name, workdir, fields) == 0
-        losses = [
-            line["loss"]
-            for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-            if "loss" in line
-        ]
-        assert len(losses) == 2
-        assert np.isfinite(losses).all()
+        steps = steps_of(workdir)
+        assert [line["step"] for line in steps] == [1, 2]
+        assert np.isfinite([line["loss"] for line in steps]).all()
         bundle = Bundle.open(workdir if component == "mapper" else Path("runs/tiny/bundle"))
         source = bundle.entries[component].source
         # Nobody said what may be done with these clips.
@@ -103,9 +106,23 @@ def test_every_network_trains_on_the_same_folder(clips, tmp_path, monkeypatch, c
     bundle = Bundle.open(Path("runs/tiny/bundle"))
     assert bundle.made_together("cavp", "cavp_audio")
     assert {name for name, _ in bundle.entries["unet"].source.trained_with} == {"audiomae", "vae"}
+    told = capsys.readouterr().out
     # The mapper standardises LOA, and its workdir has every network of the bundle it started from.
-    assert "heldout_loa_error_shuffled" in capsys.readouterr().out
+    assert "heldout_loa_error_shuffled" in told
     mapper = Bundle.open(Path("runs/tiny/mapper"))
     assert mapper.load("mapper").loa_std[...].min() < 1
     assert set(mapper.entries) == set(base.entries)
     assert "--config tiny" in mapper.entries["mapper"].source.made_by
+    # Stage 2 changes the mapper, but for the moments of LOA, and nothing else.
+    assert "heldout_diffusion_true" in told
+    for line in steps_of(Path("runs/tiny/stage2")):
+        assert line["loss"] == pytest.approx(line["diffusion"] + line["mse"], rel=1e-5)
+    stage2 = Bundle.open(Path("runs/tiny/stage2"))
+    assert stage2.entries.keys() == mapper.entries.keys()
+    changed = {name for name, entry in stage2.entries.items() if entry != mapper.entries[name]}
+    assert changed == {"mapper"}
+    assert stage2.config("mapper") == mapper.config("mapper")
+    first, second = (named_weights(b.load("mapper")) for b in (mapper, stage2))
+    assert all(np.any(first[n] != second[n]) for n in first if n.endswith("kernel"))
+    assert all(np.array_equal(first[n], second[n]) for n in ("loa_mean", "loa_std"))
+    assert "--config tiny_stage2" in stage2.entries["mapper"].source.made_by

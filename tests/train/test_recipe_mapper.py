@@ -124,7 +124,7 @@ PLAIN = MapperRecipe(network=NETWORK, contrast_weight=0.0, scheduled_sampling=0.
 
 def batch_of(recipe: MapperRecipe, clips: int = 6) -> dict[str, jax.Array]:
     elements = [recipe.read(element) for element in world(clips, seed=3)]
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *elements)
+    return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *elements))
 
 
 def mapper_of(recipe: MapperRecipe):
@@ -202,12 +202,17 @@ def test_the_contrast_multiplies_in_the_precision_of_what_is_predicted():
     assert [[x.aval.dtype for x in inputs] for inputs in products] == [[jnp.bfloat16] * 2]
 
 
+@jax.jit
+def predicted(mapper, streams, loa):
+    return mapper.restore(mapper(streams, loa))
+
+
 def fed(recipe: MapperRecipe, mapper, *, clips: int = 400, seed: int = 0):
     """LOA as the mapper would be fed it, and the true LOA, of enough clips to see the shares."""
     loa = jax.random.normal(jax.random.key(9), (clips, 4, 7)) * 3 + 5
     own = loa
     if recipe.scheduled_sampling:
-        own = mapper.restore(mapper(recipe.streams(batch_of(recipe, clips)), loa))
+        own = predicted(mapper, recipe.streams(batch_of(recipe, clips)), loa)
     return np.asarray(recipe.feed(mapper, loa, own, jax.random.key(seed))), np.asarray(loa)
 
 
@@ -250,7 +255,7 @@ def test_tokens_of_the_mappers_own_get_no_noise():
     mapper = mapper_of(recipe)
     given, true = fed(recipe, mapper)
     streams = recipe.streams(batch_of(recipe, 400))
-    own = np.asarray(mapper.restore(mapper(streams, jnp.asarray(true))))
+    own = np.asarray(predicted(mapper, streams, jax.device_put(true)))
     mine = np.isclose(given, own, atol=1e-4).all(-1)
     assert mine.mean() == pytest.approx(0.4, abs=0.04)
     assert not np.isclose(given[~mine], true[~mine], atol=1e-6).all(-1).any()

@@ -1,6 +1,5 @@
 """Stage 2 on noise: what it computes, and what it changes."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,8 @@ from mfm_jax.storage.weights import abstract, initialise, named_weights, with_we
 from mfm_jax.train.optimizer import OptimizerConfig, build_optimizer, lr_multipliers
 from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, WITH_LORA, Stage2Recipe
 from mfm_jax.train.step import init_state, make_step, trainable
-from tests.bundles import filled, untrained_bundle
-from tests.feature_folder import write_features
-from train import main
+from tests.bundles import filled
 
-ROOT = Path(__file__).parents[2]
 MAPPER = MapperConfig(
     encoders=(("cavp", 4, 6), ("timechat", 3, 5)),
     loa_width=7,
@@ -48,14 +44,6 @@ UNET = UNetConfig(
 )
 TEXT = EmptyTextConfig(width=9, tokens=2)
 READS_TEXT = replace(UNET, attentions=((0, 1),), contexts=(7, 9))
-SHAPES = {
-    "cavp": (4, 6),
-    "cavp_seconds": (4,),
-    "timechat": (3, 5),
-    "timechat_seconds": (3,),
-    "audiomae": (129, 7),
-    "latents": (8, 4, 3),
-}
 CLIPS = 6
 ONE = Layout(make_mesh(MeshConfig()))
 
@@ -358,35 +346,3 @@ def test_features_without_latents_are_refused(recipe, elements):
     element = {name: array for name, array in elements[0].items() if name != "latents"}
     with pytest.raises(DataError, match="the features have no latents: extract them"):
         recipe.read(element)
-
-
-@pytest.mark.slow
-def test_the_command_leaves_a_bundle_with_another_mapper(tmp_path, capsys):
-    untrained_bundle(tmp_path / "bundle")
-    network = replace(MAPPER, loa=LOA(grid=(16, 8), pool=(4, 8)))  # the grid of its AudioMAE
-    made_bundle(tmp_path / "small", mapper=network, unet=UNET)
-    small = Bundle.open(tmp_path / "small")
-    parts = {n: (e.config, small.load(n), e.source) for n, e in small.entries.items()}
-    base = write_bundle(tmp_path / "bundle", parts)
-    for part, clips in (("train", 3), ("heldout", 2)):
-        write_features(base, tmp_path / "features" / part, clips, SHAPES)
-    changes = {"recipe.bundle": tmp_path / "bundle", "recipe.source": tmp_path / "features"}
-    changes |= {"steps": 2, "batch": 2, "log_every": 1}
-    overrides = [f"--config.{name}={value}" for name, value in changes.items()]
-    config = str(ROOT / "configs/tiny_stage2.py")
-    assert main(["--config", config, "--workdir", str(tmp_path / "run"), *overrides]) == 0
-    assert "heldout_diffusion_true" in capsys.readouterr().out
-    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in steps] == [1, 2]
-    for line in steps:
-        assert line["loss"] == pytest.approx(line["diffusion"] + line["mse"], rel=1e-5)
-    bundle = Bundle.open(tmp_path / "run")
-    assert bundle.entries.keys() == base.entries.keys()
-    changed = {name for name, entry in bundle.entries.items() if entry != base.entries[name]}
-    assert changed == {"mapper"}
-    assert bundle.config("mapper") == base.config("mapper")
-    first, second = (named_weights(b.load("mapper")) for b in (base, bundle))
-    assert all(np.any(first[n] != second[n]) for n in first if n.endswith("kernel"))
-    assert all(np.array_equal(first[n], second[n]) for n in ("loa_mean", "loa_std"))
-    assert "configs/tiny_stage2.py" in bundle.entries["mapper"].source.made_by
