@@ -1,17 +1,19 @@
 """Draw initial weights with one program for each shape and distribution.
 
-A network has few of these. One program for all its weights would take longer to compile.
+A network has few of these. One program for all its weights would take longer to compile. Weights of
+one number, such as zeros, need none.
 """
 
 import os
 from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax import numpy as jnp
 from jax.extend.core import JaxprEqn, Literal, Var
 
@@ -46,8 +48,11 @@ def draw(build: Callable[..., Any], seed: int, *, wanted: Callable[[Any], Collec
     fast = None if host is None else {"xla_backend_optimization_level": 0}
 
     def drawn(alike: dict[int, _Draw]) -> dict[int, jax.Array]:
-        program = jax.jit(next(iter(alike.values())).run, compiler_options=fast)
+        first = next(iter(alike.values()))
         with jax.default_device(host):
+            if first.constant() is not None:
+                return {i: jax.device_put(one.constant()) for i, one in alike.items()}
+            program = jax.jit(first.run, compiler_options=fast)
             return {i: program(*(keys[var] for var in one.inputs)) for i, one in alike.items()}
 
     leaves, structure = jax.tree.flatten(shapes)
@@ -100,6 +105,13 @@ class _Draw:
 
         steps = ((e.primitive, *map(place, e.invars), *e.params.items()) for e in self.equations)
         return (*(var.aval for var in self.inputs), *steps, place(self.output))
+
+    def constant(self) -> np.ndarray | None:
+        """Return the leaf if it is one number everywhere."""
+        if [equation.primitive for equation in self.equations] != [lax.broadcast_in_dim_p]:
+            return None
+        number, made = self.equations[0].invars[0], cast(Any, self.output.aval)
+        return np.full(made.shape, number.val, made.dtype) if isinstance(number, Literal) else None
 
     def run(self, *values: jax.Array) -> jax.Array:
         """Make the leaf from the values of `inputs`."""
