@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 
 import jax
 import numpy as np
+from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Settings, Source, write_bundle
 from mfm_jax.bundle.limits import abstract_network
@@ -21,7 +22,7 @@ from mfm_jax.models.timechat import TimeChatConfig
 from mfm_jax.models.unet import UNetConfig
 from mfm_jax.models.vae import VAEConfig
 from mfm_jax.models.vocoder import VocoderConfig
-from mfm_jax.storage.weights import named_weights, with_weights
+from mfm_jax.storage.weights import cast, named_weights, with_weights
 
 TINY = {
     "cavp": CAVPConfig.tiny(),
@@ -74,6 +75,12 @@ def filled(network, seed: int):
         n: jax.device_put(draw(n, w).astype(w.dtype)) for n, w in named_weights(network).items()
     }
     return with_weights(network, weights)
+
+
+@jax.jit
+def in_half(network):
+    """Return a network of bfloat16, cast by one program and not by one for each shape."""
+    return cast(network, jnp.bfloat16)
 
 
 def untrained_component(name: str, config, seed: int) -> tuple:

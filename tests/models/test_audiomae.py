@@ -26,7 +26,8 @@ from mfm_jax.models.audiomae import (
     reconstruction_loss,
     sincos_pos_embed,
 )
-from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, parameter_count, with_weights
+from tests.bundles import in_half
 
 SEED = 31415  # of the recipe behind the goldens
 GOLDEN = AudioMAEConfig(frames=256, mels=64, width=48, depth=12, heads=4)
@@ -187,7 +188,7 @@ def test_bfloat16_weights_compute_in_bfloat16(small, fbank):
     forward = jax.jit(lambda network: network(fbank))
     exact = forward(small.encoder)
     with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm promotes bfloat16 by itself
-        rough = forward(cast(small.encoder, jnp.bfloat16))
+        rough = forward(in_half(small.encoder))
     assert rough.dtype == jnp.bfloat16
     np.testing.assert_allclose(exact, rough.astype(jnp.float32), atol=0.1)
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from convert.cavp import TABLE
 from mfm_jax.models.cavp import CAVP, CAVPConfig, CAVPVideo, ConvNorm
 from mfm_jax.models.cnn14 import Cnn14Config
-from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, parameter_count, with_weights
+from tests.bundles import in_half
 
 SEED = 20240
 GOLDEN = dataclasses.replace(
@@ -299,6 +300,6 @@ def test_pooling_refuses_short_sound(tiny):
 
 def test_bfloat16_weights_compute_in_bfloat16(tiny):
     clip = random_clip(1, 2, 32)
-    ours, exact = encode_video(cast(tiny, jnp.bfloat16), clip), encode_video(tiny, clip)
+    ours, exact = encode_video(in_half(tiny), clip), encode_video(tiny, clip)
     assert ours.dtype == jnp.bfloat16
     assert np.abs(ours.astype(jnp.float32) - exact).max() < 0.03

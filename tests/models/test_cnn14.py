@@ -10,7 +10,8 @@ from jax import numpy as jnp
 
 from convert.cnn14 import TABLE
 from mfm_jax.models.cnn14 import Cnn14, Cnn14Config, Cnn14Tagger
-from mfm_jax.storage.weights import abstract, cast, named_weights, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
+from tests.bundles import in_half
 
 SEED = 1234
 
@@ -118,7 +119,7 @@ def test_bfloat16_weights_compute_in_bfloat16():
     net = random_weights(lambda rngs: Cnn14Tagger(Cnn14Config.tiny(), 7, rngs=rngs))
     mel = random_mel(Cnn14Config.tiny())
     tag = jax.jit(lambda net: net(mel))
-    for ours, exact in zip(tag(cast(net, jnp.bfloat16)), tag(net), strict=True):
+    for ours, exact in zip(tag(in_half(net)), tag(net), strict=True):
         assert ours.dtype == jnp.bfloat16
         assert np.abs(ours.astype(jnp.float32) - exact).max() < 0.1 * exact.std()
 

@@ -89,7 +89,7 @@ def test_agrees_with_blip2(parity, ours, peer):
 def test_computes_in_the_precision_of_its_weights(ours):
     pixels = jax.ShapeDtypeStruct((1, 42, 42, 3), jnp.float32)
     with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm promotes bfloat16 by itself
-        result = jax.eval_shape(apply, cast(ours, jnp.bfloat16), pixels)
+        result = jax.eval_shape(lambda ours, x: apply(cast(ours, jnp.bfloat16), x), ours, pixels)
     assert result.dtype == jnp.bfloat16
 
 

@@ -17,8 +17,8 @@ from transformers import (
 from convert.table import Table
 from convert.timechat import qformer_rows
 from mfm_jax.models.qformer import QFormer, QFormerConfig
-from mfm_jax.storage.weights import abstract, cast, with_weights
-from tests.bundles import filled
+from mfm_jax.storage.weights import abstract, with_weights
+from tests.bundles import filled, in_half
 from tests.randomise import randomise
 
 IMAGE = QFormerConfig(
@@ -145,7 +145,7 @@ def test_text_hears_of_the_context_only_through_the_queries():
 
 
 def test_computes_in_the_precision_of_its_weights():
-    qformer = cast(drawn(IMAGE), jnp.bfloat16)
+    qformer = in_half(drawn(IMAGE))
     with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm promotes bfloat16 by itself
         result = jax.eval_shape(apply, qformer, *inputs(IMAGE))
     assert (result.shape, result.dtype) == ((3, 14, 24), jnp.bfloat16)

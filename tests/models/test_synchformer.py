@@ -16,7 +16,8 @@ from convert.synchformer import table
 from mfm_jax.models.synchformer import SyncConfig, Synchformer, SynchformerConfig
 from mfm_jax.models.synchformer_audio import AudioTower, AudioTowerConfig
 from mfm_jax.models.synchformer_video import VideoTower, VideoTowerConfig, normalise
-from mfm_jax.storage.weights import abstract, cast, parameter_count, with_weights
+from mfm_jax.storage.weights import abstract, parameter_count, with_weights
+from tests.bundles import in_half
 
 SEED = 20261
 GOLDEN = SynchformerConfig(
@@ -224,6 +225,6 @@ def test_bfloat16_weights_compute_in_bfloat16(networks):
     mel = jnp.zeros((1, 3, 38, 26))
     forward = jax.jit(lambda network: network(frames, mel))
     with jax.numpy_dtype_promotion("standard"):
-        logits = forward(cast(networks[""], jnp.bfloat16))
+        logits = forward(in_half(networks[""]))
     assert logits.dtype == jnp.bfloat16
     assert logits.shape == (1, 9)

@@ -11,8 +11,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert.t5 import TABLE
 from mfm_jax.models.t5 import T5Config, T5Encoder, relative_buckets
-from mfm_jax.storage.weights import abstract, cast, parameter_count, with_weights
-from tests.bundles import filled
+from mfm_jax.storage.weights import abstract, parameter_count, with_weights
+from tests.bundles import filled, in_half
 
 # No two sizes are equal, and heads x head_dim is not the width.
 SIZES = T5Config(
@@ -144,7 +144,7 @@ def test_bfloat16_weights_compute_in_bfloat16(tiny):
     encode = jax.jit(lambda network: network(ids, mask))
     exact = encode(tiny)
     with jax.numpy_dtype_promotion("standard"):  # flax's and jax's own code promotes bfloat16
-        rough = encode(cast(tiny, jnp.bfloat16))
+        rough = encode(in_half(tiny))
     assert rough.dtype == jnp.bfloat16
     np.testing.assert_allclose(exact, rough.astype(jnp.float32), atol=0.1)
 

@@ -234,7 +234,7 @@ def test_tiny_reads_frames_and_their_times():
 
 
 def test_computes_in_the_precision_of_its_weights(build, inputs):
-    half = cast(build(3, 3), jnp.bfloat16)
+    half = jax.eval_shape(partial(cast, dtype=jnp.bfloat16), build(3, 3))
     with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm promotes bfloat16 by itself
         tokens = jax.eval_shape(TimeChat.encode, half, *inputs)
     assert {x.dtype for x in tokens} == {jnp.dtype(jnp.bfloat16)}

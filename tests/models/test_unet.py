@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from convert.unet import TABLE, config
 from mfm_jax.layers import time_embedding
 from mfm_jax.models.unet import UNet, UNetConfig, doubled, upsampled
-from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, parameter_count, with_weights
+from tests.bundles import in_half
 
 forward = jax.jit(UNet.__call__)
 DIFFUSERS = "diffusers AudioLDM2UNet2DConditionModel"
@@ -292,7 +293,7 @@ def test_bfloat16_weights_compute_in_bfloat16(timed, inputs):
     x, t, context, seconds = inputs
     y = forward(timed, x, t, (context,), context_seconds=seconds)
     with jax.numpy_dtype_promotion("standard"):  # flax's GroupNorm promotes bfloat16 by itself
-        half = forward(cast(timed, jnp.bfloat16), x, t, (context,), context_seconds=seconds)
+        half = forward(in_half(timed), x, t, (context,), context_seconds=seconds)
     assert half.dtype == jnp.bfloat16
     assert np.abs(half.astype(np.float32) - y).mean() < 0.03 * y.std()
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from convert.vae import TABLE
 from mfm_jax.layers import conv_doubled
 from mfm_jax.models.vae import VAE, VAEConfig
-from mfm_jax.storage.weights import abstract, cast, named_weights, parameter_count, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, parameter_count, with_weights
+from tests.bundles import in_half
 
 LIVE = VAEConfig(scaling_factor=0.7, channels=(8, 12, 20), resnets=1, latent_channels=3, groups=4)
 GOLDEN = VAEConfig(scaling_factor=0.41, channels=(16, 16, 32), resnets=2, groups=8)
@@ -147,7 +148,7 @@ def test_real_size_has_the_latents_of_the_unet():
 
 
 def test_bfloat16_weights_compute_in_bfloat16(our_vae):
-    half, mel = cast(our_vae, jnp.bfloat16), jnp.ones((1, 8, 8, 1))
+    half, mel = in_half(our_vae), jnp.ones((1, 8, 8, 1))
     with jax.numpy_dtype_promotion("standard"):  # flax's GroupNorm promotes bfloat16 by itself
         mean, logvar = jax.eval_shape(VAE.encode, half, mel)
         mel = jax.eval_shape(VAE.decode, half, jnp.ones((1, 2, 2, 3)))

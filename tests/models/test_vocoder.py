@@ -12,7 +12,8 @@ from convert.source import open_weights
 from convert.spelling import spelled
 from convert.vocoder import table
 from mfm_jax.models.vocoder import Vocoder, VocoderConfig
-from mfm_jax.storage.weights import abstract, cast, parameter_count, with_weights
+from mfm_jax.storage.weights import abstract, parameter_count, with_weights
+from tests.bundles import in_half
 
 LIVE = VocoderConfig(
     channels=24,
@@ -136,7 +137,7 @@ def test_tiny_is_tiny_and_as_long():
 
 
 def test_bfloat16_weights_compute_in_bfloat16(their_vocoder):
-    half = cast(load(LIVE, numpy_state(their_vocoder)), jnp.bfloat16)
+    half = in_half(load(LIVE, numpy_state(their_vocoder)))
     assert jax.eval_shape(Vocoder.__call__, half, MEL).dtype == jnp.bfloat16
 
 
