@@ -26,7 +26,7 @@ from benchmarks.sizes import FPS, Sizes
 from benchmarks.stages import Decoder, generate_loa
 from mfm_jax.bundle import Bundle, write_sizes
 from mfm_jax.cost import flops
-from mfm_jax.encoders import encode_windows, read_by_mapper, window_spec
+from mfm_jax.encoders import encode_windows, read_in_generation, window_spec
 from mfm_jax.inference.pipeline import (
     Made,
     Networks,
@@ -75,7 +75,7 @@ def our_model(setting: Setting) -> VideoToAudio:
     """Return our networks with drawn weights, ready to make sound."""
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
     with sizes_bundle(setting.sizes) as bundle:
-        encoders = read_by_mapper(bundle)
+        encoders = read_in_generation(bundle)
         spec = window_spec(bundle, encoders)
     drawn: dict[str, Any] = {
         name: setting.component(name) for name in Networks._fields if name != "encoders"
@@ -284,7 +284,8 @@ def count_operations(model: VideoToAudio, seen: Sequence[Window], sampling: Samp
         streams = encode_windows(model.encoders, networks.encoders, inputs.frames)
         return sound_from_loa(
             networks.sound_networks, predict_loa(networks.mapper, streams), inputs.keys,
-            inputs.text, inputs.negative, settings=model.settings, sampling=sampling,
+            inputs.text, inputs.negative, None, streams,
+            settings=model.settings, sampling=sampling,
         )  # fmt: skip
 
     with jax.set_mesh(model.layout.mesh):

@@ -1,12 +1,11 @@
-"""The adapter with which released AudioLDM2 hears when, between `mfm convert` and `base.py`.
+"""The adapter with which released AudioLDM2 sees when, behind both stages of the mapper.
 
-    mfm extract train.csv -o features/train --bundle runs/base/bundle
-    mfm extract heldout.csv -o features/heldout --bundle runs/base/bundle
     python train.py --config configs/base_sync.py --workdir runs/base/sync
 
-It learns from sound alone. The mapper is trained after it, with `--set recipe.bundle=runs/base/sync
-recipe.network.loa.fine=[1,8]`. docs/timing.md has what this does in the miniature. The numbers
-below are a starting point: they have not been tried on released weights.
+It starts from the bundle of stage 2 and reads the features that the mapper was trained on. The
+workdir becomes that bundle with the adapter, which `mfm generate` uses. docs/timing.md has what
+this does in the miniature. The numbers below are a starting point: they have not been tried on
+released weights.
 """
 
 from mfm_jax.data.sources import ClipFiles
@@ -18,7 +17,7 @@ from mfm_jax.train.step import ComputeConfig
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        recipe=SyncRecipe(bundle="runs/base/bundle", source=ClipFiles("features")),
+        recipe=SyncRecipe(bundle="runs/base/stage2", source=ClipFiles("features")),
         optimizer=OptimizerConfig(
             learning_rate=1e-4, warmup_steps=500, lr_multipliers=ONLY_ADAPTER
         ),

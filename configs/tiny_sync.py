@@ -1,9 +1,9 @@
-"""An adapter for a tiny UNet that was trained on AudioLDM2's grid of LOA alone.
+"""An adapter of the tiny UNet that reads the video, with the UNet and the mapper as they are.
 
-    python train.py --config configs/tiny_sync.py --workdir runs/timing/sync
+    python train.py --config configs/tiny_sync.py --workdir runs/tiny/sync
 
-The workdir becomes a bundle. A mapper for it predicts both grids of LOA
-(`recipe.network.loa.fine=[1,8]`).
+It starts from the bundle that `configs/tiny_stage2.py` leaves and from the features of stage 1. The
+workdir becomes that bundle with the adapter.
 """
 
 from mfm_jax.data.sources import ClipFiles
@@ -15,12 +15,12 @@ from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
 def get_config() -> TrainConfig:
     return TrainConfig(
         recipe=SyncRecipe(
-            bundle="runs/timing/backbone",
-            source=ClipFiles("runs/tiny/features", licence="Apache-2.0"),
+            bundle="runs/tiny/stage2",
+            source=ClipFiles("runs/tiny/mapper/features", licence="Apache-2.0"),
             width=48,
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=30, lr_multipliers=ONLY_ADAPTER),
-        steps=600,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, lr_multipliers=ONLY_ADAPTER),
+        steps=4000,
         batch=16,
-        ema_decay=0.99,
+        eval_every=1000,
     )

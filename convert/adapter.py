@@ -6,7 +6,7 @@ model.safetensors    `nn.Linear` as `[out, in]`, `nn.Conv1d` as `[out, in, kerne
 
 from convert.incoming import Incoming
 from convert.model import Model, Read, Request, own_config, own_licence, write_own
-from convert.rows import DENSE, named, norm
+from convert.rows import DENSE, named, norm, stem
 from convert.table import Row, Table
 from convert.tensors import SourceError
 from mfm_jax.bundle import UNKNOWN
@@ -18,7 +18,15 @@ MOVES = {"convs": "o i k -> k i o", "levels": DENSE}
 
 def table(config: AdapterConfig) -> Table:
     """Return the table of an adapter of the kind that `config` names."""
-    rows = [*norm("norm", "norm"), *named("proj", "proj", DENSE)]
+    rows: list[Row] = []
+    for name in config.streams:
+        part = f"streams.{name}"
+        if name in config.stems:
+            rows += stem(f"{part}.stem")
+        rows += (
+            *norm(f"{part}.norm", f"{part}.norm"),
+            *named(f"{part}.proj", f"{part}.proj", DENSE),
+        )
     if config.kind == "features":
         convs, levels = (named(f"{name}.*", f"{name}.*", move) for name, move in MOVES.items())
         return Table((*rows, *convs, *levels))

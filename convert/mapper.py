@@ -14,7 +14,7 @@ from convert.incoming import Incoming, with_prefix
 from convert.licences import LICENCE
 from convert.model import CONFIG, OURS, WEIGHTS, Model, Read, Request, own_config, own_licence
 from convert.outgoing import Outgoing
-from convert.rows import DENSE, named, norm
+from convert.rows import DENSE, named, norm, stem
 from convert.table import Row, Table
 from convert.tensors import SourceError
 from mfm_jax.bundle import UNKNOWN, Bundle
@@ -23,8 +23,6 @@ from mfm_jax.runtime.config import to_json
 
 GPT2 = "gpt2."
 """The prefix of GPT-2's tensors."""
-STEM = ("first", "second", "last")
-"""The convolutions of a stem."""
 REST = "fusion.safetensors"
 """The file of all other tensors."""
 
@@ -53,8 +51,7 @@ def _fusion(config: MapperConfig) -> list[Row]:
 
 
 def _stems(config: MapperConfig) -> list[Row]:
-    parts = [f"stems.{name}.{part}" for name in config.stems for part in STEM]
-    return [row for part in parts for row in named(part, part, "o i k -> k i o")]
+    return [row for name in config.stems for row in stem(f"stems.{name}")]
 
 
 def read(request: Request) -> Read:

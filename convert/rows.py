@@ -20,6 +20,12 @@ def named(theirs: str, ours: str, move: str | None = None) -> tuple[Row, Row]:
     )
 
 
+def stem(name: str) -> tuple[Row, ...]:
+    """Return the rows of a stem, which is called `name` on both sides."""
+    parts = [f"{name}.{part}" for part in ("first", "second", "last")]
+    return tuple(row for part in parts for row in named(part, part, "o i k -> k i o"))
+
+
 def norm(theirs: str, ours: str) -> tuple[Row, Row]:
     """Return the rows of a LayerNorm or a GroupNorm."""
     return Row(f"{theirs}.weight", f"{ours}.scale"), Row(f"{theirs}.bias", f"{ours}.bias")

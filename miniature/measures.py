@@ -19,12 +19,12 @@ from mfm_jax.data.clips import DataError
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.foley.scores import Heard
 from mfm_jax.inference.pipeline import stitch
-from mfm_jax.mapper import build_mapper
+from mfm_jax.mapper import Streams, build_mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.listener import Listener
 from mfm_jax.typing import Float
 from miniature.scores import hear
-from miniature.sounds import BATCH, KnownClip, Synthesiser, read_clip
+from miniature.sounds import BATCH, KnownClip, Synthesiser, read_clip, without_adapter
 from miniature.statistics import Ratio, recall_at_1
 
 Line = Mapping[str, Any]
@@ -80,11 +80,12 @@ class EvalSet:
 
 @lru_cache(maxsize=1)
 def _synthesiser(bundle: Path) -> Synthesiser:
-    return Synthesiser.open(bundle)
+    opened = Synthesiser.open(bundle)
+    return replace(opened, model=without_adapter(opened.model))
 
 
 def synthesiser_for(bundle: Path, loa: LOA) -> Synthesiser:
-    """Return the networks that turn LOA of this grid into sound.
+    """Return the networks that turn LOA of this grid into sound, and hear nothing but LOA.
 
     The bundle's mapper may have another grid.
     """
@@ -176,15 +177,20 @@ class Scorer:
         """
         return self.measure(np.roll(predicted, 1, axis=0), waves[-1:] + waves[:-1])[0]
 
-    def sounds(self, loa: Float[np.ndarray, "N K D"]) -> Waves:
-        """Generate the sound of `clips` from their LOA, with the same noise in every run."""
+    def sounds(self, loa: Float[np.ndarray, "N K D"], streams: Streams | None = None) -> Waves:
+        """Generate the sound of `clips` from their LOA, with the same noise in every run.
+
+        Args:
+            streams: what the adapter of the UNet reads of the clips, if it has one.
+        """
         waves: Waves = []
         for start in range(0, len(self.clips), BATCH):
             numbers = np.arange(start, min(start + BATCH, len(self.clips)))
             # The last batch is padded with copies: another shape would be compiled again.
             full = np.pad(numbers, (0, BATCH - len(numbers)), mode="edge")
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.asarray(full))
-            batch = self.synthesiser.sound(jnp.asarray(loa[full], jnp.float32), keys)
+            video = jax.tree.map(lambda each, at=full: jnp.asarray(each[at], jnp.float32), streams)
+            batch = self.synthesiser.sound(jnp.asarray(loa[full], jnp.float32), keys, video)
             waves += list(np.asarray(batch)[: len(numbers)])
         return [
             stitch([wave], self.synthesiser.spec, len(clip.wave))

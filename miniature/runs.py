@@ -67,6 +67,11 @@ class Stage2(Stage2Recipe):
 
     eval_features: str = ""
 
+    @property
+    def _adapter(self) -> None:
+        """No adapter: the UNet hears LOA alone, as in the scores."""
+        return None
+
     def evaluate(self, module: Any, dataset: Any, batch: int) -> dict[str, float]:
         """Return no metrics: the mapper is scored once, when it is trained."""
         return {}

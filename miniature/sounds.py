@@ -1,34 +1,58 @@
 """Makes sound for clips: from the video alone or, as ceilings, from the true sound."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.encoders import encode_windows
 from mfm_jax.foley.scores import Contacts
 from mfm_jax.foley.world import read_events
-from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa, stitch
+from mfm_jax.inference.pipeline import (
+    Condition,
+    Sampling,
+    VideoToAudio,
+    sound_from_loa,
+    stitch,
+)
+from mfm_jax.mapper import Streams
 from mfm_jax.media.audio import RATE, kaldi_fbank, log_mel, prepare_for_audiomae
 from mfm_jax.media.frames import windows
 from mfm_jax.media.probe import probe
 from mfm_jax.media.soundtrack import read_audio
 from mfm_jax.media.windows import Window, WindowSpec
+from mfm_jax.models.adapters import AdaptedUNet
 from mfm_jax.models.audiomae import AudioMAE
 from mfm_jax.models.vae import VAE
 from mfm_jax.models.vocoder import Vocoder
 from mfm_jax.typing import Array, Float
 
 WAYS = ("video", "loa", "vae", "vocoder", "real")
-"""Ways of making sound: from the video alone, then the ceilings: from true LOA, from the VAE's
-latents of the true sound, from its log-mel, and the true sound itself."""
+"""Ways of making sound: from the video alone, then the ceilings: from true LOA (and from the video,
+where the bundle has an adapter that reads it), from the VAE's latents of the true sound, from its
+log-mel, and the true sound itself."""
 
 BATCH = 16  # windows computed at once
+
+
+def without_adapter(model: VideoToAudio) -> VideoToAudio:
+    """Return networks whose UNet reads LOA alone."""
+    unet = model.networks.unet
+    if isinstance(unet, AdaptedUNet):
+        return replace(model, networks=model.networks._replace(unet=unet.unet))
+    return model
+
+
+class Piece(NamedTuple):
+    """What the sound of a window is made of."""
+
+    window: Window | None  # its frames, where they are seen
+    wave: Float[np.ndarray, " A"]  # its true sound
 
 
 @dataclass(frozen=True)
@@ -97,9 +121,9 @@ class Synthesiser:
         keys = jax.random.split(jax.random.key(seed), len(clips))
         counts = [len(self.spec.starts(self._seconds(clip))) for clip in clips]
         jobs = (
-            (clip, window, jax.random.fold_in(key, i))
+            (piece, jax.random.fold_in(key, i))
             for clip, key in zip(clips, keys, strict=True)
-            for i, window in enumerate(self._windows(clip, way))
+            for i, piece in enumerate(self._pieces(clip, way))
         )
         made = self._in_batches(jobs, way)
         for clip, count in zip(clips, counts, strict=True):
@@ -108,45 +132,53 @@ class Synthesiser:
     def _seconds(self, clip: KnownClip) -> float:
         return probe(clip.path).seconds
 
-    def _windows(self, clip: KnownClip, way: str) -> Iterator[Window | Float[np.ndarray, " A"]]:
-        """Yield the windows of a clip: the frames if `way` is `video`, else the true sound."""
-        if way == "video":
-            yield from windows(clip.path, self.spec)
-            return
-        length = round(self.spec.seconds * RATE)
-        for start in self.spec.starts(self._seconds(clip)):
-            first = round(start * RATE)
-            yield prepare_for_audiomae(clip.wave[first : first + length], length)
+    def _pieces(self, clip: KnownClip, way: str) -> Iterator[Piece]:
+        """Yield what the sound of each window of a clip is made of, in one of `WAYS`."""
+        starts = self.spec.starts(self._seconds(clip))
+        sees = way == "video" or (
+            way == "loa" and isinstance(self.model.networks.unet, AdaptedUNet)
+        )
+        seen = windows(clip.path, self.spec) if sees else repeat(None)
+        for start, window in zip(starts, seen, strict=False):
+            first, length = round(start * RATE), round(self.spec.seconds * RATE)
+            wave = prepare_for_audiomae(clip.wave[first : first + length], length)
+            yield Piece(window, wave)
 
     def _in_batches(self, jobs: Iterator, way: str) -> Iterator[Float[np.ndarray, " A"]]:
         while group := list(islice(jobs, BATCH)):
             # The last batch is padded with copies: another shape would be compiled again.
             full = group + [group[-1]] * (BATCH - len(group))
-            pieces, keys = [piece for _, piece, _ in full], jnp.stack([key for *_, key in full])
+            pieces, keys = [piece for piece, _ in full], jnp.stack([key for _, key in full])
             yield from np.asarray(self._make(pieces, keys, way))[: len(group)]
 
-    def _make(self, pieces: list, keys: Array, way: str) -> Array:
+    def _make(self, pieces: Sequence[Piece], keys: Array, way: str) -> Array:
         """Make the sounds of one batch of windows."""
         networks = self.model.networks
         if way in ("vae", "vocoder"):
-            mels = jnp.asarray(np.stack([log_mel(piece) for piece in pieces]))
+            mels = jnp.asarray(np.stack([log_mel(piece.wave) for piece in pieces]))
             if way == "vae":
                 mels = _through_vae(networks.vae, mels)
             return _vocode(networks.vocoder, mels)
-        if way == "video":
-            seen = self.model.frames(pieces)
-            streams = encode_windows(self.model.encoders, networks.encoders, seen)
-            loa = predict_loa(networks.mapper, streams)
-        else:
+        read = Condition(np.zeros(0, np.float32))
+        if seen := [piece.window for piece in pieces if piece.window is not None]:
+            read = self.model.predict(self.model.encode(seen))
+        if way == "loa":
             frames = self.audiomae.config.frames
-            fbanks = jnp.asarray(np.stack([kaldi_fbank(piece, frames) for piece in pieces]))
-            loa = networks.mapper.config.loa.pooled(_listen(self.audiomae, fbanks))
-        return self.sound(loa, keys)
+            fbanks = jnp.asarray(np.stack([kaldi_fbank(piece.wave, frames) for piece in pieces]))
+            true = networks.mapper.config.loa.pooled(_listen(self.audiomae, fbanks))
+            read = read._replace(loa=true)
+        return self.sound(jnp.asarray(read.loa), keys, read.streams)
 
-    def sound(self, loa: Float[Array, "B K D"], keys: Array) -> Float[Array, "B A"]:
-        """Turn LOA into sound with diffusion, VAE and vocoder."""
+    def sound(
+        self, loa: Float[Array, "B K D"], keys: Array, streams: Streams | None = None
+    ) -> Float[Array, "B A"]:
+        """Turn LOA into sound with diffusion, VAE and vocoder.
+
+        Args:
+            streams: what the adapter of the UNet reads, if it has one.
+        """
         return sound_from_loa(
-            self.model.networks.sound_networks, loa, keys, None, None,
+            self.model.networks.sound_networks, loa, keys, None, None, None, streams,
             settings=self.model.settings, sampling=self.sampling,
         )  # fmt: skip
 

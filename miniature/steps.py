@@ -13,18 +13,16 @@ from jax import numpy as jnp
 from tqdm import tqdm
 
 from mfm_jax.bundle import Bundle
-from mfm_jax.encoders import encode_windows
 from mfm_jax.foley.scores import Heard
 from mfm_jax.inference.pipeline import (
+    Condition,
     Sampling,
     VideoToAudio,
     latents_from_loa,
-    predict_loa,
     sound_from_latents,
 )
 from mfm_jax.media.frames import windows
 from mfm_jax.storage.files import write_text
-from mfm_jax.typing import Array, Float
 from miniature.document import LABELS, Table, number
 from miniature.report import print_tables
 from miniature.robust import add_common, first_clips
@@ -54,17 +52,13 @@ def ways(guidance: float, few: Sequence[int] = FEW, many: int = MANY) -> list[Wa
     return found
 
 
-def mapped(
-    model: VideoToAudio, clips: Sequence[KnownClip]
-) -> Iterator[tuple[int, Float[Array, "B L E"]]]:
-    """Yield the LOA of clips of one window each, with the number of clips of each batch."""
-    n = model.networks
+def mapped(model: VideoToAudio, clips: Sequence[KnownClip]) -> Iterator[tuple[int, Condition]]:
+    """Yield what the UNet reads of clips of one window each, and how many of a batch count."""
     for at in range(0, len(clips), BATCH):
         group = clips[at : at + BATCH]
         seen = [next(windows(clip.path, model.spec)) for clip in group]
-        frames = model.frames([*seen, *[seen[-1]] * (BATCH - len(seen))])
-        streams = encode_windows(model.encoders, n.encoders, frames)
-        yield len(group), predict_loa(n.mapper, streams)
+        full = [*seen, *[seen[-1]] * (BATCH - len(seen))]
+        yield len(group), model.predict(model.encode(full))
 
 
 def compare(
@@ -82,10 +76,11 @@ def compare(
     reference = np.zeros(0)
     for way in tqdm(compared, disable=None):
         latents, waves = [], []
-        for (count, loa), its in zip(known, keys, strict=True):
+        for (count, read), its in zip(known, keys, strict=True):
             made = latents_from_loa(
-                n, loa, its, None, None, settings=settings, sampling=way.sampling
-            )
+                n, jnp.asarray(read.loa), its, None, None, None, read.streams,
+                settings=settings, sampling=way.sampling,
+            )  # fmt: skip
             latents.append(np.asarray(made)[:count])
             waves += list(np.asarray(sound_from_latents(n, made, settings=settings))[:count])
         found = np.concatenate(latents)

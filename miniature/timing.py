@@ -14,14 +14,14 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, Component, write_bundle
-from mfm_jax.bundle.adapted import adapted_unet
+from mfm_jax.bundle import Bundle
 from mfm_jax.cli import arguments as options
 from mfm_jax.data.features import FeatureSource
 from mfm_jax.data.records import digest
 from mfm_jax.data.sources import ClipFiles
 from mfm_jax.foley.world import KINDS
-from mfm_jax.mapper import MapperConfig, build_mapper
+from mfm_jax.mapper import MapperConfig, Streams, build_mapper
+from mfm_jax.models.adapters import AdaptedUNet
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.files import new_folder, write_text
@@ -32,25 +32,21 @@ from mfm_jax.train.lora import LoRA
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
-from mfm_jax.train.recipes.stage2 import ONLY_MAPPER, WITH_LORA, Stage2Recipe
+from mfm_jax.train.recipes.stage2 import WITH_LORA, Stage2Recipe
 from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
 from mfm_jax.typing import Float
 from miniature.claims import add_running, prepare_features, prepare_test
 from miniature.measures import SCORES, Line, Scorer, counts_by_clip, true_loa
 from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
 from miniature.routes import (
-    BOTH,
     COARSE,
     FINE,
     TRAINED,
     Backbone,
-    PackedTimes,
-    PackedUNet,
-    VideoSync,
-    packed,
+    GridSync,
+    loa_stream,
     predicted,
-    streams_of,
-    token_seconds,
+    video_streams,
 )
 from miniature.runs import (
     Workspace,
@@ -88,9 +84,10 @@ class Made:
 
     bundle: Path  # that the UNet comes from
     unet: Any
-    mapper: Any  # its config has the times of what is read
-    given: Float[np.ndarray, "N L E"]
-    parameters: int  # trained behind stage 1, but for the mapper's
+    mapper: Any  # its config has the times of LOA
+    loa: Float[np.ndarray, "N L E"]
+    parameters: int = 0  # trained behind stage 1, but for the mapper's
+    streams: Streams | None = None  # that the adapter reads
 
 
 @dataclass(frozen=True)
@@ -122,37 +119,29 @@ class Lab:
         optimizer = OptimizerConfig(learning_rate=MAPPER_RATE, warmup_steps=30)
         return self._trained(name, recipe, optimizer, self.budget.mapper, 32, seed)
 
-    def adapter(self, kind: str, seed: int) -> Path:
-        """Return the bundle with an adapter that reads LOA's second grid."""
-        recipe = SyncRecipe(bundle=str(self.backbone), source=self._source, kind=kind, width=WIDTH)
-        return self._trained(f"adapter-{kind}", recipe, *self._behind(ONLY_ADAPTER), 16, seed)
-
-    def video_adapter(self, kind: str, seed: int) -> Path:
-        """Return the bundle with an adapter that reads the video encoders."""
-        encoders = MapperConfig.tiny().encoders
-        recipe = VideoSync(
-            bundle=str(self.backbone),
+    def adapter(self, reads: str, kind: str, seed: int) -> Path:
+        """Return the bundle with an adapter that reads the "video" or LOA's finer "grid"."""
+        recipe = {"video": SyncRecipe, "grid": GridSync}[reads](
+            bundle=str(self.mapper("coarse", COARSE, seed)),
             source=self._source,
             kind=kind,
             width=WIDTH,
-            encoders=encoders,
-            seconds=token_seconds(self.test, encoders),
         )
-        return self._trained(f"video-{kind}", recipe, *self._behind(ONLY_ADAPTER), 16, seed)
+        optimizer, steps = self._behind(ONLY_ADAPTER, ADAPTER_RATE)
+        return self._trained(f"{reads}-{kind}", recipe, optimizer, steps, 16, seed)
 
-    def stage2(self, name: str, start: Path, seed: int, *, lora: bool) -> Path:
-        """Return the bundle of stage 2 from the mapper of `start`."""
-        recipe = Stage2Recipe(
-            bundle=str(start), source=self._source, lora_rank=LORA_RANK if lora else 0
-        )
-        frozen = self._behind(WITH_LORA if lora else ONLY_MAPPER, STAGE2_RATE)
-        return self._trained(name, recipe, *frozen, 16, seed)
+    def lora(self, seed: int) -> Path:
+        """Return the bundle of stage 2 with LoRA, for the finer grid."""
+        start = self.mapper("fine", FINE, seed)
+        recipe = Stage2Recipe(bundle=str(start), source=self._source, lora_rank=LORA_RANK)
+        optimizer, steps = self._behind(WITH_LORA, STAGE2_RATE)
+        return self._trained("lora", recipe, optimizer, steps, 16, seed)
 
     @property
     def _source(self) -> ClipFiles:
         return ClipFiles(str(self.features), licence="Apache-2.0")
 
-    def _behind(self, trained: Any, rate: float = ADAPTER_RATE) -> tuple[OptimizerConfig, int]:
+    def _behind(self, trained: Any, rate: float) -> tuple[OptimizerConfig, int]:
         optimizer = OptimizerConfig(learning_rate=rate, warmup_steps=30, lr_multipliers=trained)
         return optimizer, self.budget.steps
 
@@ -183,9 +172,8 @@ class Lab:
 def of_mapper(lab: Lab, mapper: Path, unet: Path, parameters: int = 0) -> Made:
     """Return a route whose LOA comes from the mapper of one bundle, for the UNet of another."""
     network, sound = Bundle.open(mapper).load("mapper", jnp.float32), Bundle.open(unet)
-    given = predicted(network, MapperRecipe(network=network.config), lab.test)
-    load = partial(sound.load, dtype=jnp.float32)
-    return Made(unet, adapted_unet(sound, load, network.config.loa), network, given, parameters)
+    loa = predicted(network, MapperRecipe(bundle=str(mapper), network=network.config), lab.test)
+    return Made(unet, sound.load("unet", jnp.float32), network, loa, parameters)
 
 
 def coarse(lab: Lab, seed: int) -> Made:
@@ -200,53 +188,40 @@ def fine(lab: Lab, seed: int) -> Made:
 
 def lora(lab: Lab, seed: int) -> Made:
     """The finer grid, and stage 2 with LoRA on the attention that reads it."""
-    start = lab.mapper("fine", FINE, seed)
-    bundle = lab.stage2("lora", start, seed, lora=True)
-    factors = partial(LoRA, Bundle.open(start).abstract("unet"), LORA_TARGETS, LORA_RANK)
+    bundle = lab.lora(seed)
+    factors = partial(LoRA, Bundle.open(bundle).abstract("unet"), LORA_TARGETS, LORA_RANK)
     return of_mapper(lab, bundle, bundle, parameter_count(abstract(factors)))
+
+
+def adapted(made: Made, bundle: Path, streams: Streams) -> Made:
+    """Return a route with the adapter of a bundle, and what it reads."""
+    adapter = Bundle.open(bundle).load("adapter", jnp.float32)
+    unet = AdaptedUNet(made.unet, adapter)
+    count = parameter_count(adapter)
+    return replace(made, bundle=bundle, unet=unet, parameters=count, streams=streams)
 
 
 def video(kind: str, lab: Lab, seed: int) -> Made:
     """An adapter that reads the tokens of the video encoders; LOA is that of `coarse`."""
-    made, bundle = coarse(lab, seed), Bundle.open(lab.video_adapter(kind, seed))
-    adapter = bundle.load("adapter", jnp.float32)
-    encoders = MapperConfig.tiny().encoders
-    given = packed(jnp.asarray(made.given), streams_of(lab.test, encoders))
-    return Made(
-        bundle.path,
-        PackedUNet(made.unet, adapter),
-        PackedTimes(token_seconds(lab.test, encoders)),
-        np.asarray(given),
-        parameter_count(adapter),
-    )
+    streams = video_streams(lab.test, MapperConfig.tiny().streams)
+    return adapted(coarse(lab, seed), lab.adapter("video", kind, seed), streams)
 
 
-def heard(kind: str, lab: Lab, seed: int) -> Made:
-    """An adapter that reads LOA's second grid, which the mapper predicts behind the first."""
-    adapter = lab.adapter(kind, seed)
-    count = parameter_count(Bundle.open(adapter).abstract("adapter"))
-    return of_mapper(lab, lab.mapper("both", BOTH, seed), adapter, count)
+def grid(kind: str, lab: Lab, seed: int) -> Made:
+    """An adapter that reads LOA of the finer grid, from a mapper of its own."""
+    streams = loa_stream(fine(lab, seed).loa)
+    return adapted(coarse(lab, seed), lab.adapter("grid", kind, seed), streams)
 
 
-def heard_and_stage2(kind: str, lab: Lab, seed: int) -> Made:
-    """The same, and stage 2 of the mapper through the frozen UNet with its adapter."""
-    made, start = heard(kind, lab, seed), lab.workdir / f"start-{kind}-{seed}"
-    with one_at_a_time(start):
-        if not (start / "bundle.json").exists():
-            entry = Bundle.open(lab.mapper("both", BOTH, seed)).entries["mapper"]
-            component = Component(entry.config, made.mapper, entry.source)
-            write_bundle(start, {"mapper": component}, base=lab.adapter(kind, seed))
-    bundle = lab.stage2(f"stage2-{kind}", start, seed, lora=False)
-    return of_mapper(lab, bundle, bundle, made.parameters)
-
-
-def true(loa: LOA, adapter: str, lab: Lab, seed: int) -> Made:
+def true(loa: LOA, kind: str, lab: Lab, seed: int) -> Made:
     """LOA of the true sound in place of a mapper's: what the route reaches with a perfect one."""
-    bundle = lab.adapter(adapter, seed) if adapter else lab.backbone
-    sound = Bundle.open(bundle)
+    unet = Bundle.open(lab.backbone).load("unet", jnp.float32)
     network = build_mapper(replace(MapperConfig.tiny(), loa=loa), rngs=nnx.Rngs(0))
-    unet = adapted_unet(sound, partial(sound.load, dtype=jnp.float32), loa)
-    return Made(bundle, unet, network, true_loa(lab.test, loa), 0)
+    made = Made(lab.backbone, unet, network, true_loa(lab.test, loa))
+    if not kind:
+        return made
+    adapter = lab.adapter("grid", kind, seed)
+    return replace(adapted(made, adapter, loa_stream(true_loa(lab.test, FINE))), parameters=0)
 
 
 ROUTES: Mapping[str, Callable[[Lab, int], Made]] = {
@@ -255,16 +230,15 @@ ROUTES: Mapping[str, Callable[[Lab, int], Made]] = {
     "(c) (b) with LoRA": lora,
     "(d) features of the video": partial(video, "features"),
     "(e) attention to the video": partial(video, "attention"),
-    "(f) features of a second grid": partial(heard, "features"),
-    "(g) attention to a second grid": partial(heard, "attention"),
-    "(f) and stage 2": partial(heard_and_stage2, "features"),
+    "(f) features of LOA on (1, 8)": partial(grid, "features"),
+    "(g) attention to LOA on (1, 8)": partial(grid, "attention"),
 }
 """The routes by the names that tables show."""
 CEILINGS: Mapping[str, Callable[[Lab, int], Made]] = {
     "true LOA, (8, 8)": partial(true, COARSE, ""),
     "true LOA, (1, 8)": partial(true, FINE, ""),
-    "true LOA, (f)": partial(true, BOTH, "features"),
-    "true LOA, (g)": partial(true, BOTH, "attention"),
+    "true LOA, (f)": partial(true, COARSE, "features"),
+    "true LOA, (g)": partial(true, COARSE, "attention"),
 }
 PAPER = "(a) mapper on (8, 8)"
 """The route that all others are compared with."""
@@ -300,7 +274,8 @@ def hear_route(run: RouteRun, workspace: Workspace) -> Line:
     synthesiser = scorer.synthesiser
     networks = synthesiser.model.networks._replace(unet=made.unet, mapper=made.mapper)
     model = replace(synthesiser.model, networks=networks)
-    waves = replace(scorer, synthesiser=replace(synthesiser, model=model)).sounds(made.given)
+    scorer = replace(scorer, synthesiser=replace(synthesiser, model=model))
+    waves = scorer.sounds(made.loa, made.streams)
     unet = [weight_digests(bundle, ("unet",)) for bundle in (made.bundle, lab.backbone)]
     line = {
         "key": run.key(workspace), "part": run.part, "name": run.name, "seed": run.seed,
@@ -405,7 +380,9 @@ def add_timing(parser: argparse.ArgumentParser) -> None:
     """Add the options of `timing`."""
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each route")
     parser.add_argument("--count", type=int, default=128, help="test clips whose sound is scored")
-    parser.add_argument("--routes", nargs="+", metavar="LETTER", help="only these, such as a f")
+    parser.add_argument(
+        "--routes", nargs="+", metavar="LETTER", help="only these, such as a e, and no ceilings"
+    )
     parser.add_argument(
         "--workdir",
         type=options.path,
@@ -428,9 +405,11 @@ def run_timing(args: argparse.Namespace) -> None:
     lab.backbone  # noqa: B018 - trained first, by all threads
     wanted = [n for n in ROUTES if not args.routes or n[1] in args.routes]
     runs = [RouteRun(name, seed, lab) for seed in range(args.seeds) for name in wanted]
-    runs += [RouteRun(name, 0, lab, "ceiling") for name in CEILINGS]
+    if not args.routes:
+        runs += [RouteRun(name, 0, lab, "ceiling") for name in CEILINGS]
+    name = "_".join(["timing", *sorted(args.routes or [])])
     lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_route)
     keep_logs(lab.workdir, args.output / "timing_training")
     found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
-    write_text(args.output / "timing.json", json.dumps(found, indent=1) + "\n")
+    write_text(args.output / f"{name}.json", json.dumps(found, indent=1) + "\n")
     print_tables(found["tables"])

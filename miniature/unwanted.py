@@ -22,7 +22,7 @@ from miniature.document import LABELS, Table, number
 from miniature.report import print_tables
 from miniature.robust import add_common, first_clips
 from miniature.scores import hear
-from miniature.sounds import BATCH, KnownClip
+from miniature.sounds import BATCH, KnownClip, without_adapter
 
 Waves = Sequence[Float[np.ndarray, " A"]]
 SCALES = (2.0, 4.0)
@@ -50,7 +50,8 @@ def compare(bundle: Path, clips: Sequence[KnownClip], seed: int = 0) -> list[dic
     The number of clips must be a multiple of `BATCH`.
     """
     opened, model = Bundle.open(bundle), VideoToAudio.open(bundle)
-    listener, n = opened.load("listener", jnp.float32), model.networks.sound_networks
+    listener = opened.load("listener", jnp.float32)
+    n = without_adapter(model).networks.sound_networks
     pairs = others(clips)
     wanted = heard_loa(model, opened, [clip.wave for clip in clips])
     unwanted = wanted[pairs]

@@ -26,8 +26,8 @@ ABOVE: Mapping[str, int] = {
 MOST: Mapping[str, int] = {
     "depth": 1000, "decoder_depth": 1000, "resnets": 1000, "blocks": 1000, "averaged": 1000,
     "frames": 60_000, "steps": 1000, "train_steps": 10_000, "size": 4096, "image": 4096,
-    "mels": 4096, "patch": 4096, "grid": 4096, "pool": 4096, "fine": 4096, "rates": 4096,
-    "kernels": 4096, "block_kernels": 4096, "dilations": 4096, "compression": 4096,
+    "mels": 4096, "patch": 4096, "grid": 4096, "pool": 4096, "rates": 4096, "kernels": 4096,
+    "block_kernels": 4096, "dilations": 4096, "compression": 4096,
 }  # fmt: skip
 """The largest value of whole numbers that must stay below `LARGEST`."""
 RANGES: Mapping[str, tuple[float, float]] = {

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
+from mfm_jax.bundle.adapted import misfit, replaced
 from mfm_jax.bundle.bundle import (
     COMPONENT_FOLDER,
     FORMAT,
@@ -71,6 +73,8 @@ def write_bundle(
 ) -> Bundle:
     """Write `components` into the bundle at `path`, new or existing.
 
+    An adapter that is there already and does not fit what is written is left out with a warning.
+
     Args:
         settings: new settings, or a function from the present ones to new ones. By default a new
             bundle gets those of `base`, or the defaults.
@@ -78,7 +82,8 @@ def write_bundle(
         dtype: precision of the stored floating-point weights; unchanged by default.
 
     Raises:
-        BundleError: a component's name is unknown, or `path` is not a bundle or a new folder.
+        BundleError: a component's name is unknown, `path` is not a bundle or a new folder, or an
+            adapter does not fit the other components.
         SettingError: the settings or a config make no sense.
     """
     path = user_path(path)
@@ -103,6 +108,15 @@ def write_bundle(
             entries = {**(old.entries if old else {}), **written}
             if from_base is not None:
                 entries |= _take_over(from_base, path, entries)
+            reason = misfit(entries)
+            if not reason and (others := replaced(entries, components)):
+                reason = f"it was trained with another {' and another '.join(others)}"
+            if reason:
+                told = f"because {reason}: train one for this bundle (configs/base_sync.py)"
+                if "adapter" in components:
+                    raise BundleError(f"the adapter does not fit bundle {path}, {told}")
+                warnings.warn(f"the adapter is left out of bundle {path}, {told}", stacklevel=2)
+                del entries["adapter"]
             if settings is None:
                 settings = present
             _commit(path, settings(present) if callable(settings) else settings, entries)

@@ -12,7 +12,7 @@ from mfm_jax.encoders.bundled import (
     encoder_network,
     open_encoder,
     open_encoders,
-    read_by_mapper,
+    read_in_generation,
     stack_windows,
     window_spec,
 )
@@ -26,7 +26,7 @@ __all__ = [
     "encoder_network",
     "open_encoder",
     "open_encoders",
-    "read_by_mapper",
+    "read_in_generation",
     "stack_windows",
     "window_spec",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mfm_jax.bundle import Bundle, BundleError
+from mfm_jax.bundle.adapted import adapter_of
 from mfm_jax.encoders.cavp import CAVPEncoder
 from mfm_jax.encoders.encoder import Encoder
 from mfm_jax.encoders.motion import MotionEncoder
@@ -60,14 +61,18 @@ def open_encoders(
     return {name: open_encoder(bundle, name, tensors.get(name, "")) for name in names}
 
 
-def read_by_mapper(bundle: Bundle) -> dict[str, Encoder]:
-    """Return the encoders that the bundle's mapper reads.
+def read_in_generation(bundle: Bundle) -> dict[str, Encoder]:
+    """Return the encoders that the bundle's mapper reads, or the adapter of its UNet.
 
     Raises:
-        BundleError: as `open_encoder`; or there is no mapper.
+        BundleError: as `open_encoder`; there is no mapper, or the adapter does not fit.
     """
     mapper: MapperConfig = bundle.config("mapper")
-    return open_encoders(bundle, mapper.streams, mapper.tensors)
+    adapter = adapter_of(bundle)
+    names, tensors = list(mapper.streams), mapper.tensors
+    if adapter is not None:
+        names, tensors = [*names, *adapter.streams], adapter.tensors | tensors
+    return open_encoders(bundle, dict.fromkeys(names), tensors)
 
 
 def encoder_network(encoder: Encoder, name: str, component: Callable[[str], Any]) -> Any:

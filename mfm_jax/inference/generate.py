@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from mfm_jax.bundle import Bundle, Settings
-from mfm_jax.encoders import read_by_mapper, window_spec
+from mfm_jax.encoders import read_in_generation, window_spec
 from mfm_jax.errors import MediaError, UsageError, UserError
 from mfm_jax.inference.candidates import CLASSES
 from mfm_jax.inference.exported import Exports, has_programs
@@ -178,7 +178,7 @@ def generate(
         Job(request, target)
         for request, target in zip(requests, targets(requests, output, format), strict=True)
     ]
-    spec = window_spec(opened, read_by_mapper(opened))
+    spec = window_spec(opened, read_in_generation(opened))
     unwanted = _unwanted(negative_sound, sampling)
     settings = {
         **sampling._asdict(),

@@ -21,6 +21,7 @@ from mfm_jax.diffusion.samplers import Sampler, State, Step, fresh_noise
 from mfm_jax.errors import UsageError
 from mfm_jax.inference.candidates import Choice
 from mfm_jax.inference.pipeline import (
+    Condition,
     Made,
     Sampling,
     Text,
@@ -31,6 +32,7 @@ from mfm_jax.inference.pipeline import (
 from mfm_jax.inference.stream import IN_FLIGHT, Device, in_full
 from mfm_jax.inference.work import Item, Job, Result, the_only_one
 from mfm_jax.media.windows import Window
+from mfm_jax.models.adapters import AdaptedUNet
 from mfm_jax.models.unet import UNet
 from mfm_jax.runtime.seeds import SEEDS
 from mfm_jax.runtime.sharding import constrain
@@ -44,7 +46,7 @@ FULL = 8
 class Batch(NamedTuple):
     """Windows in the order of their videos, and what their sound is made of."""
 
-    loa: Float[Array | np.ndarray, "B L E"]
+    read: Condition
     text: Text | None
     negative: Text | None
     keys: Shaped[Array, " B"]
@@ -88,7 +90,7 @@ def _begin(batch: Batch, *, shape: tuple[int, ...], overlap: int) -> State:
 
 @partial(jax.jit, static_argnames=("sampling", "guidance"))
 def _output(
-    unet: UNet,
+    unet: UNet | AdaptedUNet,
     x: Float[Array, "B H W C"],
     batch: Batch,
     t: Array,
@@ -98,9 +100,8 @@ def _output(
     guidance: bool,
 ) -> Float[Array, "B H W C"]:
     """Return what the UNet predicts at one step."""
-    condition = jnp.asarray(batch.loa), batch.text
-    empty = jnp.zeros_like(batch.loa) if batch.unwanted is None else jnp.asarray(batch.unwanted)
-    both = guided(unet, seconds, condition, (empty, batch.negative), sampling)
+    condition = jax.tree.map(jnp.asarray, batch.read), batch.text
+    both = guided(unet, seconds, condition, batch.unwanted, batch.negative, sampling)
     output = both[0 if guidance else 1](x, jnp.full(x.shape[:1], t, jnp.int32))
     return constrain(output.astype(x.dtype), "batch")
 
@@ -175,7 +176,7 @@ class Row(NamedTuple):
 
     job: Job
     window: Window  # without its frames
-    loa: Float[np.ndarray, "L E"]
+    read: Condition  # of this window, without B
 
 
 class Started(NamedTuple):
@@ -223,7 +224,7 @@ def start_joint_sound(
             for its, wave in zip(waves, made, strict=True):
                 its.append(wave)
         stacked = [jnp.stack(its, axis=1) for its in waves]
-    return Started(stacked, np.stack([row.loa for row in rows]))
+    return Started(stacked, np.stack([np.asarray(row.read.loa) for row in rows]))
 
 
 def batch_of(
@@ -237,7 +238,7 @@ def batch_of(
     numbers = [row.window.index for row in rows]
     seeds = [(row.job.request.seed + candidate) % SEEDS for row in rows]
     batch = Batch(
-        np.stack([row.loa for row in rows]),
+        jax.tree.map(lambda *each: np.stack(each), *(row.read for row in rows)),
         *model.texts(len(rows), prompts, negatives),
         model.keys(numbers, seeds),
         model.keys([max(0, number - 1) for number in numbers], seeds),
@@ -292,8 +293,9 @@ class JointNetworks:
                 failed.append((group, result))
                 known.pop(group[0][0], None)
                 continue
-            for (job, window), loa in zip(group, result, strict=False):
-                known.setdefault(job, []).append(Row(job, window.without_frames(), loa))
+            for number, (job, window) in enumerate(group):
+                read = jax.tree.map(lambda each, at=number: each[at], result)
+                known.setdefault(job, []).append(Row(job, window.without_frames(), read))
                 if len(known[job]) == job.windows:
                     yield known.pop(job)
 

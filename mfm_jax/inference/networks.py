@@ -109,12 +109,12 @@ class Loader:
         unwanted: Unwanted,
         model: VideoToAudio,
         items: Sequence[Item],
-        loa: Any,
+        read: Any,
     ) -> Made:
-        """Start to make the sounds of windows from their LOA."""
+        """Start to make the sounds of windows from what `VideoToAudio.predict` gave of them."""
         asked = [job.request for job, _ in items]
         return model.sound(
-            loa,
+            read,
             [window for _, window in items],
             [request.seed for request in asked],
             self.sampling,

@@ -17,21 +17,21 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle, Settings
-from mfm_jax.bundle.adapted import adapted_unet, check_adapter
+from mfm_jax.bundle.adapted import adapted_unet
 from mfm_jax.diffusion import guide, sample
 from mfm_jax.diffusion.guidance import Denoiser
 from mfm_jax.encoders import (
     Encoder,
     encode_windows,
     encoder_network,
-    read_by_mapper,
+    read_in_generation,
     stack_windows,
     window_spec,
 )
 from mfm_jax.mapper import Mapper, Streams
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.windows import Window, WindowSpec
-from mfm_jax.models.adapters import AdaptedUNet
+from mfm_jax.models.adapters import AdaptedUNet, without_video
 from mfm_jax.models.text import EmptyText
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
@@ -88,6 +88,13 @@ class GenerationInputs(NamedTuple):
     negative: Text | None
 
 
+class Condition(NamedTuple):
+    """What the UNet reads of windows, beside text."""
+
+    loa: Float[Array | np.ndarray, "B L E"]
+    streams: Streams | None = None  # that its adapter reads, if it has one
+
+
 class Made(NamedTuple):
     """Sounds of windows, and the LOA that they were made of; or those of one window, without B."""
 
@@ -117,23 +124,32 @@ def predict_loa(mapper: Mapper, streams: Streams) -> Float[Array, "B L E"]:
 def guided(
     unet: UNet | AdaptedUNet,
     seconds: Float[Array, " L"],
-    condition: tuple[Array, Text | None],
-    empty: tuple[Array, Text | None],
+    condition: tuple[Condition, Text | None],
+    unwanted: Float[Array | np.ndarray, "B L E"] | None,
+    negative: Text | None,
     sampling: Sampling,
 ) -> tuple[Denoiser, Denoiser]:
     """Return the denoiser with guidance, and the one without.
 
+    The unconditional half of guidance reads `unwanted`, or zeros, in place of LOA, `negative` in
+    place of the text, and no video.
+
     Args:
         seconds: times of the LOA tokens.
-        condition: LOA and text; `empty` is what the unconditional half of guidance reads.
     """
+    (loa, streams), _ = condition
+    nothing = jnp.zeros_like(loa) if unwanted is None else jnp.asarray(unwanted)
+    blank = None if streams is None else without_video(streams)
+    empty = Condition(nothing, blank), negative
 
-    def denoise(x: Array, t: Array, condition: tuple[Array, Text | None]) -> Array:
-        tokens, words = condition
-        contexts: tuple[Array, ...] = (tokens,)
+    def denoise(x: Array, t: Array, condition: tuple[Condition, Text | None]) -> Array:
+        (tokens, video), words = condition
+        contexts: tuple[Any, ...] = (tokens,)
         masks: tuple[Array | None, ...] = (None,)
         if words is not None:
             contexts, masks = (tokens, words.states), (None, words.mask)  # type: ignore[assignment]
+        if isinstance(unet, AdaptedUNet):
+            return unet(x, t, contexts, masks, context_seconds=seconds, streams=video or {})
         return unet(x, t, contexts, masks, context_seconds=seconds)
 
     return (
@@ -150,22 +166,26 @@ def latents_from_loa(
     text: Text | None,
     negative: Text | None,
     unwanted: Float[Array, "B L E"] | None = None,
+    streams: Streams | None = None,
     *,
     settings: Settings,
     sampling: Sampling,
 ) -> Float[Array, "B H W C"]:
-    """Sample latents conditioned on `loa` (and text), in float32.
+    """Sample latents conditioned on `loa` (and text, and video), in float32.
 
     The unconditional half of guidance reads `unwanted`, or zeros, in place of LOA and `negative` in
     place of the text. AudioLDM2 was trained with zeros.
+
+    Args:
+        streams: what the adapter of the UNet reads, if it has one.
     """
     vae, vocoder = networks.vae, networks.vocoder
     seconds = jnp.asarray(networks.mapper.config.loa.times())
     shape = vae.latent_shape(settings.frames, vocoder.config.mels)
     start, later = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(start)
-    empty = (jnp.zeros_like(loa) if unwanted is None else unwanted, negative)
-    denoise, unguided = guided(networks.unet, seconds, (loa, text), empty, sampling)
+    condition = Condition(loa, streams), text
+    denoise, unguided = guided(networks.unet, seconds, condition, unwanted, negative, sampling)
     return sample(
         denoise,
         noise,
@@ -198,13 +218,14 @@ def sound_from_loa(
     text: Text | None,
     negative: Text | None,
     unwanted: Float[Array, "B L E"] | None = None,
+    streams: Streams | None = None,
     *,
     settings: Settings,
     sampling: Sampling,
 ) -> Float[Array, "B A"]:
     """Do `latents_from_loa` and `sound_from_latents` in one program."""
     latents = latents_from_loa(
-        networks, loa, keys, text, negative, unwanted, settings=settings, sampling=sampling
+        networks, loa, keys, text, negative, unwanted, streams, settings=settings, sampling=sampling
     )
     return sound_from_latents(networks, latents, settings=settings)
 
@@ -249,14 +270,12 @@ class VideoToAudio:
         if layout is None:
             layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
         opened = Bundle.open(TINY_BUNDLE if bundle is None else bundle, verify=verify)
-        encoders = read_by_mapper(opened)
+        encoders = read_in_generation(opened)
         names = [name for name in Networks._fields if name != "encoders"]
         if len(opened.config("unet").contexts) == 1:
             names.remove("text")
         if "adapter" in opened.entries:
             names.append("adapter")
-        loa = opened.config("mapper").loa
-        check_adapter(opened, loa)
 
         def component(name: str) -> Any:
             field = "encoders" if name in encoders else "unet" if name == "adapter" else name
@@ -274,7 +293,7 @@ class VideoToAudio:
         with ThreadPoolExecutor(LOADERS if jax.process_count() == 1 else 1) as pool:
             every = [*encoders, *names]
             loaded = dict(zip(every, pool.map(load, every), strict=True))
-        unet = adapted_unet(opened, loaded.__getitem__, loa)
+        unet = adapted_unet(opened, loaded.__getitem__)
         networks = {name: loaded[name] for name in Networks._fields if name in loaded}
         return cls(
             Networks(
@@ -336,8 +355,8 @@ class VideoToAudio:
         Raises:
             SettingError: the devices of the layout do not divide the windows.
         """
-        loa = self.predict(self.encode(windows))
-        return self.sound(loa, windows, seeds, sampling, prompts, negatives, candidates=candidates)
+        read = self.predict(self.encode(windows))
+        return self.sound(read, windows, seeds, sampling, prompts, negatives, candidates=candidates)
 
     def encode(self, windows: Sequence[Window]) -> Streams:
         """Start to encode windows: the first stage, which needs the encoders.
@@ -349,15 +368,23 @@ class VideoToAudio:
         with jax.set_mesh(self.layout.mesh):
             return encode_windows(self.encoders, self.networks.encoders, frames, self.programs)
 
-    def predict(self, streams: Streams) -> Float[Array, "B L E"]:
-        """Start to predict the LOA of encoded windows: the second stage, which needs the mapper."""
+    def predict(self, streams: Streams) -> Condition:
+        """Start to predict the LOA of encoded windows: the second stage, which needs the mapper.
+
+        The streams that the UNet's adapter reads go with it.
+        """
         streams = self.put(streams, len(next(iter(streams.values())).tokens))
+        mapper, unet = self.networks.mapper, self.networks.unet
         with jax.set_mesh(self.layout.mesh):
-            return self.programs(predict_loa, self.networks.mapper, streams)
+            read = {name: streams[name] for name in mapper.config.streams}
+            loa = self.programs(predict_loa, mapper, read)
+        if not isinstance(unet, AdaptedUNet):
+            return Condition(loa)
+        return Condition(loa, {name: streams[name] for name in unet.adapter.config.streams})
 
     def sound(
         self,
-        loa: Float[Array | np.ndarray, "B L E"],
+        read: Condition,
         windows: Sequence[Window],
         seeds: Sequence[int],
         sampling: Sampling | None = None,
@@ -367,7 +394,7 @@ class VideoToAudio:
         candidates: int = 1,
         unwanted: Float[np.ndarray, "L E"] | None = None,
     ) -> Made:
-        """Start to make sound of LOA: the last stage, which needs all networks but the encoders.
+        """Start to make sound of what `predict` gave: the last stage, without the encoders.
 
         The other arguments are those of `start`.
 
@@ -378,9 +405,11 @@ class VideoToAudio:
             self.settings.sampler, self.settings.steps, self.settings.guidance
         )
         batch, numbers = len(windows), [window.index for window in windows]
-        loa, text, negative = self.put((loa, *self.texts(batch, prompts, negatives)), batch)
-        # Left out where it is not wanted, as in programs that are compiled beforehand.
-        more = () if unwanted is None else (self.put(np.stack([unwanted] * batch), batch),)
+        texts = self.texts(batch, prompts, negatives)
+        (loa, streams), text, negative = self.put((read, *texts), batch)
+        others = None if unwanted is None else self.put(np.stack([unwanted] * batch), batch)
+        # Left out where they are not there, as in programs that are compiled beforehand.
+        more = () if others is None and streams is None else (others, streams)
         waves = []
         with jax.set_mesh(self.layout.mesh):
             for number in range(candidates):

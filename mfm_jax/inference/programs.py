@@ -15,12 +15,13 @@ from jax.typing import DTypeLike
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.bundle.adapted import adapted_unet
-from mfm_jax.encoders import encoder_network, read_by_mapper, stack_windows, window_spec
+from mfm_jax.encoders import encoder_network, read_in_generation, stack_windows, window_spec
 from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.inference.prompts import LENGTH, encode_tokens
-from mfm_jax.mapper import Stream
+from mfm_jax.mapper import MapperConfig, Stream
 from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.media.windows import blank_window
+from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig
 from mfm_jax.runtime.sharding import Layout
 from mfm_jax.storage.weights import cast, named_axes, named_weights, with_weights
 
@@ -59,7 +60,7 @@ def generation(
         BundleError: a network is missing.
         SettingError: the devices do not divide the batch.
     """
-    settings, encoders = bundle.settings, read_by_mapper(bundle)
+    settings, encoders = bundle.settings, read_in_generation(bundle)
     sharding = layout.batch(batch)
     sampling = sampling or Sampling(settings.sampler, settings.steps, settings.guidance)
 
@@ -73,11 +74,12 @@ def generation(
     frames = jax.tree.map(lambda x: array(x.dtype, *x.shape[1:]), one)
     mapper = network("mapper")
     streams = {}
-    for name, length, width in mapper.config.encoders:
+    unet = adapted_unet(bundle, network)
+    adapter = unet.adapter.config if isinstance(unet, AdaptedUNet) else None
+    for name, length, width in (*mapper.config.encoders, *(adapter.encoders if adapter else ())):
         stream = stream_of(name)
         kind = jnp.float32 if encoders[stream].formula else dtype
         streams[stream] = Stream(array(kind, length, width), array(jnp.float32, length))
-    unet = adapted_unet(bundle, network, mapper.config.loa)
     text, states = None, None
     if len(unet.config.contexts) > 1:
         words_of = bundle.config("text")
@@ -87,6 +89,11 @@ def generation(
     networks = SoundNetworks(mapper, unet, network("vae"), network("vocoder"), text)
     loa = array(jnp.float32, mapper.config.loa.tokens, mapper.config.loa_width)
     keys = array(jax.random.key(0).dtype)
+
+    def picked(config: MapperConfig | AdapterConfig) -> dict[str, Stream]:
+        return {name: streams[name] for name in config.streams}
+
+    video = () if adapter is None else (None, picked(adapter))
     return [
         *(
             Program(
@@ -98,11 +105,11 @@ def generation(
             )
             for name, encoder in encoders.items()
         ),
-        Program("mapper", predict_loa, (mapper, streams), {}, "mapper"),
+        Program("mapper", predict_loa, (mapper, picked(mapper.config)), {}, "mapper"),
         Program(
             "AudioLDM2",
             sound_from_loa,
-            (networks, loa, keys, states, states),
+            (networks, loa, keys, states, states, *video),
             {"settings": settings, "sampling": sampling},
             "diffusion",
         ),

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import layer_norm, linear, table, time_embedding
-from mfm_jax.mapper.streams import Stream, Streams
+from mfm_jax.models.streams import Stream, Streams
 from mfm_jax.typing import Array, Bool, Float
 
 _EPSILON = 1e-5

@@ -15,10 +15,10 @@ from mfm_jax.errors import SettingError
 from mfm_jax.layers import KV, linear, time_embedding
 from mfm_jax.layers.backend import apart
 from mfm_jax.mapper.fusion import FUSIONS, select, stream_of
-from mfm_jax.mapper.stem import Stem
-from mfm_jax.mapper.streams import Streams
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
+from mfm_jax.models.stem import Stem
+from mfm_jax.models.streams import Streams
 from mfm_jax.runtime.config import later
 from mfm_jax.typing import Array, Bool, Float
 

@@ -1,22 +1,21 @@
-"""Adapters: what lets a frozen UNet hear when, beside the LOA that tells it what.
+"""Adapters: what lets a frozen UNet see when, beside the LOA that tells it what.
 
 LOA on AudioLDM2's grid has a token for 1.28 s: it says what sounds, and hardly when. An adapter
-reads tokens that are finer in time: those of LOA's second grid, or of a video. Its last layers are
-zeros, so that the UNet does at first what it did before, to the bit:
+reads the tokens of video encoders with their times. Its last layers are zeros, so that the UNet
+does at first what it did before, to the bit:
 
 - `FeatureAdapter` lays the tokens on the rows of the latents and adds them to the end of each level
   on the way down, as T2I-Adapter does with pictures (arXiv 2302.08453).
 - `AttentionAdapter` attends to the tokens beside the frozen attention to LOA, as IP-Adapter does
   (arXiv 2308.06721). Queries and keys have their times in seconds.
 
-An adapter of the tokens returns what `UNet.__call__` takes as `beside`. `AdaptedUNet` is a UNet
-with its adapter, which is called like the UNet alone.
+An adapter of the streams returns what `UNet.__call__` takes as `beside`. `AdaptedUNet` is a UNet
+with its adapter, which is called like the UNet alone, with streams.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 from einops import rearrange
@@ -24,19 +23,12 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import Attention, conv, layer_norm, linear, time_embedding
-from mfm_jax.models.audiomae import LOA
+from mfm_jax.models.stem import Stem
+from mfm_jax.models.streams import Stream, Streams
 from mfm_jax.models.unet import Beside, UNet, UNetConfig
 from mfm_jax.typing import Array, Bool, Float, Int
 
 _EPSILON = 1e-5
-
-
-class TimedTokens(NamedTuple):
-    """Tokens and the time of each since the window's start."""
-
-    tokens: Float[Array, "B S C"]
-    seconds: Float[Array, "#B S"]
-    mask: Bool[Array, "B S"] | None = None  # False at padding, which changes nothing
 
 
 @dataclass(frozen=True)
@@ -44,48 +36,100 @@ class AdapterConfig:
     """Sizes of an adapter.
 
     Raises:
-        ValueError: `kind` is not one of `ADAPTERS`, or LOA has no second grid.
+        ValueError: `kind` is neither "features" nor "attention", nothing is read, or there is a
+            stem of a stream that is not read.
     """
 
     unet: UNetConfig
-    tokens: int  # width of a token
+    # (stream, tokens in a window, their width), as a mapper's.
+    encoders: tuple[tuple[str, int, int], ...]
+    kind: str = "attention"  # or "features"
     width: int = 256  # inside
-    kind: str = "features"  # or "attention"
     columns: int = 16  # of the latents: mel bins over the VAE's compression
-    # The grids of the LOA that the UNet and the adapter read.
-    loa: LOA = field(default_factory=lambda: LOA(fine=(1, 8)))
+    timechat: str = "video"  # which TimeChat tokens are read, as a mapper's
+    stems: tuple[str, ...] = ()  # streams whose tokens pass a stem first, as a mapper's
 
     def __post_init__(self) -> None:
         if self.kind not in ("features", "attention"):
             raise ValueError(f"an adapter adds features or attention, not {self.kind!r:.50}")
-        if self.loa.fine is None:
-            raise ValueError("an adapter reads LOA's second grid: set loa.fine")
+        if not self.encoders:
+            raise ValueError("an adapter reads at least one stream")
+        if unread := sorted(set(self.stems) - set(self.streams)):
+            read = ", ".join(self.streams)
+            raise ValueError(
+                f"stems names {unread[0]}, which is not read: the adapter reads {read}"
+            )
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams that are read."""
+        return tuple(name for name, *_ in self.encoders)
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """The kind of tokens that is read of a stream, where there is a choice."""
+        return {"timechat": self.timechat}
 
     @classmethod
     def tiny(cls) -> "AdapterConfig":
-        """For the tiny UNet where it reads LOA on AudioLDM2's grid alone."""
-        loa = LOA(grid=(16, 8), pool=(8, 8), fine=(1, 8))
-        return cls(UNetConfig.tiny(), tokens=128, width=48, loa=loa)
+        """For the tiny UNet and the tiny encoders."""
+        encoders = (("cavp", 32, 64), ("timechat", 16, 96))
+        return cls(UNetConfig.tiny(), encoders, width=48)
 
 
-class FeatureAdapter(nnx.Module):
-    """Tokens on the rows of the latents, convolved over time, and added to the levels."""
+class StreamProjection(nnx.Module):
+    """The tokens of a stream in the width of an adapter."""
+
+    def __init__(self, tokens: int, width: int, *, stem: bool, rngs: nnx.Rngs) -> None:
+        self.stem = Stem(tokens, rngs=rngs) if stem else None
+        self.norm = layer_norm(tokens, epsilon=_EPSILON, rngs=rngs)
+        self.proj = linear(tokens, width, ("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, stream: Stream) -> Stream:
+        seen = stream if self.stem is None else self.stem(stream)
+        tokens = self.proj(self.norm(seen.tokens.astype(self.proj.kernel.dtype)))
+        return stream._replace(tokens=tokens)
+
+
+class _Adapter(nnx.Module):
+    """Base of both adapters: a projection for each stream that is read."""
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
+        self.streams = nnx.Dict(
+            {
+                name: StreamProjection(width, config.width, stem=name in config.stems, rngs=rngs)
+                for name, _, width in config.encoders
+            }
+        )
+
+    def read(self, streams: Streams) -> list[Stream]:
+        """Return the streams that are read, in the width of the adapter.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        if missing := [name for name in self.config.streams if name not in streams]:
+            raise ValueError(f"this adapter reads {', '.join(missing)} as well")
+        return [self.streams[name](streams[name]) for name in self.config.streams]
+
+
+class FeatureAdapter(_Adapter):
+    """Tokens on the rows of the latents, convolved over time, and added to the levels."""
+
+    def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, rngs=rngs)
         width, channels = config.width, config.unet.channels
-        self.norm = layer_norm(config.tokens, epsilon=_EPSILON, rngs=rngs)
-        self.proj = linear(config.tokens, width, ("mlp", "embed"), rngs=rngs)
         self.convs = nnx.List(conv(width, width, (5,), padding=2, rngs=rngs) for _ in range(2))
         self.levels = nnx.List(
             _zeros(linear(width, c * _halves(config.columns, n), (None, None), rngs=rngs))
             for n, c in enumerate(channels)
         )
 
-    def __call__(self, timed: TimedTokens, rows: int) -> list[Beside]:
+    def __call__(self, streams: Streams, rows: int) -> list[Beside]:
         """Return what is added at each place; `rows` are those of the latents."""
-        x = self.proj(self.norm(timed.tokens.astype(self.proj.kernel.dtype)))
-        x = _on_rows(x, timed, rows, self.config.unet.seconds_per_row)
+        seconds = self.config.unet.seconds_per_row
+        x = jnp.stack([_on_rows(its, rows, seconds) for its in self.read(streams)]).sum(axis=0)
         for smooth in self.convs:
             x = x + smooth(jax.nn.silu(x))
         found: list[Beside] = [_nothing] * len(self.config.unet.places)
@@ -98,7 +142,7 @@ class FeatureAdapter(nnx.Module):
 
 
 class TimedAttention(nnx.Module):
-    """Attention of the places of a level to timed tokens, with both their times."""
+    """Attention of the places of a level to tokens, with both their times."""
 
     def __init__(self, config: AdapterConfig, level: int, *, rngs: nnx.Rngs) -> None:
         width = config.unet.channels[level]
@@ -109,7 +153,7 @@ class TimedAttention(nnx.Module):
         self.time_proj = linear(width, width, ("embed", "heads"), bias=False, rngs=rngs)
         _zeros(self.attn.o)
 
-    def __call__(self, timed: TimedTokens, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, stream: Stream, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         height, columns, width = x.shape[1:]
         rows = jnp.repeat(_row_seconds(height, self.seconds_per_row), columns)[None]
         at_q, at_k = (
@@ -118,25 +162,23 @@ class TimedAttention(nnx.Module):
                 "b l (n k) -> b l n k",
                 n=self.attn.heads,
             )
-            for s in (rows, timed.seconds.astype(jnp.float32))
+            for s in (rows, stream.seconds.astype(jnp.float32))
         )
-        mask = None if timed.mask is None else timed.mask[:, None, None, :]
+        mask = None if stream.mask is None else stream.mask[:, None, None, :]
         y = self.attn(
             self.norm(rearrange(x, "b h w c -> b (h w) c")),
-            timed.tokens,
+            stream.tokens,
             mask=mask,
             position=lambda q, k: (q + at_q, k + at_k),
         )
         return rearrange(y, "b (h w) c -> b h w c", h=height)
 
 
-class AttentionAdapter(nnx.Module):
-    """Attention to timed tokens beside the transformers of every place that has some."""
+class AttentionAdapter(_Adapter):
+    """Attention to the tokens beside the transformers of every place that has some."""
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
-        self.config = config
-        self.norm = layer_norm(config.tokens, epsilon=_EPSILON, rngs=rngs)
-        self.proj = linear(config.tokens, config.width, ("mlp", "embed"), rngs=rngs)
+        super().__init__(config, rngs=rngs)
         unet = config.unet
         last = unet.resnets * len(unet.channels) + 1  # the middle's second place has no transformer
         self.places = tuple(
@@ -146,11 +188,10 @@ class AttentionAdapter(nnx.Module):
             TimedAttention(config, unet.places[i], rngs=rngs) for i in self.places
         )
 
-    def __call__(self, timed: TimedTokens, rows: int) -> list[Beside]:
+    def __call__(self, streams: Streams, rows: int) -> list[Beside]:
         """Return what is added at each place; `rows` are those of the latents, and not needed."""
         del rows
-        tokens = self.proj(self.norm(timed.tokens.astype(self.proj.kernel.dtype)))
-        read = timed._replace(tokens=tokens)
+        read = _joined(self.read(streams))
         found: list[Beside] = [_nothing] * len(self.config.unet.places)
         for place, attention in zip(self.places, self.attentions, strict=True):
             found[place] = partial(attention, read)
@@ -171,7 +212,7 @@ def build_adapter(config: AdapterConfig, *, rngs: nnx.Rngs) -> Adapter:
 
 
 class AdaptedUNet(nnx.Module):
-    """A UNet that reads LOA's first grid, and an adapter that reads the second."""
+    """A UNet that reads LOA, and its adapter, which reads video."""
 
     def __init__(self, unet: UNet, adapter: Adapter) -> None:
         self.unet = unet
@@ -189,20 +230,27 @@ class AdaptedUNet(nnx.Module):
         contexts: tuple[Float[Array, "B _S _C"], ...],
         masks: tuple[Bool[Array, "B _S"] | None, ...] | None = None,
         *,
-        context_seconds: Float[Array, " S"],
+        context_seconds: Float[Array, " S"] | Float[Array, "B S"] | None = None,
+        streams: Streams,
     ) -> Float[Array, "B H W C"]:
-        """Do what `UNet.__call__` does; context 0 is LOA of both grids, which has no mask."""
-        count = self.adapter.config.loa.grids[0].tokens
-        loa, *others = contexts
-        timed = TimedTokens(loa[:, count:], context_seconds[None, count:])
+        """Do what `UNet.__call__` does, where the adapter reads `streams`."""
+        beside = self.adapter(streams, latents.shape[1])
         return self.unet(
-            latents,
-            t,
-            (loa[:, :count], *others),
-            masks,
-            context_seconds=context_seconds[:count],
-            beside=self.adapter(timed, latents.shape[1]),
+            latents, t, contexts, masks, context_seconds=context_seconds, beside=beside
         )
+
+
+def without_video(streams: Streams, where: Bool[Array, " B"] | None = None) -> Streams:
+    """Return streams whose tokens are zeros: what the unconditional half of guidance reads.
+
+    Args:
+        where: of these clips; of all if not given.
+    """
+    blank = True if where is None else where[:, None, None]
+    return {
+        name: its._replace(tokens=jnp.where(blank, jnp.zeros_like(its.tokens), its.tokens))
+        for name, its in streams.items()
+    }
 
 
 def _zeros(layer: nnx.Linear) -> nnx.Linear:
@@ -230,20 +278,28 @@ def _row_seconds(rows: int, seconds_per_row: float) -> Float[Array, " {rows}"]:
     return (jnp.arange(rows, dtype=jnp.float32) + 0.5) * seconds_per_row
 
 
-def _on_rows(
-    x: Float[Array, "B S D"], timed: TimedTokens, rows: int, seconds_per_row: float
-) -> Float[Array, "B {rows} D"]:
+def _joined(streams: Sequence[Stream]) -> Stream:
+    """Return the tokens of all streams as one."""
+    masks = [jnp.ones(its.seconds.shape, bool) if its.mask is None else its.mask for its in streams]
+    return Stream(
+        jnp.concatenate([its.tokens for its in streams], axis=1),
+        jnp.concatenate([its.seconds for its in streams], axis=1),
+        jnp.concatenate(masks, axis=1) if any(its.mask is not None for its in streams) else None,
+    )
+
+
+def _on_rows(stream: Stream, rows: int, seconds_per_row: float) -> Float[Array, "B {rows} D"]:
     """Return the mean of the tokens around the time of each row, or nearest to it.
 
     Their weights fall with the distance as a Gaussian whose deviation is a row.
     """
     at = _row_seconds(rows, seconds_per_row)[None, :, None]
-    distance = (at - timed.seconds.astype(jnp.float32)[:, None, :]) / seconds_per_row
+    distance = (at - stream.seconds.astype(jnp.float32)[:, None, :]) / seconds_per_row
     scores = -0.5 * distance**2
-    if timed.mask is not None:
-        scores = jnp.where(timed.mask[:, None, :], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-    return jnp.einsum("bhs,bsd->bhd", weights, x)
+    if stream.mask is not None:
+        scores = jnp.where(stream.mask[:, None, :], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(stream.tokens.dtype)
+    return jnp.einsum("bhs,bsd->bhd", weights, stream.tokens)
 
 
 def _halved(x: Float[Array, "B H D"]) -> Float[Array, "B H2 D"]:

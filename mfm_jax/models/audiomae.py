@@ -4,7 +4,6 @@ Tokens run time-major: with F patches along the mel axis, patch `(t, f)` is toke
 Token 0 is the class token. The channels C of a patch are its `patch ** 2` values.
 """
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -16,7 +15,6 @@ from jax import numpy as jnp
 
 from mfm_jax.layers import MLP, Attention, layer_norm, linear, table
 from mfm_jax.layers.remat import run
-from mfm_jax.runtime.config import later
 from mfm_jax.typing import Array, Bool, Float, Int
 
 FRAME_SECONDS = 0.01  # hop of the Kaldi filter bank
@@ -27,69 +25,51 @@ EPSILON = 1e-6  # of every LayerNorm
 class LOA:
     """The grid of LOA tokens: how AudioMAE's patches are pooled, and the time of each token.
 
-    There may be two grids. The tokens of the first one say what sounds; those of the second, finer
-    one follow them and say when, for an adapter of the UNet (`mfm_jax.models.adapters`).
-
     Raises:
-        ValueError: `pool` or `fine` does not divide `grid`.
+        ValueError: `pool` does not divide `grid`.
     """
 
     grid: tuple[int, int] = (64, 8)  # patches along (time, mel)
     pool: tuple[int, int] = (8, 8)  # patches in one token along (time, mel)
     patch_seconds: float = 0.16  # duration of one patch
-    fine: tuple[int, int] | None = later(None)  # the pool of the second grid, if there is one
 
     def __post_init__(self) -> None:
-        for pool in (self.pool, self.fine or self.pool):
-            for axis, patches, pooled in zip(("time", "mel"), self.grid, pool, strict=True):
-                if pooled < 1 or patches % pooled:
-                    raise ValueError(
-                        f"LOA pools {pooled} patches along {axis}, which does not divide the "
-                        f"{patches} there are; choose a divisor of {patches}"
-                    )
-
-    @property
-    def grids(self) -> tuple["LOA", ...]:
-        """Each grid by itself."""
-        pools = (self.pool,) if self.fine is None else (self.pool, self.fine)
-        return tuple(LOA(self.grid, pool, self.patch_seconds) for pool in pools)
+        for axis, patches, pooled in zip(("time", "mel"), self.grid, self.pool, strict=True):
+            if pooled < 1 or patches % pooled:
+                raise ValueError(
+                    f"LOA pools {pooled} patches along {axis}, which does not divide the "
+                    f"{patches} there are; choose a divisor of {patches}"
+                )
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Tokens of the first grid along (time, mel)."""
+        """Tokens along (time, mel)."""
         return self.grid[0] // self.pool[0], self.grid[1] // self.pool[1]
 
     @property
     def tokens(self) -> int:
-        """Number of tokens L of one clip, of all grids."""
-        return sum(math.prod(grid.shape) for grid in self.grids)
+        """Number of tokens L of one clip."""
+        return self.shape[0] * self.shape[1]
 
     @property
     def token_seconds(self) -> float:
-        """Duration that one token of the first grid covers."""
+        """Duration that one token covers."""
         return self.pool[0] * self.patch_seconds
 
     def times(self) -> Float[np.ndarray, " L"]:
         """Return the middle of each token in seconds; the tokens of one moment share it."""
-        middles = [
-            np.repeat((np.arange(rows) + 0.5) * grid.token_seconds, columns)
-            for grid in self.grids
-            for rows, columns in (grid.shape,)
-        ]
-        return np.concatenate(middles).astype(np.float32)
+        middles = (np.arange(self.shape[0]) + 0.5) * self.token_seconds
+        return np.repeat(middles, self.shape[1]).astype(np.float32)
 
     def pooled(
         self, tokens: Float[Array | np.ndarray, "B S D"]
     ) -> Float[Array | np.ndarray, "B L D"]:
-        """Return the LOA of AudioMAE's tokens: `pool_loa` for each grid.
+        """Return the LOA of AudioMAE's tokens (`pool_loa`).
 
         Raises:
             ValueError: `tokens` are not those of `grid`.
         """
-        parts = [pool_loa(tokens, self.grid, grid.pool) for grid in self.grids]
-        if len(parts) == 1:
-            return parts[0]
-        return (np if isinstance(tokens, np.ndarray) else jnp).concatenate(parts, axis=1)
+        return pool_loa(tokens, self.grid, self.pool)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import VIDEO_SUFFIXES
-from mfm_jax.encoders import read_by_mapper, window_spec
+from mfm_jax.encoders import read_in_generation, window_spec
 from mfm_jax.errors import MediaError, UsageError
 from mfm_jax.inference.generate import layout_and_batch
 from mfm_jax.media.probe import probe
@@ -77,7 +77,7 @@ class Service:
             limits.candidates if self.sounds.judge is not None else 1,
         )
         self.visitors = Visitors(limits.per_minute)
-        self.spec = window_spec(bundle, read_by_mapper(bundle))
+        self.spec = window_spec(bundle, read_in_generation(bundle))
         self.watchers = 0
 
     def start(self) -> None:

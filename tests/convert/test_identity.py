@@ -33,7 +33,7 @@ from mfm_jax.diffusion.schedule import Schedule
 from mfm_jax.mapper import MapperConfig, build_mapper
 from mfm_jax.mapper.fusion import FUSIONS
 from mfm_jax.models.adapters import AdapterConfig, build_adapter
-from mfm_jax.models.audiomae import LOA, AudioMAE, AudioMAEConfig
+from mfm_jax.models.audiomae import AudioMAE, AudioMAEConfig
 from mfm_jax.models.cavp import CAVP, CAVPAudio, CAVPConfig, CAVPVideo
 from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.eva_vit import EvaViTConfig
@@ -234,11 +234,13 @@ def a_mapper(draw: Draw) -> MapperConfig:
 
 
 def an_adapter(draw: Draw) -> AdapterConfig:
-    sizes = [draw(some) for _ in range(2)]
-    unet = a_unet(draw)
-    loa = LOA((4, 2), (4, 2), fine=(1, 2))
+    names = draw(st.sampled_from(ENCODERS))
+    encoders = tuple((name, draw(few), draw(some)) for name in names)
     kind = draw(st.sampled_from(("features", "attention")))
-    return AdapterConfig(unet, *sizes, kind, columns=draw(some), loa=loa)
+    stems = draw(st.sampled_from(((), names[:1])))
+    return AdapterConfig(
+        a_unet(draw), encoders, kind, width=draw(some), columns=draw(some), stems=stems
+    )
 
 
 class Network(NamedTuple):

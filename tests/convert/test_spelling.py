@@ -68,7 +68,7 @@ NETWORKS = {
     ),
     "adapter": (
         build_adapter,
-        config := AdapterConfig(UNET, tokens=6, width=5, columns=4),
+        config := AdapterConfig(UNET, (("cavp", 2, 3),), "features", width=5, columns=4),
         adapter.table(config),
     ),
     "unet": (UNet, UNET, unet.TABLE),

@@ -43,7 +43,7 @@ def test_tokens_loa_and_sound_are_those_of_before(bundle):
     assert list(streams) == ["cavp", "timechat"]
     np.testing.assert_allclose(streams["cavp"].tokens[0, :2, :3], CAVP, atol=1e-4)
     np.testing.assert_allclose(streams["timechat"].tokens[0, :2, :3], TIMECHAT, atol=1e-4)
-    np.testing.assert_allclose(model.predict(streams)[0, ::5, :3], LOA, atol=1e-4)
+    np.testing.assert_allclose(model.predict(streams).loa[0, ::5, :3], LOA, atol=1e-4)
     wave = model(seen, 3, Sampling("ddim", 2, 2.0))
     np.testing.assert_allclose(wave[0, 1000:1004], WAVE, atol=1e-4)
 

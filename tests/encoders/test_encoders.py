@@ -19,7 +19,7 @@ from mfm_jax.encoders import (
     encode_windows,
     encoder_network,
     open_encoders,
-    read_by_mapper,
+    read_in_generation,
     stack_windows,
     window_spec,
 )
@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def seen(bundle, folder):
     """The encoders of the mapper, the first window, and the tokens of it."""
-    encoders = read_by_mapper(bundle)
+    encoders = read_in_generation(bundle)
     first = next(windows(folder / "a.mp4", window_spec(bundle, encoders)))
     networks = {n: encoder_network(e, n, bundle.load) for n, e in encoders.items()}
     streams = encode_windows(encoders, networks, stack_windows(encoders, [first, first]))
@@ -183,7 +183,7 @@ def test_one_more_encoder_is_a_class_and_a_line(bundle, folder, tmp_path, monkey
     one = write_bundle(tmp_path / "bundle", parts, base=bundle.path)
     model = VideoToAudio.open(one.path, only=["encoders", "mapper"])
     seen = [next(windows(folder / name, model.spec)) for name in ("a.mp4", "b.mp4")]
-    assert np.isfinite(model.predict(model.encode(seen))).all()
+    assert np.isfinite(model.predict(model.encode(seen)).loa).all()
 
 
 def test_the_command_extracts_what_it_is_told(bundle, folder, tmp_path, capsys):

@@ -14,7 +14,13 @@ from mfm_jax.encoders.timechat import encode_timechat
 from mfm_jax.foley.world import World, write_clip
 from mfm_jax.inference.generate import layout_and_batch
 from mfm_jax.inference.joint import Row, start_joint_sound
-from mfm_jax.inference.pipeline import Sampling, VideoToAudio, predict_loa, sound_from_loa
+from mfm_jax.inference.pipeline import (
+    Condition,
+    Sampling,
+    VideoToAudio,
+    predict_loa,
+    sound_from_loa,
+)
 from mfm_jax.inference.requests import Request
 from mfm_jax.inference.work import Job
 from mfm_jax.media.windows import Window
@@ -79,7 +85,8 @@ def joint_waves(model: VideoToAudio) -> np.ndarray:
     count, grid = WINDOWS + 2, model.networks.mapper.config
     loa = np.random.default_rng(0).normal(size=(count, grid.loa.tokens, grid.loa_width))
     job = Job(Request(Path("a.mp4")), Path("a.wav"), windows=count)
-    rows = [Row(job, window(model.spec, i), loa[i].astype(np.float32)) for i in range(count)]
+    read = [Condition(row) for row in loa.astype(np.float32)]
+    rows = [Row(job, window(model.spec, i), read[i]) for i in range(count)]
     return start_joint_sound(model, rows, WINDOWS, SAMPLING).fetched().waves
 
 

@@ -17,7 +17,7 @@ from mfm_jax.inference.joint import (
     joint_latents,
     latent_overlap,
 )
-from mfm_jax.inference.pipeline import Sampling, VideoToAudio
+from mfm_jax.inference.pipeline import Condition, Sampling, VideoToAudio
 from mfm_jax.inference.requests import Request
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.write import write_frames
@@ -61,8 +61,8 @@ def test_latents_agree_where_windows_overlap(model, sampling):
         Job(Request(Path(name), seed=5), Path(), windows=n) for name, n in (("a", 3), ("b", 1))
     )
     loa = np.random.default_rng(1).normal(size=(4, *_loa_shape(model))).astype(np.float32)
-    rows = [Row(first, window(model.spec, i), loa[i]) for i in range(3)]
-    rows.append(Row(second, window(model.spec, 0), loa[3]))
+    rows = [Row(first, window(model.spec, i), Condition(loa[i])) for i in range(3)]
+    rows.append(Row(second, window(model.spec, 0), Condition(loa[3])))
     groups = [[(row, None, None) for row in rows[at : at + 2]] for at in (0, 2)]
     batches = [batch_of(model, group, 0, None) for group in groups]
     x = np.concatenate([np.asarray(each) for each in joint_latents(model, batches, sampling)])
@@ -84,13 +84,13 @@ def test_a_video_that_fails_is_alone(folder, tmp_path, model):
     def predict(items):
         if any(window.seen["timechat"].pixels.mean() > 200 for _, window in items):
             raise IndexError("too bright")
-        return np.zeros((len(items), 1, 1), np.float32)
+        return Condition(np.zeros((len(items), 1, 1), np.float32))
 
     def start(rows, batch):
         if any(row.job.source.name == "c.mp4" for row in rows):
             raise KeyError("odd")
         wave = np.full((len(rows), 1, 40_960), 0.25, np.float32)
-        return Started([wave], np.stack([row.loa for row in rows]))
+        return Started([wave], np.stack([row.read.loa for row in rows]))
 
     white = np.full((90, 64, 96, 3), 255, np.uint8)
     write_frames(iter(white), tmp_path / "white.mp4", fps=25)

@@ -1,5 +1,6 @@
 """Adapters of a frozen UNet: they begin as nothing, are small, and know the time of a token."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,7 +9,9 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.models.adapters import AdapterConfig, AttentionAdapter, FeatureAdapter, TimedTokens
+from mfm_jax.mapper import MapperConfig
+from mfm_jax.models.adapters import AdapterConfig, AttentionAdapter, FeatureAdapter
+from mfm_jax.models.streams import Stream
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from tests.bundles import filled
@@ -23,7 +26,7 @@ SIZES = UNetConfig(
     resnets=1,
     groups=4,
 )
-CONFIG = AdapterConfig(SIZES, tokens=6, width=20, columns=8)
+CONFIG = AdapterConfig(SIZES, (("video", 21, 6),), width=20, columns=8)
 ROWS = 9  # odd, so that the next level has more than half of them
 
 
@@ -44,12 +47,12 @@ def given():
 def video():
     """Tokens at 25 a second, longer than the latents, unlike any other number of this file."""
     tokens = jax.random.normal(jax.random.key(5), (2, 21, 6))
-    return TimedTokens(tokens, jnp.arange(21.0)[None].repeat(2, 0) / 25)
+    return Stream(tokens, jnp.arange(21.0)[None].repeat(2, 0) / 25)
 
 
 @jax.jit
 def adapted(unet, adapter, given, video):
-    beside = None if adapter is None else adapter(video, given[0].shape[1])
+    beside = None if adapter is None else adapter({"video": video}, given[0].shape[1])
     return unet(*given, beside=beside)
 
 
@@ -80,7 +83,7 @@ def test_an_adapter_has_less_than_a_tenth_of_the_weights(kind, release):
         sum(w.size for w in named_weights(abstract(build)).values())
         for build in (
             partial(UNet, config),
-            partial(KINDS[kind], AdapterConfig(config, tokens=768)),
+            partial(KINDS[kind], AdapterConfig(config, MapperConfig.base().encoders)),
         )
     ]
     assert 0.001 < count[1] / count[0] < 0.1
@@ -96,7 +99,7 @@ def test_a_token_matters_by_its_time_and_padding_does_not(kind, unet, given, vid
     later = video._replace(seconds=video.seconds.at[0, 4].add(0.3))
     assert jnp.abs(adapted(unet, adapter, given, later)[0] - base[0]).max() > 1e-4
     order = jnp.array([*range(10, 21), *range(10)])
-    turned = TimedTokens(video.tokens[:, order], video.seconds[:, order])
+    turned = Stream(video.tokens[:, order], video.seconds[:, order])
     np.testing.assert_allclose(adapted(unet, adapter, given, turned), base, atol=1e-5)
     mask = jnp.ones((2, 21), bool).at[:, 4].set(False)
     both = [adapted(unet, adapter, given, v._replace(mask=mask)) for v in (video, louder)]
@@ -111,11 +114,38 @@ def test_features_are_added_on_the_rows_of_their_moment(given):
         if name.startswith("convs"):
             weights[name] = jnp.zeros_like(weights[name])  # they spread over neighbours
     adapter = with_weights(adapter, weights)
-    silent = TimedTokens(jnp.zeros((1, 18, 6)), (jnp.arange(18.0)[None] + 0.5) * 0.04)
+    silent = Stream(jnp.zeros((1, 18, 6)), (jnp.arange(18.0)[None] + 0.5) * 0.04)
     event = silent._replace(tokens=silent.tokens.at[0, 9, 2].set(5.0))
     x = jnp.zeros((1, 18, 8, 8))
-    added = jax.jit(lambda adapter, timed: adapter(timed, 18)[0](x))
+    added = jax.jit(lambda adapter, video: adapter({"video": video}, 18)[0](x))
     change = np.abs(added(adapter, event) - added(adapter, silent))[0].max(axis=2)
     assert change.shape == (18, 8)
     assert change.max(axis=1).argmax() == 9
     assert change[:5].max() < 1e-3 < change[8:11].min()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_streams_are_read_each_with_its_times(kind, unet, given, video):
+    config = replace(CONFIG, encoders=(("video", 21, 6), ("other", 3, 5)), stems=("video",))
+    adapter = filled(abstract(partial(KINDS[kind], config)), 2)
+    tokens, there = (
+        jax.random.normal(jax.random.key(9), (2, 3, 5)),
+        jnp.array([[True, True, False]] * 2),
+    )
+    other = Stream(tokens, jnp.array([[0.1, 0.5, 0.9]] * 2), there)
+
+    @jax.jit
+    def run(streams):
+        return unet(*given, beside=adapter(streams, ROWS))
+
+    base = run({"video": video, "other": other})
+    for changed in (
+        {"video": video._replace(tokens=-video.tokens), "other": other},
+        {"video": video, "other": other._replace(tokens=other.tokens.at[:, 0, 0].set(7.0))},
+        {"video": video, "other": other._replace(seconds=other.seconds + 0.2)},
+    ):
+        assert jnp.abs(run(changed) - base).max() > 1e-5
+    padding = other._replace(tokens=other.tokens.at[:, 2].set(9.0))
+    np.testing.assert_array_equal(run({"video": video, "other": padding}), base)
+    with pytest.raises(ValueError, match="reads other as well"):
+        adapter({"video": video}, ROWS)

@@ -358,7 +358,7 @@ def test_features_of_other_tokens_are_refused(tmp_path, change, message):
 def test_features_that_lack_a_stream_are_refused():
     element = world(1, 0)[0]
     other = {**element, "cavp": element["cavp"][:, :5]}
-    with pytest.raises(DataError, match="the features have cavp of width 5, the mapper reads 6"):
+    with pytest.raises(DataError, match="the features have cavp of width 5, the network reads 6"):
         PLAIN.read(other)
     del element["timechat"]
     with pytest.raises(DataError, match="the features have no timechat: extract them"):

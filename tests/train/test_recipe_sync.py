@@ -1,6 +1,8 @@
 """The adapter that tells a frozen UNet when: what is trained, what is kept, and what uses it."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,119 +10,184 @@ import pytest
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, BundleError, write_bundle
-from mfm_jax.data.sources import ClipFiles
+from mfm_jax.data.features import FeatureSource
+from mfm_jax.encoders import read_in_generation
 from mfm_jax.errors import SettingError
-from mfm_jax.inference.pipeline import Sampling, SoundNetworks, VideoToAudio, latents_from_loa
-from mfm_jax.models.audiomae import LOA, pool_loa
-from mfm_jax.storage.weights import abstract, named_weights, with_weights
-from mfm_jax.train.recipes.mapper import MapperRecipe
-from mfm_jax.train.recipes.stage2 import Stage2Recipe
+from mfm_jax.inference.joint import Row, batch_of, joint_latents
+from mfm_jax.inference.pipeline import Condition, Sampling, VideoToAudio, sound_from_latents
+from mfm_jax.inference.programs import generation
+from mfm_jax.inference.requests import Request
+from mfm_jax.inference.work import Job
+from mfm_jax.mapper import Stream
+from mfm_jax.media.windows import blank_window
+from mfm_jax.models.adapters import AdaptedUNet, without_video
+from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
+from mfm_jax.storage.weights import named_weights, with_weights
 from mfm_jax.train.recipes.sync import SyncRecipe
 from tests.bundles import CONFIGS, untrained_bundle, untrained_component
 from tests.feature_folder import write_features
 from tests.train.running import run_config
 
-BOTH = LOA(grid=(16, 8), pool=(8, 8), fine=(1, 8))
-COARSE = BOTH.grids[0]
-
-
-def with_mapper(path, base: Bundle, loa: LOA) -> Bundle:
-    """Return a copy of a bundle whose mapper predicts `loa`."""
-    mapper = untrained_component("mapper", replace(CONFIGS["mapper"], loa=loa), 3)
-    return write_bundle(path, {"mapper": mapper}, base=base.path)
+SAMPLING = Sampling(steps=2, guidance=2.0)
+FAST = ["batch=4", "optimizer.warmup_steps=0", "log_every=1"]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Bundle:
-    return untrained_bundle(tmp_path_factory.mktemp("base"))
+    return untrained_bundle(tmp_path_factory.mktemp("base") / "b")
 
 
 @pytest.fixture(scope="module")
-def trained(base, tmp_path_factory) -> Bundle:
-    """The bundle that a run of the shipped config leaves after three steps."""
-    folder = tmp_path_factory.mktemp("sync")
+def features(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
     for part in ("train", "heldout"):
-        write_features(base, folder / "features" / part, 4)
-    fields = [f"recipe.bundle={base.path}", f"recipe.source.path={folder / 'features'}"]
-    steps = ["steps=3", "batch=4", "optimizer.warmup_steps=0", "log_every=1"]
-    assert run_config("tiny_sync", folder / "run", [*fields, *steps]) == 0
-    return Bundle.open(folder / "run")
+        write_features(base, folder / part, 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(base, features, tmp_path_factory) -> Bundle:
+    """The bundle that a run of the shipped config leaves after three steps."""
+    folder = tmp_path_factory.mktemp("sync") / "run"
+    fields = [f"recipe.bundle={base.path}", f"recipe.source.path={features}", "steps=3"]
+    assert run_config("tiny_sync", folder, [*fields, *FAST]) == 0
+    return Bundle.open(folder)
 
 
 @pytest.fixture(scope="module")
 def ready(trained, tmp_path_factory) -> VideoToAudio:
-    """The networks of sound with the adapter, as `mfm generate` opens them."""
-    bundle = with_mapper(tmp_path_factory.mktemp("ready"), trained, BOTH)
+    """The networks of sound, as `mfm generate` opens them, with an adapter that says something."""
     adapter = untrained_component("adapter", trained.config("adapter"), 4)
-    write_bundle(bundle.path, {"adapter": adapter})
+    folder = tmp_path_factory.mktemp("ready") / "b"
+    bundle = write_bundle(folder, {"adapter": adapter}, base=trained.path)
     return VideoToAudio.open(bundle.path, only=["mapper", "unet", "vae", "vocoder"])
 
 
-def latents(model: VideoToAudio, networks: SoundNetworks, loa) -> np.ndarray:
-    keys = jax.random.split(jax.random.key(0), len(loa))
-    sampling = Sampling(model.settings.sampler, steps=2, guidance=2.0)
-    found = latents_from_loa(
-        networks, loa, keys, None, None, settings=model.settings, sampling=sampling
-    )
-    return np.asarray(found)
+@pytest.fixture(scope="module")
+def streams(features):
+    source = FeatureSource(features / "train")
+    clips = [source[i] for i in range(2)]
+
+    def stacked(name):
+        return jnp.asarray(np.stack([clip[name] for clip in clips]), jnp.float32)
+
+    return {n: Stream(stacked(n), stacked(f"{n}_seconds")) for n in ("cavp", "timechat")}
 
 
-def test_the_adapter_is_trained_and_the_unet_keeps_its_bits(base, trained):
+@pytest.fixture(scope="module")
+def window(ready):
+    return blank_window(ready.spec)
+
+
+def sound(model: VideoToAudio, read: Condition, window) -> np.ndarray:
+    return np.asarray(model.sound(read, [window] * 2, [1, 1], SAMPLING).waves[:, 0])
+
+
+def test_the_adapter_is_trained_and_the_rest_keeps_its_bits(base, trained):
     assert set(trained.entries) == {*base.entries, "adapter"}
-    assert trained.entries["unet"].checksum == base.entries["unet"].checksum
+    for name, entry in base.entries.items():
+        assert trained.entries[name].checksum == entry.checksum
     weights = named_weights(trained.load("adapter"))
-    moved = [name for name, w in weights.items() if name.startswith("levels") and np.any(w)]
-    assert {name.rpartition(".")[2] for name in moved} == {"kernel", "bias"}
-    adapter = trained.entries["adapter"]
-    assert adapter.config.loa == BOTH
-    assert [name for name, _ in adapter.source.trained_with] == ["audiomae", "unet", "vae"]
+    last = [w for name, w in weights.items() if name.endswith("attn.o.kernel")]
+    assert last
+    assert all(np.any(w) for w in last), "they begin as zeros"
+    source = trained.entries["adapter"].source
+    read = ["audiomae", "cavp", "timechat", "unet", "vae"]
+    assert [name for name, _ in source.trained_with] == read
 
 
-def test_both_grids_are_those_of_their_own_pools_and_times():
-    tokens = np.random.default_rng(0).standard_normal((2, 129, 5)).astype(np.float32)
-    found = BOTH.pooled(tokens)
-    assert isinstance(found, np.ndarray)
-    assert found.shape == (2, BOTH.tokens, 5) == (2, 2 + 16, 5)
-    np.testing.assert_array_equal(found[:, :2], pool_loa(tokens, (16, 8), (8, 8)))
-    np.testing.assert_array_equal(found[:, 2:], pool_loa(tokens, (16, 8), (1, 8)))
-    np.testing.assert_allclose(BOTH.times()[:2], [0.64, 1.92], rtol=1e-6)
-    np.testing.assert_allclose(BOTH.times()[2:], 0.08 + 0.16 * np.arange(16), rtol=1e-6)
-    with pytest.raises(ValueError, match="3 patches along time"):
-        LOA((16, 8), (8, 8), fine=(3, 8))
+def test_generation_reads_the_video_by_the_adapter(ready, streams, window):
+    read = ready.predict(streams)
+    assert set(read.streams) == {"cavp", "timechat"}
+    made = sound(ready, read, window)
+    unseen = sound(ready, read._replace(streams=without_video(streams)), window)
+    assert np.abs(unseen - made).max() > 1e-4
+    networks = ready.networks
+    nothing = {
+        name: jnp.zeros_like(weight) if ".attn.o." in name else weight
+        for name, weight in named_weights(networks.unet.adapter).items()
+    }
+    silent = AdaptedUNet(networks.unet.unet, with_weights(networks.unet.adapter, nothing))
+    as_before = replace(ready, networks=networks._replace(unet=silent))
+    without = replace(ready, networks=networks._replace(unet=networks.unet.unet))
+    alone = without.predict(streams)
+    assert alone.streams is None
+    np.testing.assert_array_equal(sound(as_before, read, window), sound(without, alone, window))
 
 
-def test_generation_reads_both_grids(ready):
-    """Without the adapter's last layers, the sound is that of the UNet and the first grid."""
-    networks = ready.networks.sound_networks
-    loa = jax.random.normal(jax.random.key(1), (1, BOTH.tokens, 128))
-    made = latents(ready, networks, loa)
-    unet, adapter = networks.unet.unet, networks.unet.adapter
-    later = latents(ready, networks, loa.at[0, -1].multiply(-1.0))
-    assert np.abs(later - made)[0, -4:].max() > 1e-4
-    nothing = {n: jnp.zeros_like(w) if n.startswith("levels") else w
-               for n, w in named_weights(adapter).items()}  # fmt: skip
-    silent = type(networks.unet)(unet, with_weights(adapter, nothing))
-    as_before = latents(ready, networks._replace(unet=silent), loa)
-    _, coarse, _ = untrained_component("mapper", replace(CONFIGS["mapper"], loa=COARSE), 3)
-    plain = latents(ready, networks._replace(unet=unet, mapper=coarse), loa[:, : COARSE.tokens])
-    np.testing.assert_array_equal(as_before, plain)
+def test_windows_that_are_denoised_jointly_read_it_as_well(ready, streams, window):
+    """A video of one window has the sound that it has alone."""
+    job = Job(Request(Path("a.mp4"), seed=1), Path("a.wav"), windows=1)
+    read = jax.device_get(ready.predict(streams))
+    rows = [Row(job, window, jax.tree.map(lambda x, at=i: x[at], read)) for i in range(2)]
+    with jax.set_mesh(ready.layout.mesh):
+        batch = batch_of(ready, [(row, None, None) for row in rows], 0, None)
+        (latents,) = joint_latents(ready, [batch], SAMPLING)
+        networks = ready.networks.sound_networks
+        waves = sound_from_latents(networks, latents, settings=ready.settings)
+    np.testing.assert_allclose(waves, sound(ready, ready.predict(streams), window), atol=1e-4)
 
 
-def test_stage_2_reads_through_the_adapter(trained, tmp_path):
-    bundle = with_mapper(tmp_path / "b", trained, BOTH)
-    module = abstract(Stage2Recipe(bundle=str(bundle.path)).build)
-    assert module.adapted().adapter.config == trained.config("adapter")
+def test_the_programs_known_beforehand_have_the_video(trained):
+    layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    programs = {p.name: p for p in generation(trained, layout, batch=2, sampling=SAMPLING)}
+    *_, unwanted, video = programs["AudioLDM2"].arguments
+    assert unwanted is None
+    shapes = {name: its.tokens.shape for name, its in video.items()}
+    assert shapes == {"cavp": (2, 32, 64), "timechat": (2, 16, 96)}
 
 
-def test_networks_that_read_other_grids_are_refused(base, trained, tmp_path):
-    with pytest.raises(BundleError, match="reads 16 x 8 patches pooled by 8 x 8 and 1 x 8"):
-        VideoToAudio.open(trained.path)
-    alone = with_mapper(tmp_path / "alone", base, BOTH)
-    with pytest.raises(BundleError, match="no adapter that reads it: train one"):
-        VideoToAudio.open(alone.path)
-    with pytest.raises(BundleError, match="train a mapper with that"):
-        MapperRecipe(
-            source=ClipFiles(str(trained.path.parent / "features")), bundle=str(trained.path)
-        ).check(tmp_path)
+def test_stage_2_reads_through_the_adapter_and_keeps_it(trained, features, tmp_path):
+    fields = [f"recipe.bundle={trained.path}", f"recipe.source.path={features}", "steps=1"]
+    assert run_config("tiny_stage2", tmp_path / "run", [*fields, *FAST]) == 0
+    after = Bundle.open(tmp_path / "run")
+    for name in ("unet", "adapter"):
+        assert after.entries[name].checksum == trained.entries[name].checksum
+    assert after.entries["mapper"].checksum != trained.entries["mapper"].checksum
+    assert "adapter" in dict(after.entries["mapper"].source.trained_with)
+
+
+def test_an_adapter_may_read_what_the_mapper_does_not(base, tmp_path):
+    recipe = SyncRecipe(bundle=str(base.path), encoders=(("motion", 64, 64),))
+    assert recipe.network.streams == ("motion",)
+    component = untrained_component("adapter", recipe.network, 1)
+    bundle = write_bundle(tmp_path / "b", {"adapter": component}, base=base.path)
+    assert set(read_in_generation(bundle)) == {"cavp", "timechat", "motion"}
+
+
+def test_an_adapter_stays_with_the_encoders_that_it_was_trained_with(base, trained, tmp_path):
+    cavp = untrained_component("cavp", CONFIGS["cavp"], 9)
+    with pytest.warns(UserWarning, match=r"adapter is left out .* with another cavp: train one"):
+        other = write_bundle(tmp_path / "b", {"cavp": cavp}, base=trained.path)
+    assert set(other.entries) == set(base.entries)
+    entry = trained.entries["adapter"]
+    old = {"adapter": (entry.config, trained.load("adapter"), entry.source)}
+    with pytest.raises(BundleError, match=r"does not fit bundle .* with another cavp: train one"):
+        write_bundle(other.path, old)
+    write_bundle(tmp_path / "c", old | {"cavp": cavp}, base=base.path)  # these go together
+    assert set(Bundle.open(other.path).entries) == set(base.entries)
+
+
+def test_networks_that_do_not_go_together_are_refused(base, trained, tmp_path):
+    wider = replace(CONFIGS["unet"], channels=(16, 32))
+    unet = untrained_component("unet", wider, 1)
+    with pytest.warns(UserWarning, match=r"left out of .* for a UNet of other sizes: train one"):
+        write_bundle(tmp_path / "u", {"unet": unet}, base=trained.path)
+    mapper = untrained_component("mapper", replace(CONFIGS["mapper"], timechat="frame"), 1)
+    with pytest.warns(UserWarning, match=r"left out of .* tokens of timechat than the mapper"):
+        write_bundle(tmp_path / "m", {"mapper": mapper}, base=trained.path)
+    told = json.loads((trained.path / "bundle.json").read_text())
+    told["components"]["unet"]["config"]["channels"] = [16, 32]
+    for entry in trained.path.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "bundle.json").unlink()
+    (tmp_path / "bundle.json").write_text(json.dumps(told))
+    with pytest.raises(
+        BundleError, match=r"adapter in bundle .* cannot be used, because it is for"
+    ):
+        VideoToAudio.open(tmp_path, verify=False)
     with pytest.raises(SettingError, match="features or attention, not 'words'"):
         _ = SyncRecipe(bundle=str(base.path), kind="words").network
+    motion = SyncRecipe(bundle=str(base.path), encoders=(("cavp", 32, 64),), stems=("motion",))
+    with pytest.raises(SettingError, match=r"stems names motion, .* the adapter reads cavp"):
+        _ = motion.network

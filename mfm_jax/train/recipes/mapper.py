@@ -12,13 +12,13 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Component, Settings, Source, write_bundle
-from mfm_jax.bundle.adapted import adapted_unet, check_adapter
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.errors import SettingError
 from mfm_jax.inference.pipeline import Sampling, SoundNetworks, Text, predict_loa, sound_from_loa
 from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, build_mapper
 from mfm_jax.mapper.fusion import stream_of
+from mfm_jax.models.adapters import AdaptedUNet
 from mfm_jax.models.gpt2 import GPT2
 from mfm_jax.runtime.sharding import Layout, fetch
 from mfm_jax.storage.hub import bundle_path
@@ -44,53 +44,36 @@ class LOARecipe(FeatureRecipe):
         """The sizes of the mapper that is trained."""
         raise NotImplementedError
 
-    def check(self, workdir: Path) -> None:
-        super().check(workdir)
-        bundle = Bundle.open(bundle_path(self.bundle))
-        if "adapter" in bundle.entries:
-            check_adapter(bundle, self.mapper.loa)
+    @property
+    def encoders(self) -> tuple[tuple[str, int, int], ...]:
+        """The streams that are read, and their sizes."""
+        return each_stream(self.mapper.encoders)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.mapper.streams
+        return tuple(name for name, *_ in self.encoders)
 
     @property
     def expects(self) -> dict[str, Any]:
         return {"timechat": self.mapper.timechat, "grid": list(self.mapper.loa.grid)}
 
     def read(self, element: Element) -> Element:
-        """Return the streams that the mapper reads, and the true LOA.
+        """Return the streams that are read, and the true LOA.
 
         Raises:
             DataError: the features lack one of them, or have other widths.
         """
-        names = [n for s in self.mapper.streams for n in (s, f"{s}_seconds")]
-        found, loa = take(element, (*names, "audiomae")), self.mapper.loa
-        for name, width in self.mapper.widths.items():
-            stream = stream_of(name)
-            if (there := found[stream].shape[-1]) != width:
-                raise DataError(
-                    f"the features have {stream} of width {there}, the mapper reads {width}: "
-                    "set the encoders of its config to what there is"
-                )
-        tokens = np.asarray(found.pop("audiomae"), np.float32)
-        return {**found, "loa": loa.pooled(tokens[None])[0]}
+        tokens = np.asarray(take(element, ("audiomae",))["audiomae"], np.float32)
+        found = read_streams(element, self.encoders)
+        return {**found, "loa": self.mapper.loa.pooled(tokens[None])[0]}
 
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        spec = {}
-        for name, tokens, width in self.mapper.encoders:
-            stream = stream_of(name)
-            spec[stream] = jax.ShapeDtypeStruct((tokens, width), jnp.float16)
-            spec[f"{stream}_seconds"] = jax.ShapeDtypeStruct((tokens,), jnp.float32)
         loa = self.mapper.loa.tokens, self.mapper.loa_width
-        return {**spec, "loa": jax.ShapeDtypeStruct(loa, jnp.float32)}
+        return {**stream_specs(self.encoders), "loa": jax.ShapeDtypeStruct(loa, jnp.float32)}
 
     def streams(self, batch: Batch) -> Streams:
-        """Return the streams of a batch."""
-        return {
-            name: Stream(batch[name].astype(jnp.float32), batch[f"{name}_seconds"])
-            for name in self.mapper.streams
-        }
+        """Return the streams of a batch that the mapper reads."""
+        return streams_of(batch, self.mapper.streams)
 
     def evaluate(self, module: Any, dataset: Any, batch: int) -> dict[str, float]:
         """Return the LOA errors of held-out clips, free-running, in the units of `standardise`.
@@ -109,6 +92,8 @@ class LOARecipe(FeatureRecipe):
     def sounds(self, module: Any, dataset: Any) -> dict[str, Float[np.ndarray, " A"]]:
         """Return the sound of the first clips, with the bundle's settings and the same noise.
 
+        An adapter of the bundle's UNet is not heard in stage 1, which may read other streams.
+
         Raises:
             BundleError: the bundle lacks a network.
             SettingError: its UNet reads LOA of another width.
@@ -121,8 +106,7 @@ class LOARecipe(FeatureRecipe):
 
     def sound_networks(self, module: Any, bundle: Bundle) -> SoundNetworks:
         """Return the networks that make sound: the trained one, and the others from the bundle."""
-        unet = adapted_unet(bundle, partial(on_mesh, bundle), self.mapper.loa)
-        vae, vocoder = (on_mesh(bundle, name) for name in ("vae", "vocoder"))
+        unet, vae, vocoder = (on_mesh(bundle, name) for name in ("unet", "vae", "vocoder"))
         text = None if text_config(bundle) is None else on_mesh(bundle, "text")
         return SoundNetworks(module, unet, vae, vocoder, text)
 
@@ -262,6 +246,48 @@ class MapperRecipe(LOARecipe):
         return fed
 
 
+def each_stream(
+    encoders: Sequence[tuple[str, int, int]],
+) -> tuple[tuple[str, int, int], ...]:
+    """Return each stream once; a mapper may read one twice ("cavp", "cavp:2")."""
+    known = {stream_of(name): (tokens, width) for name, tokens, width in encoders}
+    return tuple((name, *sizes) for name, sizes in known.items())
+
+
+def read_streams(element: Element, encoders: Sequence[tuple[str, int, int]]) -> Element:
+    """Return the tokens of streams, and their times.
+
+    Raises:
+        DataError: the features lack one, or have other widths.
+    """
+    found = take(element, [n for name, *_ in encoders for n in (name, f"{name}_seconds")])
+    for name, _, width in encoders:
+        if (there := found[name].shape[-1]) != width:
+            raise DataError(
+                f"the features have {name} of width {there}, the network reads {width}: set the "
+                "encoders of its config to what there is"
+            )
+    return found
+
+
+def stream_specs(
+    encoders: Sequence[tuple[str, int, int]],
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of what `read_streams` returns."""
+    spec = {}
+    for name, tokens, width in encoders:
+        spec[name] = jax.ShapeDtypeStruct((tokens, width), jnp.float16)
+        spec[f"{name}_seconds"] = jax.ShapeDtypeStruct((tokens,), jnp.float32)
+    return spec
+
+
+def streams_of(batch: Batch, names: Iterable[str]) -> Streams:
+    """Return streams of a batch."""
+    return {
+        name: Stream(batch[name].astype(jnp.float32), batch[f"{name}_seconds"]) for name in names
+    }
+
+
 def take(element: Element, names: Sequence[str]) -> Element:
     """Return the arrays `names` of an element.
 
@@ -324,4 +350,9 @@ def _sound(
         states = networks.text(len(loa))
         text = Text(states, jnp.ones(states.shape[:2], bool))
     sampling = Sampling(settings.sampler, settings.steps, settings.guidance)
-    return sound_from_loa(networks, loa, keys, text, text, settings=settings, sampling=sampling)
+    unet, video = networks.unet, None
+    if isinstance(unet, AdaptedUNet):
+        video = streams_of(batch, unet.adapter.config.streams)
+    return sound_from_loa(
+        networks, loa, keys, text, text, None, video, settings=settings, sampling=sampling
+    )

@@ -15,12 +15,12 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Component, Source
-from mfm_jax.bundle.adapted import check_adapter
+from mfm_jax.bundle.adapted import adapter_of
 from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
 from mfm_jax.inference.pipeline import SoundNetworks
-from mfm_jax.mapper import MapperConfig, build_mapper
-from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig, build_adapter
+from mfm_jax.mapper import MapperConfig, Streams, build_mapper
+from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig, build_adapter, without_video
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.storage.hub import bundle_path
@@ -28,7 +28,14 @@ from mfm_jax.train.lora import LoRA
 from mfm_jax.train.losses import mse
 from mfm_jax.train.recipe import check_shares, mean_metrics
 from mfm_jax.train.recipes.features import latent_shape, text_config
-from mfm_jax.train.recipes.mapper import LOARecipe, check_width, on_mesh, take
+from mfm_jax.train.recipes.mapper import (
+    LOARecipe,
+    check_width,
+    each_stream,
+    on_mesh,
+    streams_of,
+    take,
+)
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Bool, Float, Int
 
@@ -72,12 +79,23 @@ class MapperAndUNet(nnx.Module):
         return unet if self.adapter is None else AdaptedUNet(unet, self.adapter)
 
     def __call__(
-        self, noised: Float[Array, "B H W C"], t: Int[Array, " B"], loa: Float[Array, "B L E"]
+        self,
+        noised: Float[Array, "B H W C"],
+        t: Int[Array, " B"],
+        loa: Float[Array, "B L E"],
+        streams: Streams | None = None,
     ) -> Float[Array, "B H W C"]:
-        """Return the UNet's output for `noised` latents at time steps `t`, conditioned on `loa`."""
+        """Return the UNet's output for `noised` latents at time steps `t`, conditioned on `loa`.
+
+        Args:
+            streams: what the adapter reads, if there is one.
+        """
         contexts = (loa,) if self.text is None else (loa, self.text(len(loa)))
         seconds = jnp.asarray(self.mapper.config.loa.times())
-        return self.adapted()(noised, t, contexts, context_seconds=seconds)
+        unet = self.adapted()
+        if isinstance(unet, AdaptedUNet):
+            return unet(noised, t, contexts, context_seconds=seconds, streams=streams or {})
+        return unet(noised, t, contexts, context_seconds=seconds)
 
 
 class Draws(NamedTuple):
@@ -121,9 +139,15 @@ class Stage2Recipe(LOARecipe):
     def mapper(self) -> MapperConfig:
         return self._bundle.config("mapper")
 
+    @cached_property
+    def _adapter(self) -> AdapterConfig | None:
+        return adapter_of(self._bundle)
+
     @property
-    def _adapted(self) -> bool:
-        return "adapter" in self._bundle.entries
+    def encoders(self) -> tuple[tuple[str, int, int], ...]:
+        """The streams that the mapper or the adapter read, and their sizes."""
+        more = () if self._adapter is None else self._adapter.encoders
+        return each_stream((*self.mapper.encoders, *more))
 
     @property
     def schedule(self) -> Schedule:
@@ -144,13 +168,12 @@ class Stage2Recipe(LOARecipe):
             SettingError: the UNet reads LOA of another width.
         """
         check_width(self._bundle, self.mapper)
-        check_adapter(self._bundle, self.mapper.loa)
         lora = partial(LoRA, patterns=self.lora_targets, rank=self.lora_rank, scale=self.lora_scale)
         return MapperAndUNet(
             self.mapper,
             self._bundle.config("unet"),
             text_config(self._bundle),
-            adapter=self._bundle.config("adapter") if self._adapted else None,
+            adapter=self._adapter,
             lora=lora if self.lora_rank else None,
             rngs=rngs,
         )
@@ -183,17 +206,30 @@ class Stage2Recipe(LOARecipe):
         made = module.mapper.generate(self.streams(batch)).astype(jnp.float32)
         loa = jnp.where(draws.true[:, None, None], true, made)
         loa = jnp.where(draws.unconditional[:, None, None], 0.0, loa)
-        diffusion = self.diffusion(module, batch, loa, draws)
+        diffusion = self.diffusion(module, batch, loa, draws, draws.unconditional)
         error = mse(module.mapper.standardise(made), module.mapper.standardise(true))
         return diffusion + self.loa_weight * error, {"diffusion": diffusion, "mse": error}
 
     def diffusion(
-        self, module: MapperAndUNet, batch: Batch, loa: Float[Array, "B L E"], draws: Draws
+        self,
+        module: MapperAndUNet,
+        batch: Batch,
+        loa: Float[Array, "B L E"],
+        draws: Draws,
+        blank: Bool[Array, " B"] | None = None,
     ) -> Float[Array, ""]:
-        """Return the squared error of the UNet's output where it reads `loa`."""
+        """Return the squared error of the UNet's output where it reads `loa`.
+
+        Args:
+            blank: clips whose video its adapter does not see, if it has one; none if not given.
+        """
         latents = batch["latents"].astype(jnp.float32)
         noised = self.schedule.add_noise(latents, draws.noise, draws.t)
-        output = module(noised, draws.t, loa).astype(jnp.float32)
+        video = None
+        if self._adapter is not None:
+            nothing = jnp.zeros_like(draws.t, bool) if blank is None else blank
+            video = without_video(streams_of(batch, self._adapter.streams), nothing)
+        output = module(noised, draws.t, loa, video).astype(jnp.float32)
         return jnp.mean((output - self.schedule.target(latents, draws.noise, draws.t)) ** 2)
 
     def evaluate(self, module: MapperAndUNet, dataset: Any, batch: int) -> dict[str, float]:
@@ -211,7 +247,7 @@ class Stage2Recipe(LOARecipe):
         return SoundNetworks(module.mapper, module.adapted(), vae, vocoder, module.text)
 
     def provenance(self, command: str, components: Sequence[str], bundle: Bundle | None) -> Source:
-        through = ("mapper", "unet", "vae", *(["adapter"] if self._adapted else []))
+        through = ("mapper", "unet", "vae", *([] if self._adapter is None else ["adapter"]))
         return super().provenance(command, (*components, *through), bundle)
 
     def components(self, module: MapperAndUNet, command: str) -> dict[str, Component]:

@@ -1,8 +1,7 @@
-"""Train an adapter with which a frozen UNet hears when, from sound alone.
+"""Train an adapter with which a frozen UNet sees when.
 
 The released AudioLDM2 reads a token of LOA for 1.28 s. Here it goes on to read that, with all of
-its weights as they are, and an adapter beside it reads LOA's second, finer grid. Both are those of
-the true sound, so no video is needed; in use, the mapper predicts both.
+its weights as they are, and an adapter beside it reads the video encoders.
 """
 
 from dataclasses import dataclass
@@ -15,19 +14,23 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Component, write_bundle
+from mfm_jax.data.loader import Element
 from mfm_jax.diffusion import Schedule
 from mfm_jax.errors import SettingError
+from mfm_jax.mapper import MapperConfig, Streams
 from mfm_jax.models.adapters import (
     AdaptedUNet,
     Adapter,
     AdapterConfig,
     build_adapter,
+    without_video,
 )
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.storage.hub import bundle_path
 from mfm_jax.train.recipes.features import latent_shape, text_config
+from mfm_jax.train.recipes.mapper import each_stream, read_streams, stream_specs, streams_of
 from mfm_jax.train.recipes.unet import DenoisingRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float, Int
@@ -57,26 +60,28 @@ class UNetAndAdapter(nnx.Module):
         t: Int[Array, " B"],
         loa: Float[Array, "B L E"],
         seconds: Float[Array, " L"],
+        streams: Streams,
     ) -> Float[Array, "B H W C"]:
-        """Return the output for `noised` latents, conditioned on LOA of both grids."""
+        """Return the output for `noised` latents, conditioned on LOA and video."""
         contexts = (loa,) if self.text is None else (loa, self.text(len(loa)))
-        return AdaptedUNet(self.unet, self.adapter)(noised, t, contexts, context_seconds=seconds)
+        unet = AdaptedUNet(self.unet, self.adapter)
+        return unet(noised, t, contexts, context_seconds=seconds, streams=streams)
 
 
 @dataclass(frozen=True)
 class SyncRecipe(DenoisingRecipe):
     """Train an adapter of the bundle's UNet; the workdir becomes a bundle that has it.
 
-    The optimizer's `lr_multipliers` must be `ONLY_ADAPTER`.
+    The UNet reads LOA of the true sound, with noise, on the grid of the bundle's mapper. The
+    optimizer's `lr_multipliers` must be `ONLY_ADAPTER`.
     """
 
-    bundle: str = "runs/tiny/bundle"
-    kind: str = "features"  # or "attention": what the adapter adds (`mfm_jax.models.adapters`)
+    bundle: str = "runs/tiny/stage2"
+    kind: str = "attention"  # or "features": what the adapter adds (`mfm_jax.models.adapters`)
     width: int = 256  # inside the adapter
-    # Patches of AudioMAE in a token along (time, mel): what the UNet was trained on, and the second
-    # grid that the adapter reads.
-    pool: tuple[int, int] = (8, 8)
-    fine: tuple[int, int] = (1, 8)
+    # (stream, tokens in a window, their width) that the adapter reads; empty: as the mapper.
+    encoders: tuple[tuple[str, int, int], ...] = ()
+    stems: tuple[str, ...] = ()  # of these streams, if `encoders` is given
 
     loaded = ("unet.*", "text.*")
 
@@ -89,6 +94,15 @@ class SyncRecipe(DenoisingRecipe):
         """The noise schedule that the UNet was trained with."""
         return self._bundle.settings.schedule
 
+    @property
+    def loa(self) -> LOA:
+        """The grid of LOA that the UNet reads."""
+        return self._mapper.loa
+
+    @property
+    def _mapper(self) -> MapperConfig:
+        return self._bundle.config("mapper")
+
     @cached_property
     def network(self) -> AdapterConfig:
         """The sizes of the adapter.
@@ -96,19 +110,36 @@ class SyncRecipe(DenoisingRecipe):
         Raises:
             SettingError: they do not go together.
         """
-        audiomae, unet = self._bundle.config("audiomae"), self._bundle.config("unet")
-        columns = latent_shape(self._bundle)[1]
-        grid = audiomae.frames // audiomae.patch, audiomae.mels // audiomae.patch
+        mapper = self._mapper
         try:
-            loa = LOA(grid, self.pool, fine=self.fine)
-            return AdapterConfig(unet, unet.contexts[0], self.width, self.kind, columns, loa)
+            return AdapterConfig(
+                self._bundle.config("unet"),
+                self.encoders or each_stream(mapper.encoders),
+                self.kind,
+                self.width,
+                latent_shape(self._bundle)[1],
+                mapper.timechat,
+                self.stems if self.encoders else mapper.stems,
+            )
         except ValueError as error:
             raise SettingError(f"recipe: {error}") from None
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.network.streams
+
+    @property
+    def expects(self) -> dict[str, Any]:
+        return {"timechat": self.network.timechat, "grid": list(self.loa.grid)}
+
+    def read(self, element: Element) -> Element:
+        return {**super().read(element), **read_streams(element, self.network.encoders)}
+
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        rows, columns = self.network.loa.grid
+        rows, columns = self.loa.grid
         tokens = 1 + rows * columns, self._bundle.config("audiomae").width
         return {
+            **stream_specs(self.network.encoders),
             "audiomae": jax.ShapeDtypeStruct(tokens, jnp.float16),
             "latents": jax.ShapeDtypeStruct(latent_shape(self._bundle), jnp.float16),
         }
@@ -128,21 +159,26 @@ class SyncRecipe(DenoisingRecipe):
     def loss(
         self, module: UNetAndAdapter, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        spoil_key, *keys = jax.random.split(key, 3)
-        grids = module.adapter.config.loa
-        loa = self.spoil(
-            jnp.asarray(grids.pooled(batch["audiomae"].astype(jnp.float32))), spoil_key
-        )
-        seconds = jnp.asarray(grids.times())
+        spoil_key, stream_key, *keys = jax.random.split(key, 4)
+        true = jnp.asarray(self.loa.pooled(batch["audiomae"].astype(jnp.float32)))
+        loa, blank = self.spoil(true, spoil_key)
+        streams = without_video(self.streams(batch, stream_key), blank)
+        seconds = jnp.asarray(self.loa.times())
 
         def denoise(noised: Array, t: Array) -> Array:
-            return module(noised, t, loa, seconds)
+            return module(noised, t, loa, seconds, streams)
 
         return self.denoising(denoise, self.schedule, batch["latents"], keys), {}
 
+    def streams(self, batch: Batch, key: Array) -> Streams:
+        """Return what the adapter reads of a batch."""
+        del key
+        return streams_of(batch, self.network.streams)
+
     def finish(self, module: UNetAndAdapter, workdir: Path, command: str) -> Path:
         """Make the workdir a bundle; its other networks come from the recipe's bundle."""
-        source = self.provenance(command, ("audiomae", "vae", "unet"), self._bundle)
+        read = [name for name in self.network.streams if name in self._bundle.entries]
+        source = self.provenance(command, ("audiomae", "vae", "unet", *read), self._bundle)
         adapter = Component(module.adapter.config, module.adapter, source)
         write_bundle(workdir, {"adapter": adapter}, base=self._bundle.path)
         return workdir

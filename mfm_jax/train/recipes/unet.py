@@ -19,7 +19,7 @@ from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.train.recipe import check_shares
 from mfm_jax.train.recipes.features import FeatureRecipe
 from mfm_jax.train.step import Batch
-from mfm_jax.typing import Array, Float
+from mfm_jax.typing import Array, Bool, Float
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,18 @@ class DenoisingRecipe(FeatureRecipe):
         made = denoise(schedule.add_noise(latents, noise, t), t).astype(jnp.float32)
         return jnp.mean((made - schedule.target(latents, noise, t)) ** 2)
 
-    def spoil(self, loa: Float[Array, "B L D"], key: Array) -> Float[Array, "B L D"]:
-        """Add noise to the LOA of some clips and set that of others to zero."""
+    def spoil(
+        self, loa: Float[Array, "B L D"], key: Array
+    ) -> tuple[Float[Array, "B L D"], Bool[Array, " B"]]:
+        """Add noise to the LOA of some clips and set that of others to zero; return which."""
         which, how_much, what, without = jax.random.split(key, 4)
         shape = (len(loa), 1, 1)
         spread = loa.std(axis=(0, 1), keepdims=True)
         level = self.noise_std * jax.random.uniform(how_much, shape)
         level = jnp.where(jax.random.uniform(which, shape) < self.noise_prob, level, 0.0)
         loa = loa + level * spread * jax.random.normal(what, loa.shape)
-        return jnp.where(jax.random.uniform(without, shape) < self.uncond_prob, 0.0, loa)
+        blank = jax.random.uniform(without, shape) < self.uncond_prob
+        return jnp.where(blank, 0.0, loa), blank[:, 0, 0]
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class UNetRecipe(DenoisingRecipe):
     def loss(self, module: UNet, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         keys = jax.random.split(key, 4)
         loa, mask, seconds = self.condition(batch["audiomae"].astype(jnp.float32), keys[0])
-        loa = self.spoil(loa, keys[1])
+        loa, _ = self.spoil(loa, keys[1])
 
         def denoise(noised: Array, t: Array) -> Array:
             return module(noised, t, (loa,), (mask,), context_seconds=seconds)

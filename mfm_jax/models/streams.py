@@ -1,4 +1,4 @@
-"""The input of a mapper: the tokens of each video encoder and the time of each token."""
+"""What mappers and adapters read: the tokens of video encoders and the time of each token."""
 
 from typing import NamedTuple
 

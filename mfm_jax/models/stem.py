@@ -1,11 +1,11 @@
-"""A stem: a few convolutions over the tokens of a stream, trained with the mapper."""
+"""A stem: a few convolutions over the tokens of a stream, trained with what reads them."""
 
 import jax
 from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import conv
-from mfm_jax.mapper.streams import Stream
+from mfm_jax.models.streams import Stream
 from mfm_jax.typing import Array, Bool, Float
 
 WIDTH = 128

@@ -10,9 +10,9 @@ from jax import numpy as jnp
 
 from mfm_jax.errors import SettingError
 from mfm_jax.mapper import MapperConfig, Stream, build_mapper
-from mfm_jax.mapper.stem import Stem
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.gpt2 import GPT2Config
+from mfm_jax.models.stem import Stem
 from mfm_jax.storage.weights import named_weights
 
 CONFIG = MapperConfig(
