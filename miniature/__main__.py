@@ -16,6 +16,7 @@ COMMANDS = {
     "claims": ("claims", "the paper's three claims, as one experiment"),
     "unknowns": ("unknowns", "what the paper leaves open, a change at a time"),
     "timing": ("timing", "routes to the right moment with a frozen UNet"),
+    "streams": ("streams", "what a third stream of video adds on the hard grade"),
     "robust": ("robust", "the same clips at other rates, sizes, rotated"),
     "still": ("still", "black, static and noise videos"),
     "evaluate": ("evaluation", "real, VAE, generated and shuffled sounds by every score"),

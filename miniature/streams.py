@@ -1,0 +1,367 @@
+"""Streams of video on the hard grade: what a third one adds where CAVP sees 4 frames a second.
+
+The UNet is the frozen one of `timing`, which knows AudioLDM2's grid of LOA alone. For each set of
+streams a mapper is trained and then the adapter, and whole videos are scored.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import numpy as jnp
+
+from mfm_jax.bundle import Bundle, Component, write_bundle
+from mfm_jax.cli import arguments as options
+from mfm_jax.data.features import DESCRIPTION
+from mfm_jax.data.records import digest, read_about
+from mfm_jax.data.sources import ClipFiles
+from mfm_jax.foley.clips import GRADES, FoleyClips
+from mfm_jax.foley.contacts import count_hits, detect_contacts
+from mfm_jax.foley.scores import WIDE
+from mfm_jax.foley.world import SPLITS, read_events, write_world
+from mfm_jax.inference.extract import extract
+from mfm_jax.mapper import MapperConfig
+from mfm_jax.media.audio import log_mel
+from mfm_jax.models.listener import Listener
+from mfm_jax.runtime.config import to_json
+from mfm_jax.storage.files import write_text
+from mfm_jax.storage.locks import one_at_a_time
+from mfm_jax.train.optimizer import OptimizerConfig
+from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.mapper import MapperRecipe
+from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
+from miniature.claims import add_running
+from miniature.measures import SCORES, Line, counts_by_clip
+from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
+from miniature.routes import COARSE
+from miniature.runs import (
+    Workspace,
+    enable_compilation_cache,
+    feature_description,
+    run_all,
+    train_once,
+    weight_digests,
+)
+from miniature.scores import Waves, hear, open_clips
+from miniature.sounds import KnownClip, Synthesiser
+
+ENCODERS = ("cavp", "timechat", "synchformer", "motion")
+STEMS = ("motion",)
+"""Streams that are plain measurements, and pass a stem."""
+LABELS = {"cavp": "CAVP", "timechat": "TimeChat", "synchformer": "Synchformer", "motion": "motion"}
+SETS = (
+    ("cavp", "timechat"),
+    ("cavp", "timechat", "synchformer"),
+    ("cavp", "timechat", "motion"),
+    ENCODERS,
+    ("timechat", "motion"),
+    ("cavp", "motion"),
+    ("motion",),
+)
+"""The streams that mapper and adapter read; the first is what the paper has."""
+CEILING = "true LOA on (1, 8), the miniature's own UNet"
+WIDTH = 48
+"""Width inside the adapter."""
+POSITIONS = 256
+"""Tokens that a mapper has room for: those of all streams, and LOA."""
+MAPPER_RATE, ADAPTER_RATE = 1.5e-3, 2e-3
+"""Learning rates."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size of the experiment, the same for all sets of streams."""
+
+    mapper: int = 1000  # steps of stage 1
+    adapter: int = 1500  # steps of the adapter
+    clips: int = 1400  # videos of the hard grade, of which the windows are trained on
+    sounds: int = 128  # test videos
+    sampler_steps: int = 8
+
+
+def label(streams: Sequence[str]) -> str:
+    """Return a set of streams as tables show it."""
+    return ", ".join(LABELS[name] for name in streams)
+
+
+PAPER = label(SETS[0])
+"""The set that all others are compared with."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Trains a mapper and an adapter for each set of streams, each once."""
+
+    workdir: Path
+    clips: Path  # the folder in which the hard grade's own networks were trained
+    hard: Path  # the bundle of these
+    backbone: Path  # whose UNet knows one grid of LOA
+    synchformer: Path
+    budget: Budget
+
+    @property
+    def start(self) -> Path:
+        """The bundle that every training starts from, made if it is missing."""
+        folder = self.workdir / "start"
+        with one_at_a_time(folder):
+            if not (folder / "bundle.json").exists():
+                parts = {"unet": self.backbone, "synchformer": self.synchformer}
+                write_bundle(
+                    folder, {n: _component(p, n) for n, p in parts.items()}, base=self.hard
+                )
+        return folder
+
+    @property
+    def features(self) -> Path:
+        """Features of the windows of training and held-out videos, extracted if missing."""
+        folder = self.workdir / "features"
+        with one_at_a_time(folder):
+            source = FoleyClips(str(self.clips), grade="hard", train=self.budget.clips, heldout=64)
+            every = source.clips(self.workdir)
+            for part in ("train", "heldout"):
+                names = (*ENCODERS, "audiomae", "vae")
+                extract(
+                    Bundle.open(self.start), getattr(every, part), folder / part,
+                    batch=16, encoders=names, licence=source.data_licence,
+                )  # fmt: skip
+        return folder
+
+    def encoders(self, streams: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+        """Return the streams with the tokens of a window and their width."""
+        fields = read_about(self.features / "train" / DESCRIPTION)["fields"]
+        return tuple((name, *fields[name][0]) for name in streams)
+
+    def trained(self, streams: Sequence[str], seed: int) -> Path:
+        """Return the bundle with a mapper and an adapter that read these streams."""
+        name = f"{'-'.join(streams)}-{seed}"
+        encoders, stems = self.encoders(streams), tuple(n for n in STEMS if n in streams)
+        tiny = MapperConfig.tiny()
+        gpt2 = replace(tiny.gpt2, positions=POSITIONS)
+        network = replace(tiny, encoders=encoders, loa=COARSE, gpt2=gpt2, stems=stems)
+        source = ClipFiles(str(self.features), licence="Apache-2.0")
+        mapper = self.workdir / f"mapper-{name}"
+        recipe = MapperRecipe(bundle=str(self.start), source=source, network=network)
+        self._train(mapper, recipe, self.budget.mapper, 32, seed, MAPPER_RATE)
+        adapter = self.workdir / f"adapter-{name}"
+        sync = SyncRecipe(bundle=str(mapper), source=source, width=WIDTH)
+        self._train(adapter, sync, self.budget.adapter, 16, seed, ADAPTER_RATE, ONLY_ADAPTER)
+        return adapter
+
+    def _train(
+        self,
+        folder: Path,
+        recipe: Any,
+        steps: int,
+        batch: int,
+        seed: int,
+        rate: float,
+        multipliers: tuple[tuple[str, float | None], ...] = (),
+    ) -> None:
+        optimizer = OptimizerConfig(learning_rate=rate, warmup_steps=30, lr_multipliers=multipliers)
+        config = TrainConfig(
+            recipe=recipe, optimizer=optimizer, steps=steps, batch=batch, seed=seed,
+            log_every=50, eval_every=steps, keep=1,
+        )  # fmt: skip
+        with one_at_a_time(folder):
+            train_once(config, folder, "bundle.json")
+
+
+def _component(bundle: Path, name: str) -> Component:
+    opened = Bundle.open(bundle)
+    entry = opened.entries[name]
+    return Component(entry.config, opened.load(name), entry.source)
+
+
+@dataclass(frozen=True)
+class StreamRun:
+    """One set of streams with one seed; without streams, the ceiling."""
+
+    streams: tuple[str, ...]
+    seed: int
+    study: Study
+    share: float = 1.0
+
+    @property
+    def part(self) -> str:
+        """The part of the experiment."""
+        return "streams" if self.streams else "ceiling"
+
+    @property
+    def name(self) -> str:
+        """The set as tables show it."""
+        return label(self.streams) or CEILING
+
+    def key(self, workspace: Workspace) -> str:
+        """Return a digest of what the scores depend on."""
+        study = self.study
+        names = (*ENCODERS, "audiomae", "unet", "vae", "vocoder", "listener")
+        bundle = study.start if self.streams else study.hard
+        features = feature_description(study.features / "train")
+        described = [self.name, self.seed, to_json(study.budget), features]
+        return digest([*described, weight_digests(bundle, names)])[:16]
+
+
+def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
+    """Train what a set of streams needs, make the sound of the test videos, and record the counts.
+
+    Raises:
+        Stopped: a signal came; the same call continues from there.
+        UserError: training or scoring failed.
+    """
+    start, study = time.monotonic(), run.study
+    bundle = study.trained(run.streams, run.seed) if run.streams else study.hard
+    trained = time.monotonic()
+    synthesiser = Synthesiser.open(bundle)
+    sampling = synthesiser.sampling._replace(steps=study.budget.sampler_steps)
+    synthesiser = replace(synthesiser, sampling=sampling)
+    clips, listener = _test(study)
+    waves = list(synthesiser.sounds(clips, "video" if run.streams else "loa"))
+    counts = counts_by_clip(hear(listener, clips, waves)) | recalled(clips, waves)
+    line: dict[str, Any] = {
+        "key": run.key(workspace), "part": run.part, "name": run.name, "seed": run.seed,
+        "counts": counts,
+        "seconds": round(time.monotonic() - start, 1),
+        "training_seconds": round(trained - start, 1),
+    }  # fmt: skip
+    if run.name == PAPER:
+        others = waves[1:] + waves[:1]
+        line["shuffled"] = counts_by_clip(hear(listener, clips, others)) | recalled(clips, others)
+    workspace.append(line)
+    return line
+
+
+@lru_cache(maxsize=1)
+def _test(study: Study) -> tuple[list[KnownClip], Listener]:
+    """Return the test videos, made if they are missing, and the listener."""
+    folder, start, count = study.clips / "test_clips", SPLITS["test"].start, study.budget.sounds
+    with one_at_a_time(folder):
+        write_world(GRADES["hard"], range(start, start + count), folder, processes=2)
+    return open_clips(folder, count), Bundle.open(study.hard).load("listener", jnp.float32)
+
+
+def recalled(clips: Sequence[KnownClip], waves: Waves) -> dict[str, list[int]]:
+    """Return how many visible and how many hidden contacts are heard within 100 ms, by clip."""
+    counts: dict[str, list[int]] = {n: [] for n in ("seen", "seen_hit", "hidden", "hidden_hit")}
+    for clip, wave in zip(clips, waves, strict=True):
+        found = detect_contacts(np.asarray(log_mel(np.asarray(wave, np.float32))))
+        events = read_events(clip.path)
+        for part in ("seen", "hidden"):
+            its = [event.time for event in events if event.hidden == (part == "hidden")]
+            hits = count_hits(found, np.array(its), WIDE)
+            counts[part].append(hits.true)
+            counts[f"{part}_hit"].append(hits.hits)
+    return counts
+
+
+def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
+    """Return the contents of `streams.json`, without the command that made it."""
+    by_name: dict[str, list[Line]] = {}
+    for line in lines:
+        by_name.setdefault(line["name"], []).append(line)
+    ceiling = by_name.pop(CEILING)
+    floor = [{**line, "counts": line["shuffled"]} for line in by_name[PAPER]]
+    rows = {
+        name: {
+            "seeds": [line["seed"] for line in its],
+            "scores": summary(its, floor, ceiling),
+            "recall": {part: _recall(its, part) for part in ("seen", "hidden")},
+        }
+        for name, its in by_name.items()
+    }
+    gaps = {name: compare(its, by_name[PAPER]) for name, its in by_name.items() if name != PAPER}
+    bounds = {"shuffled": summary(floor), CEILING: summary(ceiling)}
+    return {
+        "budget": to_json(budget), "rows": rows, "bounds": bounds, "differences": gaps,
+        "ablation": _ablation(by_name),
+        "tables": _tables(rows, bounds, gaps, _ablation(by_name)),
+    }  # fmt: skip
+
+
+def _recall(lines: Sequence[Line], part: str) -> float:
+    hits, every = (sum(sum(line["counts"][n]) for line in lines) for n in (f"{part}_hit", part))
+    return hits / max(every, 1)
+
+
+def _ablation(by_name: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    """Return what each stream adds: a set with it minus the set without, of those that ran."""
+    found = {}
+    for streams in SETS:
+        for name in streams:
+            less = tuple(other for other in streams if other != name)
+            if less in SETS and {label(streams), label(less)} <= by_name.keys():
+                found[f"{LABELS[name]}, beside {label(less)}"] = compare(
+                    by_name[label(streams)], by_name[label(less)]
+                )
+    return found
+
+
+def _tables(
+    rows: Mapping[str, Any],
+    bounds: Mapping[str, Any],
+    gaps: Mapping[str, Any],
+    ablation: Mapping[str, Any],
+) -> list[Table]:
+    names = list(next(iter(rows.values()))["scores"])
+    labels = [SCORES[name].label for name in names]
+    scores = [
+        [
+            name, f"{row['scores']['event_f1']['normalised']:.2f}",
+            *(shown(row["scores"][n]) for n in names),
+            *(f"{row['recall'][part]:.2f}" for part in ("seen", "hidden")),
+        ]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    scores += [[name, "", *(shown(its[n]) for n in names), "", ""] for name, its in bounds.items()]
+    head = ["streams", "event F1, normalised", *labels, "seen contacts", "hidden contacts"]
+    tables: list[Table] = [{"title": "Streams", "columns": head, "rows": scores}]
+    for title, its in (
+        (f"Differences from {PAPER} [95 %]", gaps),
+        ("What a stream adds", ablation),
+    ):
+        shown_rows = [[name, *(shown_gap(gap[n]) for n in names)] for name, gap in its.items()]
+        tables.append({"title": title, "columns": ["streams", *labels], "rows": shown_rows})
+    return tables
+
+
+def add_streams(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `streams`."""
+    parser.add_argument("--seeds", type=int, default=3, help="training runs of each set")
+    parser.add_argument("--count", type=int, default=128, help="test videos that are scored")
+    parser.add_argument(
+        "--sets", type=int, nargs="+", choices=range(len(SETS)), default=range(len(SETS)),
+        metavar="N", help=f"only these sets, from 0 to {len(SETS) - 1}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir",
+        type=options.path,
+        default=Path("runs"),
+        help="folder of the hard grade (hard), the UNet (timing), a Synchformer (synchformer) and "
+        "of what is trained here (streams)",
+    )
+    add_running(parser)
+    parser.set_defaults(run=run_streams)
+
+
+def run_streams(args: argparse.Namespace) -> None:
+    """Run what is missing, then write the report."""
+    runs_folder = args.workdir
+    enable_compilation_cache(str((runs_folder / "tiny" / "cache").absolute()))
+    budget = Budget(sounds=args.count)
+    study = Study(
+        runs_folder / "streams", runs_folder / "hard", runs_folder / "hard" / "stage2",
+        runs_folder / "timing" / "backbone", runs_folder / "synchformer" / "bundle", budget,
+    )  # fmt: skip
+    workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
+    study.features  # noqa: B018 - extracted first, by one process
+    runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
+    runs.append(StreamRun((), 0, study))
+    lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_streams)
+    found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
+    write_text(args.output / "streams.json", json.dumps(found, indent=1) + "\n")
+    print_tables(found["tables"])
