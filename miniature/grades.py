@@ -95,6 +95,7 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, help="number of clips")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of making sound")
+    parser.add_argument("--without-adapter", action="store_true", help="the UNet reads LOA alone")
     parser.add_argument("-o", "--output", type=options.path, help="JSON file of the scores")
     parser.set_defaults(run=run_scores)
 
@@ -108,7 +109,8 @@ def run_scores(args: argparse.Namespace) -> None:
     start = SPLITS["test"].start
     write_world(grade.world, range(start, start + count), folder, processes=os.cpu_count() or 1)
     start_time = time.monotonic()
-    rows = score(bundle, open_clips(folder, count), ways=args.ways)
+    clips = open_clips(folder, count)
+    rows = score(bundle, clips, ways=args.ways, adapter=not args.without_adapter)
     about = {"command": args.command_line, "clips": count, "seconds": time.monotonic() - start_time}
     write_scores(args.output or RESULTS / f"{grade.prefix}scores.json", rows, about)
     for row in rows:

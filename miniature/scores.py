@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mfm_jax.foley.world import KINDS
 from mfm_jax.models.listener import Listener
 from mfm_jax.storage.files import write_text
 from mfm_jax.typing import Float
-from miniature.sounds import WAYS, KnownClip, Synthesiser, read_clip
+from miniature.sounds import WAYS, KnownClip, Synthesiser, read_clip, without_adapter
 
 Waves = Sequence[Float[np.ndarray, " A"]]
 
@@ -53,14 +53,21 @@ def hear(listener: Listener, clips: Sequence[KnownClip], waves: Waves) -> list[H
 
 
 def score(
-    bundle: Path, clips: Sequence[KnownClip], *, ways: Iterable[str] = WAYS, seed: int = 0
+    bundle: Path,
+    clips: Sequence[KnownClip],
+    *,
+    ways: Iterable[str] = WAYS,
+    seed: int = 0,
+    adapter: bool = True,
 ) -> list[Row]:
-    """Score the clips in each way of making sound.
+    """Score the clips in each way of making sound, with the bundle's adapter if it is to be used.
 
     The row of the floor, `shuffled`, follows that of `video`: each clip gets the sound that was
     generated for the next one.
     """
     synthesiser = Synthesiser.open(bundle)
+    if not adapter:
+        synthesiser = replace(synthesiser, model=without_adapter(synthesiser.model))
     listener = Bundle.open(bundle).load("listener", jnp.float32)
     kinds = [clip.kind for clip in clips]
     rows = []

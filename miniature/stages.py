@@ -40,6 +40,9 @@ class Stage:
 STAGE2_FOLDERS = (("bundle", "mapper"), ("source.path", "mapper/features"))
 """Folders of the mapper's second stage, which starts from the bundle of the first one."""
 
+SYNC_FOLDERS = (("bundle", "stage2"), ("source.path", "mapper/features"))
+"""Folders of the adapter, which is trained behind both stages of the mapper."""
+
 BASE = (
     Stage("audiomae", "tiny_audiomae"),
     Stage("vae", "tiny_vae"),
@@ -54,6 +57,7 @@ BASE = (
         ("audiomae", "vae", "unet", "timechat", "cavp", "vocoder", "listener"),
     ),
     Stage("stage2", "tiny_stage2", ("mapper",), STAGE2_FOLDERS),
+    Stage("sync", "tiny_sync", ("stage2",), SYNC_FOLDERS),
 )
 """Stages of the base grade; among those that can run at the same time, the longest are first."""
 

@@ -133,8 +133,10 @@ def scores(listener: Any, wave: "np.ndarray", clip: "RenderedClip") -> str:
     seen = Contacts(times, tuple(event.material for event in clip.events))
     (score,) = score_waves(listener, [wave], [seen], [clip.audio])
     values = score.scores()
+    off = np.abs(heard.times[:, None] - times).min(axis=0, initial=np.inf)
     return (
-        f"heard: {', '.join(names) or 'nothing'}\n"
+        f"heard: {', '.join(names) or 'nothing'}; no contact is more than "
+        f"{1000 * off.max(initial=0):.0f} ms from a sound\n"
         f"onset F1 {values['onset_f1_50']:.2f} within 50 ms, {values['onset_f1_100']:.2f} within "
         f"100 ms; with the right material {values['event_f1']:.2f}; "
         f"log-mel {values['log_mel']:.2f} nats from the true sound"

@@ -6,7 +6,7 @@ from mfm_jax.cli import main
 from mfm_jax.storage.paths import TINY_BUNDLE
 
 COMPONENTS = (
-    "cavp", "timechat", "audiomae", "mapper", "unet", "vae", "vocoder", "listener"
+    "cavp", "timechat", "audiomae", "mapper", "unet", "adapter", "vae", "vocoder", "listener"
 )  # fmt: skip
 
 

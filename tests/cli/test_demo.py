@@ -1,6 +1,7 @@
 """`mfm demo`, and that the bundle it ships has learned something."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -41,6 +42,9 @@ def test_demo_writes_its_files_and_a_report(tmp_path, capsys):
         "report/index.html",
     ):
         assert words in printed
+    farthest = re.search(r"no contact is more than (\d+) ms from a sound", printed)
+    assert farthest is not None
+    assert int(farthest[1]) <= 30
 
 
 @pytest.mark.slow
