@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -13,7 +14,7 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import mfm_jax
 from mfm_jax.evaluation.page import LOOK
@@ -236,8 +237,9 @@ def _add_results(app: FastAPI, service: Service) -> None:
         responses=PROBLEMS,
     )
     async def analysis(id: Id, wait: Wait = 0) -> FileResponse:
-        file = await _examined(service, await _done(service, id, wait))
-        return FileResponse(file, media_type="application/json")
+        job = await _done(service, id, wait)
+        await _examined(service, job)
+        return JobFile(service, job, ANALYSIS, "application/json")
 
 
 def _result(
@@ -249,7 +251,7 @@ def _result(
         job = await _done(service, id, wait)
         if name not in (VIDEO, SOUND):
             await _examined(service, job)
-        return _file(job, name, kind, download=download)
+        return _file(service, job, name, kind, download=download)
 
     return result
 
@@ -306,7 +308,30 @@ async def _events(service: Service, job: Job) -> AsyncIterator[str]:
         service.watchers -= 1
 
 
-def _file(job: Job, name: str, kind: str, *, download: bool) -> FileResponse:
+class JobFile(FileResponse):
+    """A file of a job, which stays until it is sent, whoever removes the job meanwhile."""
+
+    def __init__(
+        self,
+        service: Service,
+        job: Job,
+        name: str,
+        kind: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(job.folder / name, media_type=kind, headers=headers)
+        self._kept = partial(service.jobs.sent, job)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._kept():
+            if Path(self.path).is_file():
+                await super().__call__(scope, receive, send)
+            else:
+                gone = JSONResponse({"detail": "there is no such job, or not any more"}, 404)
+                await gone(scope, receive, send)
+
+
+def _file(service: Service, job: Job, name: str, kind: str, *, download: bool) -> FileResponse:
     file = job.folder / name
     if not file.is_file():
         raise HTTPException(404, "the video has no sound of its own, or the job is gone")
@@ -314,4 +339,4 @@ def _file(job: Job, name: str, kind: str, *, download: bool) -> FileResponse:
     if download:
         called = quote(f"{Path(job.name).stem or 'sound'}-sound{file.suffix}", safe="")
         headers["content-disposition"] = f"attachment; filename*=utf-8''{called}"
-    return FileResponse(file, media_type=kind, headers=headers)
+    return JobFile(service, job, name, kind, headers)

@@ -8,7 +8,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Job:
     made: list[Made] = field(default_factory=list)  # of each window, in order
     computed: int = 0  # windows; `made` is forgotten in the end
     size: int = 0  # bytes of its files
+    sending: int = 0  # answers that read its files now
     examining: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -184,11 +186,27 @@ class Jobs:
         return True
 
     def forget(self, job: Job) -> None:
-        """Remove a job and its files."""
+        """Remove a job and its files; those that are being sent go afterwards."""
         self.end(job, State.cancelled)
         with self._lock:
             self._jobs.pop(job.id, None)
-        shutil.rmtree(job.folder, ignore_errors=True)
+            being_sent = job.sending > 0
+        if not being_sent:
+            shutil.rmtree(job.folder, ignore_errors=True)
+
+    @contextmanager
+    def sent(self, job: Job) -> Iterator[None]:
+        """Keep the files of a job while the block sends one of them."""
+        with self._lock:
+            job.sending += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                job.sending -= 1
+                last = not job.sending and job.id not in self._jobs
+            if last:
+                shutil.rmtree(job.folder, ignore_errors=True)
 
     def expire(self, now: float | int | None = None) -> None:
         """Forget the jobs that ended long ago."""

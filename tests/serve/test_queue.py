@@ -208,6 +208,20 @@ def jobs(tmp_path) -> Jobs:
     return Jobs(tmp_path, Limits(queue=3, each=2, uploads=2, stored=1000, keep=60), lambda: None)
 
 
+def test_what_is_being_sent_stays_until_it_is_sent(jobs, tmp_path):
+    one = job("1")
+    one.folder = tmp_path / "1"
+    one.folder.mkdir()
+    jobs.add(one)
+    jobs.end(one, State.done)
+    with jobs.sent(one):
+        with jobs.sent(one):
+            jobs.forget(one)
+        assert jobs.get("1") is None
+        assert one.folder.is_dir()
+    assert not one.folder.exists()
+
+
 def test_jobs_are_counted_for_each_visitor_and_for_all(jobs, tmp_path):
     for number in range(2):
         jobs.add(job(f"{number}", visitor="a"))

@@ -99,7 +99,7 @@ def test_a_video_becomes_a_sound_and_nothing_stays(server, clips, expected, tmp_
     assert headers["content-disposition"] == "attachment; filename*=utf-8''short-sound.wav"
     assert server.ask("DELETE", here)[0] == 204
     assert [server.ask("GET", f"{here}{rest}")[0] for rest in ("", "/sound.mp4")] == [404, 404]
-    assert server.files() == []
+    server.until(lambda: not server.files())
 
 
 def packets(path: Path) -> list[bytes]:
@@ -386,7 +386,7 @@ def test_the_node_for_comfyui_gives_back_a_sound(server, clips):
     (sound,) = MFMSound().make(Video(), server.url, 1, 2, 0, 0.0)
     assert sound["sample_rate"] == RATE
     assert tuple(sound["waveform"].shape) == (1, 1, round(probe(clips["short"]).seconds * RATE))
-    assert server.files() == []
+    server.until(lambda: not server.files())
     with pytest.raises(ServerError, match="steps must be one of"):
         MFMSound().make(Video(), server.url, 1, 1, 3, 0.0)
     with pytest.raises(ServerError, match="does not answer"):
@@ -400,7 +400,7 @@ def test_the_lines_of_the_document_work(server, clips, tmp_path):
     lines = block.text.replace("http://127.0.0.1:8000", server.url)
     subprocess.run(["bash", "-euo", "pipefail", "-c", lines], cwd=tmp_path, check=True)
     assert probe(tmp_path / "sound.mp4").has_audio
-    assert server.files() == []
+    server.until(lambda: not server.files())
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -448,7 +448,7 @@ def test_a_visitor_hears_a_sound_in_the_browser(server, clips, tmp_path):
         page.wait_for_selector(".empty")
         browser.close()
     assert told == []
-    assert server.files() == []
+    server.until(lambda: not server.files())
 
 
 def test_a_command_that_cannot_serve_says_so_in_one_line(server, monkeypatch, capsys):
