@@ -79,6 +79,15 @@ def test_training_adds_a_jitter_a_gain_and_a_mirror(clip):
     assert loud > recipe.cut(clip, 20, 0.0, OVERLAPPING)["mel"].max() + 0.1
 
 
+@pytest.mark.parametrize("recipe", [SegmentsRecipe(), OffsetsRecipe()], ids=["segments", "offsets"])
+def test_the_batch_that_is_planned_is_the_one_that_is_read(clip, recipe):
+    real = {**clip, "frames": np.zeros((64, 32, 32, 3), np.uint8)}
+    made = recipe.eval_transform(real, np.random.default_rng(3))
+    assert {n: (np.shape(x), x.dtype) for n, x in made.items()} == {
+        n: (x.shape, x.dtype) for n, x in recipe.element_spec().items()
+    }
+
+
 def test_parts_lie_within_the_clip_at_every_offset():
     recipe, rng = OffsetsRecipe(), np.random.default_rng(2)
     for _ in range(500):

@@ -55,6 +55,14 @@ class SynchformerRecipe(BundleRecipe):
     def read(self, element: Element) -> Element:
         return {"frames": element["synchformer"], "wave": element["wave"]}
 
+    def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of what `transform` makes of a clip."""
+        frames = int(self.seconds * self.network.fps + 1e-9), *self.network.video.image, 3
+        empty = np.zeros(frames, np.uint8), np.zeros(round(self.seconds * RATE), np.int16)
+        read = dict(zip(("frames", "wave"), empty, strict=True))
+        made = self.transform(read, np.random.default_rng(0))
+        return {n: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for n, x in made.items()}
+
     @property
     def room(self) -> int:
         """Frames of a clip beyond those that are cut out of it."""
