@@ -1,4 +1,4 @@
-"""Draws the figures of `docs/miniature_report.md` from the results in `docs/miniature/`."""
+"""Draws the figures of the reports in `docs/` from the results in `docs/miniature/`."""
 
 import argparse
 import json
@@ -117,7 +117,24 @@ def training(found: Found) -> Figure:
     return figure
 
 
-FIGURES = {"chain": chain, "claims": claims, "grid": grid, "training": training}
+def timing(found: Found) -> Figure:
+    """Draw the scores of the routes to timing, the ceilings from true LOA last."""
+    figure, axes = _axes(len(COMPARED), (8.4, 3.2), sharey=True)
+    rows = found("timing")["rows"]
+    for axis, score in zip(axes, COMPARED, strict=True):
+        for place, (name, row) in enumerate(rows.items()):
+            its = row["scores"][score]
+            color = "tab:gray" if name.startswith("true LOA") else "tab:blue"
+            axis.errorbar(its["mean"], place, xerr=its["spread"], fmt="o", capsize=3, color=color)
+        axis.set(title=LABELS[score], xlim=(0, 1))
+    axes[0].set_yticks(range(len(rows)), list(rows))
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
+FIGURES = {
+    "chain": chain, "claims": claims, "grid": grid, "training": training, "timing": timing
+}  # fmt: skip
 
 
 def _axes(count: int, size: tuple[float, float], **shared: Any) -> tuple[Figure, Sequence[Axes]]:

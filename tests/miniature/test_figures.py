@@ -7,11 +7,13 @@ import pytest
 from mfm_jax.cli import main
 from mfm_jax.storage.paths import TINY_BUNDLE
 from miniature.document import RESULTS
-from miniature.figures import CHAIN, FIGURES, POOLS, chain, claims, grid, reader, training
+from miniature.figures import CHAIN, FIGURES, POOLS, chain, claims, grid, reader, timing, training
 from tests.docs.blocks import ROOT
 
 found = reader(ROOT / RESULTS)
-REPORT = (ROOT / "docs" / "miniature_report.md").read_text()
+REPORT, TIMING = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("miniature_report", "timing")
+)
 
 
 def test_the_chain_has_a_bar_for_each_sound_and_grade():
@@ -44,9 +46,18 @@ def test_stage_2_goes_on_where_stage_1_ended():
     assert (first[0][-1], first[1][-1]) == (second[0][0], pytest.approx(second[1][0]))
 
 
-def test_all_of_them_are_in_the_report_and_a_lost_result_is_one_line(tmp_path, capsys):
+def test_the_routes_to_timing_are_points_in_the_order_of_the_table():
+    rows = found("timing")["rows"]
+    axes = timing(found).axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == list(rows)
+    for axis, score in zip(axes, ("event_f1", "material", "onset_f1_100"), strict=True):
+        points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"]
+        assert points == [row["scores"][score]["mean"] for row in rows.values()]
+
+
+def test_all_of_them_are_in_the_reports_and_a_lost_result_is_one_line(tmp_path, capsys):
     for name in FIGURES:
-        assert f"figure_{name}.png" in REPORT
+        assert f"(miniature/figure_{name}.png)" in REPORT + TIMING
     assert main(["miniature", "figures", "--results", str(tmp_path)]) == 2
     assert "there is no result scores" in capsys.readouterr().err
 

@@ -91,7 +91,7 @@ def test_the_programs_of_generation_are_called_with_what_is_planned():
     assert _sizes(mapper.arguments) == _sizes((n.mapper, streams))
     loa = mapper.traced(ONE).out_info
     assert _sizes(sound.arguments) == _sizes(
-        (n.sound_networks, loa, given.keys, given.text, given.negative)
+        (n.sound_networks, loa, given.keys, given.text, given.negative, streams)
     )
 
 
