@@ -33,7 +33,15 @@ from mfm_jax.train.recipes.mapper import MapperRecipe
 from miniature.curves import draw, write_csv
 from miniature.measures import EvalSet, Line
 from miniature.report import OURS, claims_report, print_tables
-from miniature.runs import Run, Stage1, Workspace, enable_compilation_cache, group_lines, run_all
+from miniature.runs import (
+    Run,
+    Stage1,
+    Workspace,
+    enable_compilation_cache,
+    group_lines,
+    run_all,
+    training_config,
+)
 
 SHARES = (0.04, 0.08, 0.16, 0.32, 1.0)
 """Shares of the training clips, and of the steps, in the curves of claim (c)."""
@@ -142,16 +150,8 @@ class Plan:
             network=network,
             eval_features=str(eval_set.features),
         )
-        return TrainConfig(
-            recipe=recipe,
-            optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=30),
-            steps=steps,
-            batch=self.budget.batch,
-            seed=seed,
-            log_every=50,
-            eval_every=max(steps, 1),
-            keep=1,
-        )
+        optimizer = OptimizerConfig(learning_rate=rate, warmup_steps=30)
+        return training_config(recipe, optimizer, steps=steps, batch=self.budget.batch, seed=seed)
 
     def tuning(self, system: System, eval_set: EvalSet) -> list[Run]:
         """Return a run for each learning rate and, for linear mappers, each number of steps."""

@@ -49,6 +49,28 @@ def summary(lines: Lines, floor: Lines = (), ceiling: Lines = ()) -> dict[str, d
     return found
 
 
+def by_name(lines: Lines) -> dict[str, list[Line]]:
+    """Return the lines of each name, in the order in which the names first come."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line["name"], []).append(line)
+    return found
+
+
+def gap_table(title: str, first: str, names: Sequence[str], gaps: Mapping[str, Any]) -> Table:
+    """Return a table of comparisons that `compare` made, by their names.
+
+    Args:
+        first: title of the column of these names.
+        names: of the scores that are shown.
+    """
+    return {
+        "title": title,
+        "columns": [first, *(SCORES[n].label for n in names)],
+        "rows": [[name, *(shown_gap(gap[n]) for n in names)] for name, gap in gaps.items()],
+    }
+
+
 def compare(ours: Lines, theirs: Lines) -> dict[str, dict[str, Any]]:
     """Return ours minus theirs for each score, over the seeds that both have."""
     seeds = sorted({x["seed"] for x in ours} & {x["seed"] for x in theirs})

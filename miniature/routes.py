@@ -1,4 +1,4 @@
-"""What routes to timing train that no user does: the backbone, and an adapter that reads LOA."""
+"""Recipes of routes to timing that no user needs: the backbone, and an adapter that reads LOA."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 from jax import numpy as jnp
 
 from mfm_jax.data.features import FeatureSource
-from mfm_jax.data.loader import CachedDataset, Element, batches
-from mfm_jax.mapper import Mapper, Stream, Streams
+from mfm_jax.data.loader import Element
+from mfm_jax.mapper import Stream, Streams
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.storage.files import write_text
-from mfm_jax.train.recipes.mapper import LOARecipe, predictions
+from mfm_jax.train.recipes.mapper import streams_of
 from mfm_jax.train.recipes.sync import SyncRecipe
 from mfm_jax.train.recipes.unet import DenoisingRecipe, UNetRecipe
 from mfm_jax.train.step import Batch
@@ -64,19 +64,9 @@ def loa_stream(loa: Float[Array | np.ndarray, "B L E"]) -> Streams:
     return {"loa": Stream(jnp.asarray(loa), seconds)}
 
 
-def predicted(mapper: Mapper, recipe: LOARecipe, features: Path) -> Float[np.ndarray, "N L E"]:
-    """Return the LOA that a mapper predicts of each clip in a folder, in LOA's own units."""
-    dataset = CachedDataset(FeatureSource(features), recipe.read)
-    standard, _ = predictions(recipe, mapper, batches(dataset, batch=64, seed=0, train=False))
-    return np.asarray(mapper.restore(jnp.asarray(standard)))
-
-
 def video_streams(features: Path, names: Sequence[str]) -> Streams:
     """Return the video tokens of all clips in a folder of features."""
     source = FeatureSource(features)
     clips = [source[i] for i in range(len(source))]
-
-    def stacked(name: str) -> Array:
-        return jnp.asarray(np.stack([clip[name] for clip in clips]), jnp.float32)
-
-    return {name: Stream(stacked(name), stacked(f"{name}_seconds")) for name in names}
+    kept = [n for name in names for n in (name, f"{name}_seconds")]
+    return streams_of({n: jnp.asarray(np.stack([clip[n] for clip in clips])) for n in kept}, names)

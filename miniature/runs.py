@@ -31,9 +31,10 @@ from mfm_jax.mapper import Mapper
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.files import atomic_write
-from mfm_jax.storage.locks import locked
+from mfm_jax.storage.locks import locked, one_at_a_time
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import parameter_count
+from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import LOARecipe, MapperRecipe, predictions
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
@@ -80,13 +81,16 @@ class Stage2(Stage2Recipe):
         predict(self, module.mapper, Path(self.eval_features), workdir / PREDICTIONS)
 
 
+def predicted(mapper: Mapper, recipe: LOARecipe, features: Path) -> Float[np.ndarray, "N L E"]:
+    """Return the LOA that a mapper predicts of each clip in a folder, in LOA's own units."""
+    dataset = CachedDataset(FeatureSource(features), recipe.read)
+    standard, _ = predictions(recipe, mapper, batches(dataset, batch=64, seed=0, train=False))
+    return np.asarray(mapper.restore(jnp.asarray(standard)))
+
+
 def predict(recipe: LOARecipe, mapper: Mapper, features: Path, target: Path) -> None:
     """Predict the LOA of the clips in `features` and write it to an npz, in LOA's own units."""
-    source = FeatureSource(features)
-    dataset = CachedDataset(source, recipe.read)
-    loader = batches(dataset, batch=64, seed=0, train=False)
-    standard, _ = predictions(recipe, mapper, loader)
-    loa = np.asarray(mapper.restore(jnp.asarray(standard)))
+    loa = predicted(mapper, recipe, features)
     with atomic_write(target) as part:
         np.savez(part, loa=loa, parameters=parameter_count(mapper))
 
@@ -296,6 +300,33 @@ def train_once(config: TrainConfig, folder: Path, product: str) -> None:
     if not (folder / product).exists():
         raise Stopped(f"{folder} was stopped: run the same command again to continue")
     shutil.rmtree(folder / "checkpoints")  # there are many runs, and checkpoints are large
+
+
+def training_config(
+    recipe: Any, optimizer: OptimizerConfig, *, steps: int, batch: int, seed: int
+) -> TrainConfig:
+    """Return the config of a training that is evaluated once, at its end."""
+    return TrainConfig(
+        recipe=recipe,
+        optimizer=optimizer,
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        log_every=50,
+        eval_every=max(steps, 1),
+        keep=1,
+    )
+
+
+def train_bundle(config: TrainConfig, folder: Path) -> Path:
+    """Return the bundle that a training leaves in `folder`, made if it is missing.
+
+    Raises:
+        Stopped: a signal came; the same call continues from there.
+    """
+    with one_at_a_time(folder):
+        train_once(config, folder, "bundle.json")
+    return folder
 
 
 @contextmanager

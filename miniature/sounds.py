@@ -49,7 +49,7 @@ def without_adapter(model: VideoToAudio) -> VideoToAudio:
 
 
 class Piece(NamedTuple):
-    """What the sound of a window is made of."""
+    """The material that the sound of a window is made of."""
 
     window: Window | None  # its frames, where they are seen
     wave: Float[np.ndarray, " A"]  # its true sound

@@ -33,19 +33,27 @@ from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.files import write_text
 from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.train.optimizer import OptimizerConfig
-from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
 from miniature.claims import add_running
 from miniature.measures import SCORES, Line, counts_by_clip
-from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
+from miniature.report import (
+    Table,
+    by_name,
+    compare,
+    gap_table,
+    print_tables,
+    shown,
+    summary,
+)
 from miniature.routes import COARSE
 from miniature.runs import (
     Workspace,
     enable_compilation_cache,
     feature_description,
     run_all,
-    train_once,
+    train_bundle,
+    training_config,
     weight_digests,
 )
 from miniature.scores import Waves, hear, open_clips
@@ -145,31 +153,20 @@ class Study:
         gpt2 = replace(tiny.gpt2, positions=POSITIONS)
         network = replace(tiny, encoders=encoders, loa=COARSE, gpt2=gpt2, stems=stems)
         source = ClipFiles(str(self.features), licence="Apache-2.0")
-        mapper = self.workdir / f"mapper-{name}"
-        recipe = MapperRecipe(bundle=str(self.start), source=source, network=network)
-        self._train(mapper, recipe, self.budget.mapper, 32, seed, MAPPER_RATE)
-        adapter = self.workdir / f"adapter-{name}"
-        sync = SyncRecipe(bundle=str(mapper), source=source, width=WIDTH)
-        self._train(adapter, sync, self.budget.adapter, 16, seed, ADAPTER_RATE, ONLY_ADAPTER)
-        return adapter
-
-    def _train(
-        self,
-        folder: Path,
-        recipe: Any,
-        steps: int,
-        batch: int,
-        seed: int,
-        rate: float,
-        multipliers: tuple[tuple[str, float | None], ...] = (),
-    ) -> None:
-        optimizer = OptimizerConfig(learning_rate=rate, warmup_steps=30, lr_multipliers=multipliers)
-        config = TrainConfig(
-            recipe=recipe, optimizer=optimizer, steps=steps, batch=batch, seed=seed,
-            log_every=50, eval_every=steps, keep=1,
+        config = training_config(
+            MapperRecipe(bundle=str(self.start), source=source, network=network),
+            OptimizerConfig(learning_rate=MAPPER_RATE, warmup_steps=30),
+            steps=self.budget.mapper, batch=32, seed=seed,
         )  # fmt: skip
-        with one_at_a_time(folder):
-            train_once(config, folder, "bundle.json")
+        mapper = train_bundle(config, self.workdir / f"mapper-{name}")
+        config = training_config(
+            SyncRecipe(bundle=str(mapper), source=source, width=WIDTH),
+            OptimizerConfig(
+                learning_rate=ADAPTER_RATE, warmup_steps=30, lr_multipliers=ONLY_ADAPTER
+            ),
+            steps=self.budget.adapter, batch=16, seed=seed,
+        )  # fmt: skip
+        return train_bundle(config, self.workdir / f"adapter-{name}")
 
 
 def _component(bundle: Path, name: str) -> Component:
@@ -185,7 +182,6 @@ class StreamRun:
     streams: tuple[str, ...]
     seed: int
     study: Study
-    share: float = 1.0
 
     @property
     def part(self) -> str:
@@ -261,25 +257,24 @@ def recalled(clips: Sequence[KnownClip], waves: Waves) -> dict[str, list[int]]:
 
 def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
     """Return the contents of `streams.json`, without the command that made it."""
-    by_name: dict[str, list[Line]] = {}
-    for line in lines:
-        by_name.setdefault(line["name"], []).append(line)
-    ceiling = by_name.pop(CEILING)
-    floor = [{**line, "counts": line["shuffled"]} for line in by_name[PAPER]]
+    found = by_name(lines)
+    ceiling = found.pop(CEILING)
+    floor = [{**line, "counts": line["shuffled"]} for line in found[PAPER]]
     rows = {
         name: {
             "seeds": [line["seed"] for line in its],
             "scores": summary(its, floor, ceiling),
             "recall": {part: _recall(its, part) for part in ("seen", "hidden")},
         }
-        for name, its in by_name.items()
+        for name, its in found.items()
     }
-    gaps = {name: compare(its, by_name[PAPER]) for name, its in by_name.items() if name != PAPER}
+    gaps = {name: compare(its, found[PAPER]) for name, its in found.items() if name != PAPER}
+    ablation = _ablation(found)
     bounds = {"shuffled": summary(floor), CEILING: summary(ceiling)}
     return {
         "budget": to_json(budget), "rows": rows, "bounds": bounds, "differences": gaps,
-        "ablation": _ablation(by_name),
-        "tables": _tables(rows, bounds, gaps, _ablation(by_name)),
+        "ablation": ablation,
+        "tables": _tables(rows, bounds, gaps, ablation),
     }  # fmt: skip
 
 
@@ -288,15 +283,15 @@ def _recall(lines: Sequence[Line], part: str) -> float:
     return hits / max(every, 1)
 
 
-def _ablation(by_name: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+def _ablation(lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
     """Return what each stream adds: a set with it minus the set without, of those that ran."""
     found = {}
     for streams in SETS:
         for name in streams:
             less = tuple(other for other in streams if other != name)
-            if less in SETS and {label(streams), label(less)} <= by_name.keys():
+            if less in SETS and {label(streams), label(less)} <= lines.keys():
                 found[f"{LABELS[name]}, beside {label(less)}"] = compare(
-                    by_name[label(streams)], by_name[label(less)]
+                    lines[label(streams)], lines[label(less)]
                 )
     return found
 
@@ -319,14 +314,11 @@ def _tables(
     ]  # fmt: skip
     scores += [[name, "", *(shown(its[n]) for n in names), "", ""] for name, its in bounds.items()]
     head = ["streams", "event F1, normalised", *labels, "seen contacts", "hidden contacts"]
-    tables: list[Table] = [{"title": "Streams", "columns": head, "rows": scores}]
-    for title, its in (
-        (f"Differences from {PAPER} [95 %]", gaps),
-        ("What a stream adds", ablation),
-    ):
-        shown_rows = [[name, *(shown_gap(gap[n]) for n in names)] for name, gap in its.items()]
-        tables.append({"title": title, "columns": ["streams", *labels], "rows": shown_rows})
-    return tables
+    return [
+        {"title": "Streams", "columns": head, "rows": scores},
+        gap_table(f"Differences from {PAPER} [95 %]", "streams", names, gaps),
+        gap_table("What a stream adds", "streams", names, ablation),
+    ]
 
 
 def add_streams(parser: argparse.ArgumentParser) -> None:

@@ -25,19 +25,25 @@ from mfm_jax.models.adapters import AdaptedUNet
 from mfm_jax.models.audiomae import LOA
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.files import new_folder, write_text
-from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.storage.weights import abstract, parameter_count
 from mfm_jax.train.lora import LoRA
 from mfm_jax.train.optimizer import OptimizerConfig
-from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.stage2 import WITH_LORA, Stage2Recipe
 from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
 from mfm_jax.typing import Float
 from miniature.claims import add_running, prepare_features, prepare_test
 from miniature.measures import SCORES, Line, Scorer, counts_by_clip, true_loa
-from miniature.report import Table, compare, print_tables, shown, shown_gap, summary
+from miniature.report import (
+    Table,
+    by_name,
+    compare,
+    gap_table,
+    print_tables,
+    shown,
+    summary,
+)
 from miniature.routes import (
     COARSE,
     FINE,
@@ -45,15 +51,17 @@ from miniature.routes import (
     Backbone,
     GridSync,
     loa_stream,
-    predicted,
     video_streams,
 )
 from miniature.runs import (
     Workspace,
     enable_compilation_cache,
     feature_description,
+    predicted,
     run_all,
+    train_bundle,
     train_once,
+    training_config,
     weight_digests,
 )
 from miniature.scores import hear, open_clips
@@ -108,7 +116,8 @@ class Lab:
             with new_folder(folder) as new:
                 shutil.copytree(TINY_BUNDLE, new, dirs_exist_ok=True)
         optimizer = OptimizerConfig(learning_rate=1.5e-3, weight_decay=0.01, warmup_steps=100)
-        config = self._config(Backbone(source=self._source), optimizer, self.budget.backbone, 16, 0)
+        recipe, steps = Backbone(source=self._source), self.budget.backbone
+        config = training_config(recipe, optimizer, steps=steps, batch=16, seed=0)
         train_once(replace(config, ema_decay=0.998, eval_every=600), folder, TRAINED)
         return folder
 
@@ -145,28 +154,11 @@ class Lab:
         optimizer = OptimizerConfig(learning_rate=rate, warmup_steps=30, lr_multipliers=trained)
         return optimizer, self.budget.steps
 
-    def _config(
-        self, recipe: Any, optimizer: OptimizerConfig, steps: int, batch: int, seed: int
-    ) -> TrainConfig:
-        return TrainConfig(
-            recipe=recipe,
-            optimizer=optimizer,
-            steps=steps,
-            batch=batch,
-            seed=seed,
-            log_every=50,
-            eval_every=steps,
-            keep=1,
-        )
-
     def _trained(
         self, name: str, recipe: Any, optimizer: OptimizerConfig, steps: int, batch: int, seed: int
     ) -> Path:
-        folder = self.workdir / f"{name}-{seed}"
-        with one_at_a_time(folder):
-            config = self._config(recipe, optimizer, steps, batch, seed)
-            train_once(config, folder, "bundle.json")
-        return folder
+        config = training_config(recipe, optimizer, steps=steps, batch=batch, seed=seed)
+        return train_bundle(config, self.workdir / f"{name}-{seed}")
 
 
 def of_mapper(lab: Lab, mapper: Path, unet: Path, parameters: int = 0) -> Made:
@@ -252,7 +244,6 @@ class RouteRun:
     seed: int
     lab: Lab
     part: str = "routes"  # or "ceiling"
-    share: float = 1.0
 
     def key(self, workspace: Workspace) -> str:
         """Return a digest of what the scores depend on."""
@@ -309,10 +300,7 @@ def _scorer(lab: Lab) -> Scorer:
 
 def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
     """Return the contents of `timing.json`, without the command that made it."""
-    by_name: dict[str, list[Line]] = {}
-    for line in lines:
-        by_name.setdefault(line["name"], []).append(line)
-    routes = {name: its for name, its in by_name.items() if name in ROUTES}
+    found = by_name(lines)
     rows = {
         name: {
             "parameters": its[0]["parameters"],
@@ -320,16 +308,16 @@ def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
             "unet_unchanged": all(line["unet_unchanged"] for line in its),
             "scores": summary(its),
         }
-        for name, its in by_name.items()
+        for name, its in found.items()
     }
     gaps = {
-        name: compare(its, by_name[PAPER])
-        for name, its in routes.items()
-        if name != PAPER and PAPER in by_name
+        name: compare(its, found[PAPER])
+        for name, its in found.items()
+        if name in ROUTES and name != PAPER and PAPER in found
     }
     return {
         "budget": to_json(budget), "rows": rows, "differences": gaps,
-        "tables": [*_tables(rows, gaps), _by_kind(by_name)],
+        "tables": [*_tables(rows, gaps), _by_kind(found)],
     }  # fmt: skip
 
 
@@ -342,27 +330,25 @@ def _tables(rows: Mapping[str, Any], gaps: Mapping[str, Any]) -> list[Table]:
         + [shown(row["scores"][n]) for n in names]
         for name, row in rows.items()
     ]
-    differences = [[name, *(shown_gap(gap[n]) for n in names)] for name, gap in gaps.items()]
     head = ["route", "parameters", "UNet unchanged"]
     return [
         {"title": "Routes", "columns": [*head, *labels], "rows": scores},
-        {"title": f"Differences from {PAPER} [95 %]", "columns": ["route", *labels],
-         "rows": differences},
+        gap_table(f"Differences from {PAPER} [95 %]", "route", names, gaps),
     ]  # fmt: skip
 
 
-def _by_kind(by_name: Mapping[str, Sequence[Line]]) -> Table:
+def _by_kind(found: Mapping[str, Sequence[Line]]) -> Table:
     """Return the table of event F1 by the motion of the first body."""
     rows = []
-    for name, lines in by_name.items():
+    for name, lines in found.items():
         row: list[Any] = [name]
         for kind in KINDS:
             here = np.array([k == kind for k in lines[0]["kinds"]])
-            hits, found, true = (
+            hits, heard, true = (
                 sum(np.array(line["counts"][count])[here].sum() for line in lines)
                 for count in ("event_hits", "found", "true")
             )
-            row.append(f"{2 * hits / max(found + true, 1):.3f}")
+            row.append(f"{2 * hits / max(heard + true, 1):.3f}")
         rows.append(row)
     return {"title": "Event F1 by motion", "columns": ["route", *KINDS], "rows": rows}
 

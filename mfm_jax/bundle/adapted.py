@@ -8,8 +8,13 @@ from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig
 from mfm_jax.models.unet import UNet
 
 
-def misfit(entries: Mapping[str, Entry]) -> str:
-    """Return why the adapter does not fit the other components; empty if it does."""
+def misfit(entries: Mapping[str, Entry], written: Collection[str] = ()) -> str:
+    """Return why the adapter does not fit the other components; empty if it does.
+
+    Args:
+        written: components that are written now. Those that are written together go together:
+            their checksums differ from those that the adapter knows if their precision does.
+    """
     if "adapter" not in entries:
         return ""
     adapter: AdapterConfig = entries["adapter"].config
@@ -20,18 +25,13 @@ def misfit(entries: Mapping[str, Entry]) -> str:
         both = set(adapter.streams) & set(mapper.streams) & set(adapter.tensors)
         if others := [n for n in sorted(both) if adapter.tensors[n] != mapper.tensors[n]]:
             return f"it reads other tokens of {', '.join(others)} than the mapper"
+    if written and (others := _replaced(entries, written)):
+        return f"it was trained with another {' and another '.join(others)}"
     return ""
 
 
-def replaced(entries: Mapping[str, Entry], written: Collection[str]) -> list[str]:
-    """Return the networks that the adapter was trained with and that are others now.
-
-    Args:
-        written: components that are written now. Those that are written together go together:
-            their checksums differ from those that the adapter knows if their precision does.
-    """
-    if "adapter" not in entries:
-        return []
+def _replaced(entries: Mapping[str, Entry], written: Collection[str]) -> list[str]:
+    """Return the networks that the adapter was trained with and that are others now."""
     read = [*entries["adapter"].config.streams]
     unet = dict(entries["unet"].source.trained_with) if "unet" in entries else {}
     if unet.get("adapter") != entries["adapter"].checksum:  # else LoRA was trained behind it

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
-from mfm_jax.bundle.adapted import misfit, replaced
+from mfm_jax.bundle.adapted import misfit
 from mfm_jax.bundle.bundle import (
     COMPONENT_FOLDER,
     FORMAT,
@@ -108,10 +108,7 @@ def write_bundle(
             entries = {**(old.entries if old else {}), **written}
             if from_base is not None:
                 entries |= _take_over(from_base, path, entries)
-            reason = misfit(entries)
-            if not reason and (others := replaced(entries, components)):
-                reason = f"it was trained with another {' and another '.join(others)}"
-            if reason:
+            if reason := misfit(entries, components):
                 told = f"because {reason}: train one for this bundle (configs/base_sync.py)"
                 if "adapter" in components:
                     raise BundleError(f"the adapter does not fit bundle {path}, {told}")

@@ -31,7 +31,7 @@ from mfm_jax.encoders import (
 from mfm_jax.mapper import Mapper, Streams
 from mfm_jax.media.audio import RATE
 from mfm_jax.media.windows import Window, WindowSpec
-from mfm_jax.models.adapters import AdaptedUNet, without_video
+from mfm_jax.models.adapters import AdaptedUNet, seeing, without_video
 from mfm_jax.models.text import EmptyText
 from mfm_jax.models.unet import UNet
 from mfm_jax.models.vae import VAE
@@ -66,7 +66,7 @@ class SoundNetworks(NamedTuple):
 class Networks(NamedTuple):
     """The frozen networks and the mapper; `text` is None unless the UNet reads text."""
 
-    encoders: Mapping[str, Any]  # by the streams that the mapper reads
+    encoders: Mapping[str, Any]  # by the streams that mapper and adapter read
     mapper: Mapper
     unet: UNet | AdaptedUNet
     vae: VAE
@@ -89,7 +89,7 @@ class GenerationInputs(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What the UNet reads of windows, beside text."""
+    """The condition of the UNet for each window, beside text."""
 
     loa: Float[Array | np.ndarray, "B L E"]
     streams: Streams | None = None  # that its adapter reads, if it has one
@@ -148,9 +148,7 @@ def guided(
         masks: tuple[Array | None, ...] = (None,)
         if words is not None:
             contexts, masks = (tokens, words.states), (None, words.mask)  # type: ignore[assignment]
-        if isinstance(unet, AdaptedUNet):
-            return unet(x, t, contexts, masks, context_seconds=seconds, streams=video or {})
-        return unet(x, t, contexts, masks, context_seconds=seconds)
+        return seeing(unet, video)(x, t, contexts, masks, context_seconds=seconds)
 
     return (
         guide(denoise, condition, empty, sampling.guidance, sampling.rescale),
@@ -237,7 +235,7 @@ class VideoToAudio:
     networks: Networks
     settings: Settings
     spec: WindowSpec  # length of a window and the frames that the encoders see of it
-    encoders: Mapping[str, Encoder]  # those that the mapper reads
+    encoders: Mapping[str, Encoder]  # those that mapper and adapter read
     layout: Layout  # shardings of the weights and the windows
     programs: Programs = NO_PROGRAMS  # those that are compiled already
 

@@ -13,7 +13,7 @@ An adapter of the streams returns what `UNet.__call__` takes as `beside`. `Adapt
 with its adapter, which is called like the UNet alone, with streams.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -238,6 +238,11 @@ class AdaptedUNet(nnx.Module):
         return self.unet(
             latents, t, contexts, masks, context_seconds=context_seconds, beside=beside
         )
+
+
+def seeing(unet: UNet | AdaptedUNet, streams: Streams | None) -> Callable[..., Array]:
+    """Return the UNet, of which the adapter, if there is one, reads `streams`."""
+    return partial(unet, streams=streams or {}) if isinstance(unet, AdaptedUNet) else unet
 
 
 def without_video(streams: Streams, where: Bool[Array, " B"] | None = None) -> Streams:

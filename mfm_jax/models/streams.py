@@ -1,4 +1,4 @@
-"""What mappers and adapters read: the tokens of video encoders and the time of each token."""
+"""The input of mappers and adapters: the tokens of video encoders and the time of each token."""
 
 from typing import NamedTuple
 

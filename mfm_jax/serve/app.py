@@ -327,16 +327,13 @@ class JobFile(FileResponse):
             if Path(self.path).is_file():
                 await super().__call__(scope, receive, send)
             else:
-                gone = JSONResponse({"detail": "there is no such job, or not any more"}, 404)
-                await gone(scope, receive, send)
+                why = "the video has no sound of its own, or the job is gone"
+                await JSONResponse({"detail": why}, 404)(scope, receive, send)
 
 
 def _file(service: Service, job: Job, name: str, kind: str, *, download: bool) -> FileResponse:
-    file = job.folder / name
-    if not file.is_file():
-        raise HTTPException(404, "the video has no sound of its own, or the job is gone")
     headers = {}
     if download:
-        called = quote(f"{Path(job.name).stem or 'sound'}-sound{file.suffix}", safe="")
+        called = quote(f"{Path(job.name).stem or 'sound'}-sound{Path(name).suffix}", safe="")
         headers["content-disposition"] = f"attachment; filename*=utf-8''{called}"
     return JobFile(service, job, name, kind, headers)

@@ -20,7 +20,13 @@ from mfm_jax.data.loader import Element, batches
 from mfm_jax.diffusion import Schedule
 from mfm_jax.inference.pipeline import SoundNetworks
 from mfm_jax.mapper import MapperConfig, Streams, build_mapper
-from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig, build_adapter, without_video
+from mfm_jax.models.adapters import (
+    AdaptedUNet,
+    AdapterConfig,
+    build_adapter,
+    seeing,
+    without_video,
+)
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.storage.hub import bundle_path
@@ -92,9 +98,7 @@ class MapperAndUNet(nnx.Module):
         """
         contexts = (loa,) if self.text is None else (loa, self.text(len(loa)))
         seconds = jnp.asarray(self.mapper.config.loa.times())
-        unet = self.adapted()
-        if isinstance(unet, AdaptedUNet):
-            return unet(noised, t, contexts, context_seconds=seconds, streams=streams or {})
+        unet = seeing(self.adapted(), streams)
         return unet(noised, t, contexts, context_seconds=seconds)
 
 
