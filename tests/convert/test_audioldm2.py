@@ -4,13 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDIMScheduler
-from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
 from jax import numpy as jnp
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -41,8 +40,8 @@ FOLDERS = ("unet", "vae", "vocoder", "text_encoder_2", "language_model", "projec
 def parts() -> dict:
     """Return their networks by folder, with no weight at its initial value."""
     torch.manual_seed(0)
-    unet = AudioLDM2UNet2DConditionModel(**UNET)
-    vae = AutoencoderKL(
+    unet = diffusers.AudioLDM2UNet2DConditionModel(**UNET)
+    vae = diffusers.AutoencoderKL(
         in_channels=1,
         out_channels=1,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -87,7 +86,7 @@ def parts() -> dict:
             attn_implementation="eager",
         )
     )
-    networks = [unet, vae, vocoder, t5, language, AudioLDM2ProjectionModel(16, TEXT, LOA)]
+    networks = [unet, vae, vocoder, t5, language, diffusers.AudioLDM2ProjectionModel(16, TEXT, LOA)]
     # Small enough that a loop of eight steps does not blow up the rounding of each.
     return {n: randomise(m.eval(), 0, 0.1) for n, m in zip(FOLDERS, networks, strict=True)}
 
@@ -115,7 +114,7 @@ def folder(theirs, tmp_path_factory):
     top = tmp_path_factory.mktemp("audioldm2")
     for name, network in theirs.items():
         network.save_pretrained(top / name)
-    DDIMScheduler(
+    diffusers.DDIMScheduler(
         beta_start=0.0015,
         beta_end=0.0195,
         beta_schedule="scaled_linear",
@@ -183,7 +182,9 @@ def test_the_libraries_load_what_goes_out(theirs, exported, part):
 
 
 def test_the_scheduler_and_the_tokenizer_go_out(folder, exported):
-    before, after = (DDIMScheduler.from_pretrained(top / "scheduler") for top in (folder, exported))
+    before, after = (
+        diffusers.DDIMScheduler.from_pretrained(top / "scheduler") for top in (folder, exported)
+    )
     np.testing.assert_array_equal(before.alphas_cumprod, after.alphas_cumprod)
     assert {k: v for k, v in after.config.items() if not k.startswith("_")} == {
         k: v for k, v in before.config.items() if not k.startswith("_")

@@ -2,9 +2,9 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler
 
 from convert.scheduler import config, their_config
 from convert.table import ConversionError
@@ -27,7 +27,7 @@ def test_the_released_schedule(released):
 def test_what_diffusers_makes_of_ours(tmp_path, ours):
     """The file goes through `from_pretrained` and back out of `save_pretrained`."""
     (tmp_path / "scheduler_config.json").write_text(json.dumps(their_config(ours)))
-    theirs, unused = DDIMScheduler.from_pretrained(tmp_path, return_unused_kwargs=True)
+    theirs, unused = diffusers.DDIMScheduler.from_pretrained(tmp_path, return_unused_kwargs=True)
     assert unused == {"_class_name": "DDIMScheduler"}
     np.testing.assert_array_equal(theirs.alphas_cumprod.numpy(), ours.alphas_cumprod)
     theirs.set_timesteps(5)
@@ -38,7 +38,7 @@ def test_what_diffusers_makes_of_ours(tmp_path, ours):
 
 
 def test_a_schedule_of_the_librarys_own_is_refused(tmp_path):
-    DDIMScheduler().save_pretrained(tmp_path)
+    diffusers.DDIMScheduler().save_pretrained(tmp_path)
     theirs = json.loads((tmp_path / "scheduler_config.json").read_text())
     with pytest.raises(ConversionError, match="beta_schedule must be scaled_linear, is linear"):
         config(theirs)

@@ -1,11 +1,11 @@
 import dataclasses
 import json
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 
 from convert.table import ConversionError
 from convert.unet import TABLE, config, their_config
@@ -112,7 +112,7 @@ def test_times_that_are_not_read_leave_no_trace():
 def test_diffusers_opens_an_export(tmp_path, parity, caplog, tiny):
     ours, weights = random_network(UNet, tiny)
     theirs = open_exported(
-        AudioLDM2UNet2DConditionModel,
+        diffusers.AudioLDM2UNet2DConditionModel,
         tmp_path / "unet",
         their_config(tiny),
         TABLE.to_theirs(weights),

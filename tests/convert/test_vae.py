@@ -1,10 +1,10 @@
 import json
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
 from convert.table import ConversionError
 from convert.vae import TABLE, config, their_config
@@ -66,7 +66,7 @@ def test_diffusers_opens_an_export(tmp_path, parity, caplog):
     ours, weights = random_network(VAE, TINY)
     folder = tmp_path / "vae"
     exported = TABLE.to_theirs(weights)
-    theirs = open_exported(AutoencoderKL, folder, their_config(TINY), exported, caplog)
+    theirs = open_exported(diffusers.AutoencoderKL, folder, their_config(TINY), exported, caplog)
     theirs.save_config(tmp_path / "again")
     assert config(json.loads((tmp_path / "again/config.json").read_text())) == TINY
     mel = np.random.default_rng(1).standard_normal((2, 8, 12, 1), np.float32)

@@ -2,11 +2,11 @@
 
 from functools import partial
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from jax import numpy as jnp
 from safetensors.numpy import load_file
 
@@ -54,8 +54,8 @@ def theirs(prediction: str, scheduler, steps: int | list[int], **step) -> torch.
     return x
 
 
-def their_ddim(prediction: str) -> DDIMScheduler:
-    return DDIMScheduler(
+def their_ddim(prediction: str):
+    return diffusers.DDIMScheduler(
         **AUDIOLDM2,
         steps_offset=1,
         clip_sample=False,
@@ -64,8 +64,8 @@ def their_ddim(prediction: str) -> DDIMScheduler:
     )
 
 
-def their_dpm(prediction: str) -> DPMSolverMultistepScheduler:
-    return DPMSolverMultistepScheduler(
+def their_dpm(prediction: str):
+    return diffusers.DPMSolverMultistepScheduler(
         **AUDIOLDM2, algorithm_type="dpmsolver++", prediction_type=THEIR_NAME[prediction]
     )
 

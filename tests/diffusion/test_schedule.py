@@ -2,19 +2,25 @@
 
 import json
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from jax import numpy as jnp
 from safetensors.numpy import load_file
 
 from mfm_jax.diffusion import Schedule
 
 AUDIOLDM2 = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
-DDIM = DDIMScheduler(**AUDIOLDM2, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
 T = jnp.array([0, 1, 481, 999])
+
+
+@pytest.fixture
+def ddim():
+    """The scheduler of diffusers with the settings of AudioLDM 2."""
+    options = {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
+    return diffusers.DDIMScheduler(**AUDIOLDM2, **options)
 
 
 @pytest.fixture
@@ -25,8 +31,8 @@ def pair():
 
 
 @pytest.mark.parity
-def test_alphas_are_those_of_diffusers(parity):
-    ours, theirs = Schedule().alphas_cumprod, DDIM.alphas_cumprod.numpy()
+def test_alphas_are_those_of_diffusers(parity, ddim):
+    ours, theirs = Schedule().alphas_cumprod, ddim.alphas_cumprod.numpy()
     assert ours.dtype == np.float32
     # Half a unit in the last place of numbers below 1.
     parity("schedule alphas_cumprod", "diffusers DDIMScheduler", ours, theirs, 6e-8)
@@ -45,10 +51,10 @@ def test_schedule_of_the_released_config(reference):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize("steps", [1, 5, 7, 12, 25, 200, 999])
-def test_timesteps_are_those_of_diffusers(steps):
-    DDIM.set_timesteps(steps)
-    np.testing.assert_array_equal(Schedule().timesteps(steps), DDIM.timesteps)
-    dpm = DPMSolverMultistepScheduler(**AUDIOLDM2)
+def test_timesteps_are_those_of_diffusers(steps, ddim):
+    ddim.set_timesteps(steps)
+    np.testing.assert_array_equal(Schedule().timesteps(steps), ddim.timesteps)
+    dpm = diffusers.DPMSolverMultistepScheduler(**AUDIOLDM2)
     dpm.set_timesteps(steps)
     np.testing.assert_array_equal(Schedule().timesteps(steps, "linspace"), dpm.timesteps)
 
@@ -85,14 +91,14 @@ def test_unknown_names():
 
 
 @pytest.mark.parity
-def test_noised_data_and_v_are_those_of_diffusers(parity, pair):
+def test_noised_data_and_v_are_those_of_diffusers(parity, pair, ddim):
     theirs = [torch.from_numpy(np.asarray(a).copy()) for a in (*pair, T)]
     schedule = Schedule(prediction="v")
     against = "diffusers DDIMScheduler"
     parity(
-        "schedule add_noise", against, schedule.add_noise(*pair, T), DDIM.add_noise(*theirs), 1e-6
+        "schedule add_noise", against, schedule.add_noise(*pair, T), ddim.add_noise(*theirs), 1e-6
     )
-    parity("schedule v", against, schedule.target(*pair, T), DDIM.get_velocity(*theirs), 1e-6)
+    parity("schedule v", against, schedule.target(*pair, T), ddim.get_velocity(*theirs), 1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])

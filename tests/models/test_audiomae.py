@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 import torch
+import transformers
 from flax import nnx
 from jax import numpy as jnp
 from safetensors.numpy import load_file
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from convert.audiomae import table as released_table
 from convert.table import Row, Table
@@ -291,8 +291,8 @@ def test_pretraining_agrees_with_a_plain_masked_autoencoder(parity):
         decoder_depth=2,
         decoder_heads=5,
     )
-    theirs = ViTMAEForPreTraining(
-        ViTMAEConfig(
+    theirs = transformers.ViTMAEForPreTraining(
+        transformers.ViTMAEConfig(
             image_size=config.frames,
             patch_size=config.patch,
             num_channels=1,

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
 from jax import numpy as jnp
-from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from convert.table import Table
 from convert.timechat import vit_rows
@@ -31,8 +31,8 @@ apply = jax.jit(lambda module, *inputs: module(*inputs))
 
 
 @pytest.fixture(scope="module")
-def peer() -> Blip2VisionModel:
-    config = Blip2VisionConfig(
+def peer():
+    config = transformers.Blip2VisionConfig(
         hidden_size=20,
         intermediate_size=52,
         num_hidden_layers=2,
@@ -40,7 +40,7 @@ def peer() -> Blip2VisionModel:
         image_size=42,
         patch_size=6,
     )
-    peer = randomise(Blip2VisionModel(config).eval(), seed=0)
+    peer = randomise(transformers.Blip2VisionModel(config).eval(), seed=0)
     with torch.no_grad():
         for layer in peer.encoder.layers:
             layer.self_attn.qkv.bias[20:40] = 0.0  # the original's keys have no bias

@@ -21,7 +21,7 @@ SIZES = GPT2Config(width=24, depth=2, heads=3, positions=17)
 
 
 @pytest.fixture(scope="module")
-def theirs() -> transformers.GPT2Model:
+def theirs():
     config = transformers.GPT2Config(
         vocab_size=11, n_positions=17, n_embd=24, n_layer=2, n_head=3, attn_implementation="eager"
     )

@@ -6,13 +6,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from jax import numpy as jnp
-from transformers import (
-    Blip2QFormerConfig,
-    Blip2QFormerModel,
-    InstructBlipQFormerConfig,
-    InstructBlipQFormerModel,
-)
 
 from convert.table import Table
 from convert.timechat import qformer_rows
@@ -80,10 +75,10 @@ def inputs(config: QFormerConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @pytest.mark.parity
 def test_agrees_with_instructblip(parity):
-    config = InstructBlipQFormerConfig(
+    config = transformers.InstructBlipQFormerConfig(
         vocab_size=61, max_position_embeddings=17, **peer_sizes(IMAGE)
     )
-    peer = randomise(InstructBlipQFormerModel(config).eval(), seed=0)
+    peer = randomise(transformers.InstructBlipQFormerModel(config).eval(), seed=0)
     ours, queries = ours_from(peer, IMAGE)
     context, ids, mask = inputs(IMAGE)
     rest = {
@@ -101,8 +96,8 @@ def test_agrees_with_instructblip(parity):
 
 @pytest.mark.parity
 def test_agrees_with_blip2(parity):
-    config = Blip2QFormerConfig(use_qformer_text_input=False, **peer_sizes(VIDEO))
-    peer = randomise(Blip2QFormerModel(config).eval(), seed=2)
+    config = transformers.Blip2QFormerConfig(use_qformer_text_input=False, **peer_sizes(VIDEO))
+    peer = randomise(transformers.Blip2QFormerModel(config).eval(), seed=2)
     ours, queries = ours_from(peer, VIDEO)
     context, _, _ = inputs(VIDEO)
     with torch.no_grad():

@@ -4,10 +4,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from jax import numpy as jnp
-from transformers import T5Config as TheirConfig
-from transformers import T5EncoderModel
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert.t5 import TABLE
 from mfm_jax.models.t5 import T5Config, T5Encoder, relative_buckets
@@ -20,9 +18,9 @@ SIZES = T5Config(
 )
 
 
-def _theirs(config: T5Config) -> T5EncoderModel:
-    model = T5EncoderModel(
-        TheirConfig(
+def _theirs(config: T5Config) -> torch.nn.Module:
+    model = transformers.T5EncoderModel(
+        transformers.T5Config(
             vocab_size=config.vocab,
             d_model=config.width,
             d_kv=config.head_dim,
@@ -49,7 +47,7 @@ def _theirs(config: T5Config) -> T5EncoderModel:
     return model
 
 
-def _ours(config: T5Config, theirs: T5EncoderModel) -> T5Encoder:
+def _ours(config: T5Config, theirs: torch.nn.Module) -> T5Encoder:
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
     network = abstract(lambda rngs: T5Encoder(config, rngs=rngs))
     return with_weights(network, {n: jax.device_put(a) for n, a in TABLE.to_ours(state)})
@@ -107,7 +105,7 @@ def test_encoder_agrees_on_states_near_epsilon(parity, epsilon, size):
 def test_buckets_agree_with_transformers(parity, length, buckets, max_distance):
     ours = relative_buckets(length, buckets, max_distance)
     position = torch.arange(length)
-    theirs = T5Attention._relative_position_bucket(
+    theirs = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket(
         position[None, :] - position[:, None],
         bidirectional=True,
         num_buckets=buckets,

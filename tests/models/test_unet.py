@@ -3,11 +3,11 @@
 import dataclasses
 import json
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
 from jax import numpy as jnp
 from safetensors.numpy import load_file
 
@@ -63,7 +63,7 @@ def load(their_config, state):
 
 def their_unet(their_config):
     torch.manual_seed(0)
-    unet = AudioLDM2UNet2DConditionModel(**their_config).eval()
+    unet = diffusers.AudioLDM2UNet2DConditionModel(**their_config).eval()
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             weight += 0.2 * torch.randn_like(weight) if "norm" in name or "bias" in name else 0

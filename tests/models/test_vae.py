@@ -2,11 +2,11 @@
 
 import dataclasses
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from jax import numpy as jnp
 from safetensors.numpy import load_file
 
@@ -28,7 +28,7 @@ def load(config, state):
 @pytest.fixture(scope="module")
 def their_vae():
     torch.manual_seed(0)
-    vae = AutoencoderKL(
+    vae = diffusers.AutoencoderKL(
         in_channels=1,
         out_channels=1,
         down_block_types=3 * ("DownEncoderBlock2D",),

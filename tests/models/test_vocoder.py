@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from jax import numpy as jnp
 from safetensors.numpy import load_file
-from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from convert.source import open_weights
 from convert.spelling import spelled
@@ -38,8 +38,8 @@ def numpy_state(module):
 @pytest.fixture
 def their_vocoder():
     torch.manual_seed(0)
-    vocoder = SpeechT5HifiGan(
-        SpeechT5HifiGanConfig(
+    vocoder = transformers.SpeechT5HifiGan(
+        transformers.SpeechT5HifiGanConfig(
             model_in_dim=LIVE.mels,
             upsample_initial_channel=LIVE.channels,
             upsample_rates=LIVE.rates,

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertTokenizer
 
 from mfm_jax.text.wordpiece import (
     SPECIAL,
@@ -42,10 +42,10 @@ def pieces() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def peer(pieces, tmp_path_factory) -> BertTokenizer:
+def peer(pieces, tmp_path_factory):
     path = tmp_path_factory.mktemp("bert") / "vocab.txt"
     path.write_text("\n".join(pieces) + "\n")
-    tokenizer = BertTokenizer(str(path))
+    tokenizer = transformers.BertTokenizer(str(path))
     assert len(tokenizer) == len(pieces)
     return tokenizer
 
