@@ -64,7 +64,8 @@ def build_optimizer(
     )
 
     def scale(updates: Weights, _) -> Weights:
-        return {name: update * (multiplier[name] or 0.0) for name, update in updates.items()}
+        factors = {name: multiplier[name] or 0.0 for name in updates}
+        return {n: u if factors[n] == 1.0 else u * factors[n] for n, u in updates.items()}
 
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -221,9 +221,7 @@ def make_step(
             state.params, state.stats, state.frozen, batch, key
         )
         # In pieces like the weights, so that no device ever holds or sums all of them.
-        gradients = jax.lax.with_sharding_constraint(
-            gradients, _sharding_of(gradients, shardings, layout)
-        )
+        gradients = layout.constrain(gradients, _sharding_of(gradients, shardings, layout))
         return gradients, metrics, stats
 
     def accumulated(state: TrainState, batch: Batch, key: Array):
@@ -263,7 +261,7 @@ def make_step(
         metrics = {"loss": metrics["loss"], "gradient": optax.tree.norm(gradients), **metrics}
         done = state._replace(params=params, stats=stats, opt=opt, ema=mean, step=state.step + 1)
         # Left to itself the compiler may cut what a step returns in another way than it was.
-        done = jax.lax.with_sharding_constraint(done, _sharding_of(done, shardings, layout))
-        return done, jax.lax.with_sharding_constraint(metrics, layout.replicated)
+        done = layout.constrain(done, _sharding_of(done, shardings, layout))
+        return done, layout.constrain(metrics, layout.replicated)
 
     return step
