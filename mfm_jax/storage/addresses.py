@@ -32,7 +32,8 @@ class StorePath(type(Path())):  # type: ignore[misc]
 
     def __str__(self) -> str:
         """Return the address, with both slashes, of which `pathlib` keeps one."""
-        return BEGINS.sub(r"\1://", super().__str__(), count=1)
+        scheme, found, rest = (text := super().__str__()).partition(":/")
+        return f"{scheme}://{rest}" if found and scheme in LIBRARIES else text
 
     def __fspath__(self) -> str:
         return str(self)

@@ -42,6 +42,33 @@ class Place(NamedTuple):
     name: str  # of the object, quoted
 
 
+class _Connection(http.client.HTTPConnection):
+    """A connection that sends a request in one piece, for which the service need wake only once."""
+
+    _parts: list[bytes] | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request, with the body as bytes."""
+        self._parts = []
+        try:
+            super().request(*args, **kwargs)
+            whole = b"".join(self._parts)
+        finally:
+            self._parts = None
+        self.send(whole)
+
+    def send(self, data: Any) -> None:
+        """Send bytes, or keep them while a request is put together."""
+        if self._parts is None:
+            super().send(data)
+        else:
+            self._parts.append(data)
+
+
+class _Secure(_Connection, http.client.HTTPSConnection):
+    """The same over TLS."""
+
+
 class GoogleObjects(Objects):
     """Objects by single requests of the JSON interface, the rest by gcsfs."""
 
@@ -52,7 +79,6 @@ class GoogleObjects(Objects):
         super().__init__(library)
         self._refuse = validate_response
         self._idle: deque[tuple[tuple[str, str], http.client.HTTPConnection]] = deque()
-        self._trusted = ssl.create_default_context()
         # A child must not speak over the connections of its parent.
         os.register_at_fork(after_in_child=self._close)
 
@@ -215,12 +241,17 @@ class GoogleObjects(Objects):
             connection.close()
         scheme, host = service
         if scheme == "https":
-            return http.client.HTTPSConnection(host, timeout=TIMEOUT, context=self._trusted)
-        return http.client.HTTPConnection(host, timeout=TIMEOUT)
+            return _Secure(host, timeout=TIMEOUT, context=_trusted())
+        return _Connection(host, timeout=TIMEOUT)
 
     def _close(self) -> None:
         while self._idle:
             self._idle.pop()[1].close()
+
+
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 @functools.cache
