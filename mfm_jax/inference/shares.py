@@ -43,8 +43,10 @@ from mfm_jax.storage.parts import remove_parts
 
 PIECE = 64
 """Requests in a piece; fewer where there would be less than so many pieces to divide."""
-INTERVAL = 1.0
-"""Seconds between two writes of a piece's file: stores allow about one a second."""
+INTERVAL = 5.0
+"""Seconds between two writes of a piece's file. A worker that dies loses what it did since."""
+LOOK = 10.0
+"""Seconds between two looks at what the others have, while there are pieces that nobody had."""
 LONGEST_WAIT = 2.0
 """Seconds between two looks at the work of others, in the end."""
 SECONDS = "MFM_LEASE_SECONDS"
@@ -108,7 +110,7 @@ def _joined(work: Work, folder: Path, number: int | None, *, overwrite: bool) ->
             f"{platform.node()} does not see the job in {folder}: name a folder that all machines "
             "share, or one in a store"
         )
-    with Leases(folder / FOLDER / LEASES, seconds) as leases:
+    with Leases(folder / FOLDER / LEASES, seconds, keeps=True) as leases:
         here = leases.take(f"{WORKER}{leases.worker}")
         files = JobFiles(folder, number) if number else begin(folder, asked, leases)
         share = Share(work, files, leases, _piece(work), overwrite=overwrite)
@@ -242,6 +244,8 @@ class Share:
         self._before = {} if overwrite else record.read_record(self.folder)
         self._held: dict[int, Piece] = {}
         self._next: Piece | None = None
+        self._free: list[int] = []  # pieces that nobody had when this worker looked
+        self._looked = -LOOK  # by the monotonic clock
         self._mine: set[int] = set()  # pieces that this worker has done
         self._others = 0  # requests that others have done
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -335,18 +339,23 @@ class Share:
         with self._lock:
             lines = list(piece.lines.values())
         if len(lines) == len(piece.jobs):
-            if holds := self.leases.holds(piece.lease):
+            if self.leases.holds(piece.lease):
                 _write_lines(self.files.done(piece.number), lines)
                 self._mine.add(piece.number)
                 if piece.written or not piece.lease.is_first:
                     self.files.part(piece.number).unlink(missing_ok=True)
-            self.leases.give_back(piece.lease, holds=holds)
+            self.leases.forget(piece.lease)  # nobody asks for that of a piece that is done
             with self._lock:
                 del self._held[piece.number]
         elif len(lines) > piece.written and (at_once or time.monotonic() > piece.at + INTERVAL):
             if time.time() < piece.lease.until or self.leases.holds(piece.lease):
                 _write_lines(self.files.part(piece.number), lines)
             piece.written, piece.at = len(lines), time.monotonic()
+
+    def _check(self) -> None:
+        """Raise the error because of which nothing is written any more, if there is one."""
+        if self._error is not None:
+            raise self._error
 
     # The pieces.
 
@@ -356,7 +365,7 @@ class Share:
         Raises:
             Exception: the files of the pieces cannot be written.
         """
-        while (piece := self._next or self._take(self._left())) is not None:
+        while (piece := self._next or self._take()) is not None:
             self._next = None
             yield piece.jobs
 
@@ -367,9 +376,9 @@ class Share:
             Exception: the files of the pieces cannot be written.
         """
         self.flush()
-        pause, told = INTERVAL / 4, False
+        pause, told = min(INTERVAL / 4, LONGEST_WAIT / 8), False
         while not self.files.is_over():
-            if left := self._left():
+            if left := self._look():
                 self._next = self._take(left)
                 if self._next is not None:
                     return True
@@ -387,11 +396,12 @@ class Share:
             raise UsageError(f"another job was begun in {self.folder}: start this one again")
         return False
 
-    def _left(self) -> list[int]:
+    def _look(self) -> list[int]:
         """Return the pieces that are not done, and count those that others have done."""
-        if self._error is not None:
-            raise self._error
+        self._check()
         done = {n for n, file in self.files.pieces().items() if file.suffix == ".jsonl"}
+        had = {name.rpartition(".")[0] for name in names_in(self.leases.folder)}
+        self._free, self._looked = [], time.monotonic()
         if self.files.is_over():  # the files of its pieces may be gone
             return []
         others = sum(len(self._jobs(number)) for number in done - self._mine)
@@ -399,26 +409,45 @@ class Share:
         if self._work.progress is not None:
             self._work.progress.advance(others - self._others)
         self._others = others
-        return [n for n in range(-(-len(self._names) // self._size)) if n not in done]
+        left = [n for n in range(-(-len(self._names) // self._size)) if n not in done]
+        self._free = [number for number in left if self._lease_name(number) not in had]
+        return left
 
-    def _take(self, left: Sequence[int]) -> Piece | None:
-        """Take a piece: one that nobody has had, or else one whose worker has died."""
-        had = {name.rpartition(".")[0] for name in names_in(self.leases.folder)}
-        new = [number for number in left if self._lease_name(number) not in had]
-        others = [number for number in left if number not in self._held and number not in new]
-        while new:
-            if (piece := self._claim(new.pop(0), is_new=True)) is not None:
+    def _take(self, left: Sequence[int] | None = None) -> Piece | None:
+        """Take a piece: one that nobody has had, or else one whose worker has died.
+
+        Args:
+            left: the pieces that are not done, if this worker has just looked.
+        """
+        if left is None:
+            self._check()
+            if time.monotonic() < self._looked + LOOK and (piece := self._claim_new()) is not None:
                 return piece
-            random.shuffle(new)  # workers that began together keep out of each other's way
+            left = self._look()
+        others = [number for number in left if number not in (*self._held, *self._free)]
+        if (piece := self._claim_new()) is not None:
+            return piece
         claimed = (self._claim(number) for number in others)
         return next((piece for piece in claimed if piece is not None), None)
+
+    def _claim_new(self) -> Piece | None:
+        """Take a piece that nobody had at the last look, unless somebody has it now."""
+        while self._free:
+            if (piece := self._claim(self._free.pop(0), is_new=True)) is not None:
+                return piece
+            random.shuffle(self._free)  # workers that began together keep out of each other's way
+        return None
 
     def _claim(self, number: int, *, is_new: bool = False) -> Piece | None:
         lease = self.leases.take(self._lease_name(number), is_new=is_new)
         if lease is None:
             return None
-        done = not lease.is_first and self.files.done(number).exists()
-        if done or self.files.is_over():
+        if self.files.is_over():  # since this worker looked, and its leases are gone
+            self.leases.forget(lease)
+            remove_files([lease.file])
+            self._free = []
+            return None
+        if not lease.is_first and self.files.done(number).exists():
             self.leases.give_back(lease)
             return None
         lines = () if lease.is_first else read_json_lines(self.files.part(number))

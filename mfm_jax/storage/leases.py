@@ -46,10 +46,16 @@ class Leases:
     """The leases of one worker in a folder.
 
     As a context it renews them while the block runs, and gives them back at its end.
+
+    Args:
+        keeps: the leases before the last one stay where they are. A number is then never given
+            twice, so that nobody has to list the folder to be sure, which stores ask money for.
+            All workers do the same, and somebody removes the folder in the end.
     """
 
     folder: Path
     seconds: float = SECONDS
+    keeps: bool = False
     worker: str = field(
         default_factory=lambda: f"{platform.node()}-{os.getpid()}-{secrets.token_hex(3)}"
     )
@@ -92,11 +98,12 @@ class Leases:
             create(lease.file, self._told(lease.until))
         except FileExistsError:
             return None
-        if self._numbers(name)[-1:] != [number]:  # it was late: others have come and gone meanwhile
-            lease.file.unlink(missing_ok=True)
-            return None
-        for old in numbers:
-            self._file(name, old).unlink(missing_ok=True)
+        if not self.keeps:
+            if self._numbers(name)[-1:] != [number]:  # late: others have come and gone meanwhile
+                lease.file.unlink(missing_ok=True)
+                return None
+            for old in numbers:
+                self._file(name, old).unlink(missing_ok=True)
         with self._lock:
             self._held.append(lease)
         return lease
@@ -116,19 +123,21 @@ class Leases:
     def holds(self, lease: Lease) -> bool:
         """Return whether a lease is still this worker's: asked before its work is called done."""
         name, _, number = lease.file.name.rpartition(".")
+        if self.keeps:
+            return not _is_there(self._file(name, int(number) + 1))
         return self._numbers(name)[-1:] == [int(number)]
 
-    def give_back(self, lease: Lease, *, holds: bool | None = None) -> None:
-        """End a lease, so that another worker can have it at once.
+    def give_back(self, lease: Lease) -> None:
+        """End a lease, so that another worker can have it at once."""
+        self.forget(lease)
+        if self.holds(lease):
+            _replace(lease.file, self._told(0.0))
 
-        Args:
-            holds: whether it is still this worker's, if that was just asked.
-        """
+    def forget(self, lease: Lease) -> None:
+        """Renew a lease no more: nobody will ask for it, since its work is done."""
         with self._lock:
             if lease in self._held:
                 self._held.remove(lease)
-        if self.holds(lease) if holds is None else holds:
-            _replace(lease.file, self._told(0.0))
 
     def holders(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """Return which worker has each piece of work that one has now."""
@@ -192,6 +201,14 @@ class Leases:
             return [name for name in os.listdir(self.folder) if name.startswith(begin)]
         except FileNotFoundError:
             return []
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        file.read_bytes()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def create(file: Path, data: bytes) -> None:

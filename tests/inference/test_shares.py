@@ -139,6 +139,17 @@ def check_complete(place: Path, alone: Path, copies: Path) -> None:
     assert not any(name.startswith(("gs:", "s3:")) for name in os.listdir())
 
 
+def test_who_has_looked_long_ago_takes_nothing_that_is_done(place, alone, copies):
+    """Pieces that were free then have been done since, and their leases are gone."""
+    with shares._joined(work_of(place), place / "out", None, overwrite=False) as late:
+        assert len(late._look()) == CLIPS
+        assert len(run(place)) == CLIPS - 1
+        assert next(late.pieces(), None) is None
+        assert not late.wait()
+    assert late.count == 0
+    check_complete(place, alone, copies)
+
+
 def test_three_workers_make_what_one_makes(place, alone, copies, capsys):
     begun = threading.Barrier(3)
 

@@ -17,8 +17,9 @@ def folder(request, tmp_path):
     return request.getfixturevalue("bucket") / "leases"
 
 
-def test_one_has_it_until_it_is_given_back(folder):
-    with Leases(folder) as first, Leases(folder) as second:
+@pytest.mark.parametrize("keeps", [False, True])
+def test_one_has_it_until_it_is_given_back(folder, keeps):
+    with Leases(folder, keeps=keeps) as first, Leases(folder, keeps=keeps) as second:
         lease = first.take("0001")
         assert second.take("0001") is None
         assert second.take("0002") is not None
@@ -28,7 +29,7 @@ def test_one_has_it_until_it_is_given_back(folder):
         assert first.take("0001") is None
         assert not first.holds(lease)
     assert Leases(folder).holders() == {}
-    assert len([*folder.iterdir()]) == 2  # older ones are gone
+    assert len([*folder.iterdir()]) == (3 if keeps else 2)  # else older ones are gone
 
 
 def test_who_believes_that_there_was_none_does_not_get_what_another_has(folder):
@@ -41,26 +42,42 @@ def test_who_believes_that_there_was_none_does_not_get_what_another_has(folder):
         assert [path.name for path in folder.iterdir()] == [has.file.name]
 
 
-def test_the_lease_of_a_dead_worker_goes_to_another(folder, monkeypatch):
+def test_who_looked_long_ago_gets_nothing_that_others_had(folder):
+    """Where leases stay, one that is made anew is the last one, however many came before."""
+    with Leases(folder, keeps=True) as first, Leases(folder, keeps=True) as late:
+        for number in range(1, 4):
+            has = first.take("0")
+            assert late.take("0", is_new=True) is None
+            assert first.holds(has)
+            assert has.file.name.endswith(f"{number}")
+            first.give_back(has)
+        assert first.holds(has)
+        assert late.take("0") is not None
+        assert not first.holds(has)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_lease_of_a_dead_worker_goes_to_another(folder, monkeypatch, keeps):
     monkeypatch.setattr(module, "SLACK", 0.1)
-    dead = Leases(folder, seconds=0.2)  # nobody renews it
+    dead = Leases(folder, seconds=0.2, keeps=keeps)  # nobody renews it
     lease = dead.take("0")
-    with Leases(folder, seconds=0.4) as other:
+    with Leases(folder, seconds=0.4, keeps=keeps) as other:
         assert other.take("0") is None
         time.sleep(0.35)
         taken = other.take("0")
         assert taken is not None
         assert not dead.holds(lease)
         time.sleep(0.7)  # longer than it lasts unless it is renewed
-        assert Leases(folder).take("0") is None
+        assert Leases(folder, keeps=keeps).take("0") is None
         dead.give_back(lease)  # it wakes up late
         assert other.holds(taken)
 
 
-def test_never_two_at_once(folder):
+@pytest.mark.parametrize(("keeps", "rounds"), [(False, 1000), (True, 200)])
+def test_never_two_at_once(folder, keeps, rounds):
     """Two workers race for one lease a thousand times."""
-    rounds, both = 1000, Barrier(2)
-    workers = [Leases(folder, worker=name) for name in "ab"]
+    both = Barrier(2)
+    workers = [Leases(folder, worker=name, keeps=keeps) for name in "ab"]
 
     def race(worker):
         won = []
