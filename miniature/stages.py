@@ -81,18 +81,21 @@ HARD_FAST = (
 """Stages of the hard grade with CAVP at 12.5 frames per second instead of 4."""
 
 
-def copy_sound_networks(base: Path, bundle: Path) -> None:
+def copy_sound_networks(base: Path, bundle: Path, names: Sequence[str] = SOUND) -> None:
     """Copy `base` to `bundle` unless `bundle` exists, and check that both make sound alike.
 
+    Args:
+        names: networks that have to be the same.
+
     Raises:
-        StageError: `bundle` has other networks that make sound.
+        StageError: `bundle` has others.
     """
     if not bundle.exists():
         with new_folder(bundle) as folder:
             shutil.copytree(base, folder, dirs_exist_ok=True)
         return
     entries, wanted = Bundle.open(bundle).entries, Bundle.open(base).entries
-    if others := [n for n in SOUND if entries[n].checksum != wanted[n].checksum]:
+    if others := [n for n in names if entries[n].checksum != wanted[n].checksum]:
         raise StageError(
             f"{bundle} has another {', '.join(others)} than {base}: remove {bundle.parent} and "
             "train again"

@@ -1,7 +1,8 @@
 """Streams of video on the hard grade: what a third one adds where CAVP sees 4 frames a second.
 
-The UNet is the frozen one of `timing`, which knows AudioLDM2's grid of LOA alone. For each set of
-streams a mapper is trained and then the adapter, and whole videos are scored.
+The UNet knows AudioLDM2's grid of LOA alone, as that of `timing`, and is frozen. For each set of
+streams a mapper is trained and then the adapter, and whole videos are scored. What all of them
+start from is trained first: the video encoders, on the hard grade, and the UNet.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, Component, write_bundle
+from mfm_jax.bundle import Bundle
 from mfm_jax.cli import arguments as options
 from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import digest, read_about
@@ -32,6 +33,7 @@ from mfm_jax.models.listener import Listener
 from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.files import write_text
 from mfm_jax.storage.locks import one_at_a_time
+from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
@@ -57,7 +59,8 @@ from miniature.runs import (
     weight_digests,
 )
 from miniature.scores import Waves, hear, open_clips
-from miniature.sounds import KnownClip, Synthesiser
+from miniature.sounds import KnownClip, Synthesiser, without_adapter
+from miniature.stages import SOUND, Stage, copy_sound_networks, run_stages
 
 ENCODERS = ("cavp", "timechat", "synchformer", "motion")
 STEMS = ("motion",)
@@ -102,35 +105,51 @@ PAPER = label(SETS[0])
 """The set that all others are compared with."""
 
 
+STAGES = (
+    Stage(
+        "synchformer", "tiny_synchformer", (),
+        (("bundle", "bundle"), ("source.folder", "../tiny")),
+    ),
+    Stage("cavp", "hard_cavp"),
+    Stage("timechat", "hard_timechat"),
+    Stage(
+        "backbone", "tiny_unet", (),
+        (("bundle", "bundle"), ("source.folder", "../tiny")),
+        overrides=("pools=[[8,8]]", "pool_probs=[1.0]"),
+    ),
+)  # fmt: skip
+"""The networks that all sets start from; the last one is the UNet as AudioLDM2's was trained."""
+
+
 @dataclass(frozen=True)
 class Study:
     """Trains a mapper and an adapter for each set of streams, each once."""
 
-    workdir: Path
-    clips: Path  # the folder in which the hard grade's own networks were trained
-    hard: Path  # the bundle of these
-    backbone: Path  # whose UNet knows one grid of LOA
-    synchformer: Path
+    workdir: Path  # beside the folder `tiny` of the base grade's clips
     budget: Budget
 
     @property
     def start(self) -> Path:
-        """The bundle that every training starts from, made if it is missing."""
-        folder = self.workdir / "start"
-        with one_at_a_time(folder):
-            if not (folder / "bundle.json").exists():
-                parts = {"unet": self.backbone, "synchformer": self.synchformer}
-                write_bundle(
-                    folder, {n: _component(p, n) for n, p in parts.items()}, base=self.hard
-                )
-        return folder
+        """The bundle that every training starts from."""
+        return self.workdir / "bundle"
+
+    def prepare(self, jobs: int) -> None:
+        """Train the networks of `STAGES` that are not trained yet, `jobs` at a time.
+
+        Raises:
+            StageError: a training failed, or was stopped; the same call continues from there.
+        """
+        copy_sound_networks(TINY_BUNDLE, self.start, [n for n in SOUND if n != "unet"])
+        run_stages(self.workdir, STAGES, jobs=jobs)
 
     @property
     def features(self) -> Path:
         """Features of the windows of training and held-out videos, extracted if missing."""
         folder = self.workdir / "features"
         with one_at_a_time(folder):
-            source = FoleyClips(str(self.clips), grade="hard", train=self.budget.clips, heldout=64)
+            source = FoleyClips(
+                str(self.workdir), grade="hard", train=self.budget.clips, heldout=64
+            )
             every = source.clips(self.workdir)
             for part in ("train", "heldout"):
                 names = (*ENCODERS, "audiomae", "vae")
@@ -169,12 +188,6 @@ class Study:
         return train_bundle(config, self.workdir / f"adapter-{name}")
 
 
-def _component(bundle: Path, name: str) -> Component:
-    opened = Bundle.open(bundle)
-    entry = opened.entries[name]
-    return Component(entry.config, opened.load(name), entry.source)
-
-
 @dataclass(frozen=True)
 class StreamRun:
     """One set of streams with one seed; without streams, the ceiling."""
@@ -197,7 +210,7 @@ class StreamRun:
         """Return a digest of what the scores depend on."""
         study = self.study
         names = (*ENCODERS, "audiomae", "unet", "vae", "vocoder", "listener")
-        bundle = study.start if self.streams else study.hard
+        bundle = study.start if self.streams else TINY_BUNDLE
         features = feature_description(study.features / "train")
         described = [self.name, self.seed, to_json(study.budget), features]
         return digest([*described, weight_digests(bundle, names)])[:16]
@@ -211,9 +224,11 @@ def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
         UserError: training or scoring failed.
     """
     start, study = time.monotonic(), run.study
-    bundle = study.trained(run.streams, run.seed) if run.streams else study.hard
+    bundle = study.trained(run.streams, run.seed) if run.streams else TINY_BUNDLE
     trained = time.monotonic()
     synthesiser = Synthesiser.open(bundle)
+    if not run.streams:
+        synthesiser = replace(synthesiser, model=without_adapter(synthesiser.model))
     sampling = synthesiser.sampling._replace(steps=study.budget.sampler_steps)
     synthesiser = replace(synthesiser, sampling=sampling)
     clips, listener = _test(study)
@@ -235,10 +250,10 @@ def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
 @lru_cache(maxsize=1)
 def _test(study: Study) -> tuple[list[KnownClip], Listener]:
     """Return the test videos, made if they are missing, and the listener."""
-    folder, start, count = study.clips / "test_clips", SPLITS["test"].start, study.budget.sounds
+    folder, start, count = study.workdir / "test_clips", SPLITS["test"].start, study.budget.sounds
     with one_at_a_time(folder):
         write_world(GRADES["hard"], range(start, start + count), folder, processes=2)
-    return open_clips(folder, count), Bundle.open(study.hard).load("listener", jnp.float32)
+    return open_clips(folder, count), Bundle.open(TINY_BUNDLE).load("listener", jnp.float32)
 
 
 def recalled(clips: Sequence[KnownClip], waves: Waves) -> dict[str, list[int]]:
@@ -333,8 +348,7 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
         "--workdir",
         type=options.path,
         default=Path("runs"),
-        help="folder of the hard grade (hard), the UNet (timing), a Synchformer (synchformer) and "
-        "of what is trained here (streams)",
+        help="folder of the base grade's clips (tiny) and of what is trained here (streams)",
     )
     add_running(parser)
     parser.set_defaults(run=run_streams)
@@ -345,10 +359,8 @@ def run_streams(args: argparse.Namespace) -> None:
     runs_folder = args.workdir
     enable_compilation_cache(str((runs_folder / "tiny" / "cache").absolute()))
     budget = Budget(sounds=args.count)
-    study = Study(
-        runs_folder / "streams", runs_folder / "hard", runs_folder / "hard" / "stage2",
-        runs_folder / "timing" / "backbone", runs_folder / "synchformer" / "bundle", budget,
-    )  # fmt: skip
+    study = Study(runs_folder / "streams", budget)
+    study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
     study.features  # noqa: B018 - extracted first, by one process
     runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
