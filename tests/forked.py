@@ -84,7 +84,8 @@ def _call(
 
     threading.Thread(target=_end_with_the_tests, daemon=True).start()
     os.chdir(ROOT)
-    os.environ.update(environment)  # that of the server may be older
+    os.environ.update(environment)  # that of the server may be older, or that of one test alone
+    jax.config.update("jax_platforms", environment.get("JAX_PLATFORMS"))
     for name, value in options.items():
         jax.config.update(name, value)
     try:

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import fsspec
 from moto.server import ThreadedMotoServer
@@ -27,10 +29,28 @@ def running_server() -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
+        assert server._server is not None
+        server._server.app = _writing_one_at_a_time(server._server.app)
         host, port = server.get_host_and_port()
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+
+
+def _writing_one_at_a_time(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Let two requests that make one object come one after the other, as those of a store do.
+
+    Moto looks whether the object is there and writes it without a lock between its threads.
+    """
+    lock = threading.Lock()
+
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "PUT":
+            return app(environ, start)
+        with lock:
+            return app(environ, start)
+
+    return answer
 
 
 @contextmanager
