@@ -105,19 +105,15 @@ PAPER = label(SETS[0])
 """The set that all others are compared with."""
 
 
+BASE_CLIPS = (("bundle", "bundle"), ("source.folder", "../tiny"))
+"""Folders of a stage that learns from the clips of the base grade."""
+ONE_GRID = ("pools=[[8,8]]", "pool_probs=[1.0]")
 STAGES = (
-    Stage(
-        "synchformer", "tiny_synchformer", (),
-        (("bundle", "bundle"), ("source.folder", "../tiny")),
-    ),
+    Stage("synchformer", "tiny_synchformer", folders=BASE_CLIPS),
     Stage("cavp", "hard_cavp"),
     Stage("timechat", "hard_timechat"),
-    Stage(
-        "backbone", "tiny_unet", (),
-        (("bundle", "bundle"), ("source.folder", "../tiny")),
-        overrides=("pools=[[8,8]]", "pool_probs=[1.0]"),
-    ),
-)  # fmt: skip
+    Stage("backbone", "tiny_unet", folders=BASE_CLIPS, overrides=ONE_GRID),
+)
 """The networks that all sets start from; the last one is the UNet as AudioLDM2's was trained."""
 
 

@@ -84,7 +84,9 @@ def _call(
 
     threading.Thread(target=_end_with_the_tests, daemon=True).start()
     os.chdir(ROOT)
-    os.environ.update(environment)  # that of the server may be older, or that of one test alone
+    # The server was started with that of one test, in which it has read the platforms as well.
+    os.environ.clear()
+    os.environ.update(environment)
     jax.config.update("jax_platforms", environment.get("JAX_PLATFORMS"))
     for name, value in options.items():
         jax.config.update(name, value)

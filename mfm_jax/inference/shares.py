@@ -424,7 +424,7 @@ class Share:
             if time.monotonic() < self._looked + LOOK and (piece := self._claim_new()) is not None:
                 return piece
             left = self._look()
-        others = [number for number in left if number not in (*self._held, *self._free)]
+        others = sorted({*left} - {*self._held, *self._free})
         if (piece := self._claim_new()) is not None:
             return piece
         claimed = (self._claim(number) for number in others)
