@@ -27,7 +27,6 @@ from mfm_jax.inference.segments import FOLDER
 from mfm_jax.inference.shares import do_together
 from mfm_jax.inference.work import Job, Work
 from mfm_jax.media.write import write_frames
-from mfm_jax.storage import leases
 from mfm_jax.storage.parts import temporary
 from mfm_jax.storage.paths import user_path
 from tests.inference.stand_in import networks
@@ -66,9 +65,7 @@ def place(request, tmp_path, clips, copies):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Let leases end soon, and pieces be small and written often."""
-    monkeypatch.setattr(leases, "SLACK", 0.5)
-    monkeypatch.setenv(shares.SECONDS, "1.5")
+    """Let pieces be written often, and nobody wait long."""
     monkeypatch.setattr(shares, "INTERVAL", 0.05)
     monkeypatch.setattr(shares, "LONGEST_WAIT", 0.3)
 

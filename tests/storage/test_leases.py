@@ -3,11 +3,12 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 
 from mfm_jax.storage import leases as module
-from mfm_jax.storage.leases import Leases
+from mfm_jax.storage.leases import SLACK, Leases
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -56,21 +57,39 @@ def test_who_looked_long_ago_gets_nothing_that_others_had(folder):
         assert not first.holds(has)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Return the time that leases go by, which stands still until a test moves it."""
+    clock = SimpleNamespace(now=time.time())
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: clock.now))
+    return clock
+
+
 @pytest.mark.parametrize("keeps", [False, True])
-def test_the_lease_of_a_dead_worker_goes_to_another(folder, monkeypatch, keeps):
-    monkeypatch.setattr(module, "SLACK", 0.1)
-    dead = Leases(folder, seconds=0.2, keeps=keeps)  # nobody renews it
+def test_the_lease_of_a_dead_worker_goes_to_another(folder, clock, keeps):
+    dead = Leases(folder, seconds=10.0, keeps=keeps)  # nobody renews it
     lease = dead.take("0")
-    with Leases(folder, seconds=0.4, keeps=keeps) as other:
-        assert other.take("0") is None
-        time.sleep(0.35)
-        taken = other.take("0")
-        assert taken is not None
-        assert not dead.holds(lease)
-        time.sleep(0.7)  # longer than it lasts unless it is renewed
-        assert Leases(folder, keeps=keeps).take("0") is None
-        dead.give_back(lease)  # it wakes up late
-        assert other.holds(taken)
+    other = Leases(folder, seconds=10.0, keeps=keeps)
+    clock.now += 10 + 0.9 * SLACK
+    assert other.take("0") is None
+    clock.now += 0.2 * SLACK
+    taken = other.take("0")
+    assert taken is not None
+    assert not dead.holds(lease)
+    dead.give_back(lease)  # it wakes up late
+    assert other.holds(taken)
+    assert dead.take("0") is None
+
+
+def test_the_lease_of_a_living_worker_does_not_end(folder, clock):
+    with Leases(folder, seconds=0.4) as living:  # renewed ten times a second
+        lease = living.take("0")
+        for _ in range(3):
+            clock.now += SLACK
+            until = time.monotonic() + 60
+            while lease.until < clock.now + 0.4 and time.monotonic() < until:
+                time.sleep(0.02)
+            assert Leases(folder).take("0") is None
 
 
 @pytest.mark.parametrize(("keeps", "rounds"), [(False, 1000), (True, 200)])
