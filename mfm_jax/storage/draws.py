@@ -1,23 +1,39 @@
-"""Draw initial weights with one program for each shape and distribution.
+"""Draw initial weights with a program for each distribution and size, not for each shape.
 
-A network has few of these. One program for all its weights would take longer to compile. Weights of
-one number, such as zeros, need none.
+JAX's random numbers depend on the key and on the place of a number, not on the shape. So a weight
+is drawn as one long row, rounded up to one of a few sizes, of which it takes the beginning: the
+numbers are the same, and a network of a hundred shapes needs a dozen programs. One program for all
+its weights would take longer to compile. Weights of one number, such as zeros, need none.
 """
 
+import functools
+import itertools
+import math
 import os
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from jax import lax
 from jax import numpy as jnp
-from jax.extend.core import JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Primitive, Var
 
 from mfm_jax.runtime.seeds import random_key
+
+ROUND = 1 << 18
+"""Numbers that a larger row is a multiple of. Smaller ones are powers of four."""
+ELEMENTWISE = frozenset(
+    (
+        "abs", "add", "bitcast_convert_type", "clamp", "convert_element_type", "cos", "div", "erf",
+        "erf_inv", "exp", "log", "log1p", "max", "min", "mul", "neg", "nextafter", "or", "pow",
+        "select_n", "shift_right_logical", "sign", "sin", "sqrt", "stop_gradient", "sub",
+    )
+)  # fmt: skip
+"""Operations of a draw that make each number of a weight from that number alone."""
 
 
 def same_key() -> nnx.Rngs:
@@ -40,27 +56,97 @@ def draw(build: Callable[..., Any], seed: int, *, wanted: Callable[[Any], Collec
         )()
     keys = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
     made_by = {var: (i, eqn) for i, eqn in enumerate(traced.jaxpr.eqns) for var in eqn.outvars}
-    groups: dict[Hashable, dict[int, _Draw]] = {}
+    alike: dict[_Program, dict[int, Sequence[Any]]] = {}
+    leaves, structure = jax.tree.flatten(shapes)
     for i in wanted(shapes):
         one = _Draw.of(traced.jaxpr.outvars[i], made_by)
-        groups.setdefault(one.kind(), {})[i] = one
-    # A program runs a few times only, so its optimisation would take most of the time.
-    fast = None if host is None else {"xla_backend_optimization_level": 0}
+        if (constant := one.constant()) is not None:
+            with jax.default_device(host):
+                leaves[i] = jax.device_put(constant)
+            continue
+        program, values = one.program()
+        alike.setdefault(program, {})[i] = [keys[v] if isinstance(v, Var) else v for v in values]
 
-    def drawn(alike: dict[int, _Draw]) -> dict[int, jax.Array]:
-        first = next(iter(alike.values()))
+    def drawn(program: "_Program") -> dict[int, jax.Array]:
         with jax.default_device(host):
-            if first.constant() is not None:
-                return {i: jax.device_put(one.constant()) for i, one in alike.items()}
-            program = jax.jit(first.run, compiler_options=fast)
-            return {i: program(*(keys[var] for var in one.inputs)) for i, one in alike.items()}
+            run = _compiled(program, host is not None)
+            return {
+                i: _weight(run(*values), leaves[i].shape) for i, values in alike[program].items()
+            }
 
-    leaves, structure = jax.tree.flatten(shapes)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(drawn, groups.values()):
+        for found in pool.map(drawn, alike):
             for i, leaf in found.items():
                 leaves[i] = leaf
     return jax.tree.unflatten(structure, leaves)
+
+
+def _weight(drawn: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return what was drawn, which may be a row that begins with the weight."""
+    if drawn.shape == shape:
+        return drawn
+    # A copy, which lets go of the rest of the row.
+    return jax.device_put(np.asarray(drawn)[: math.prod(shape)].reshape(shape).copy())
+
+
+def _rounded(count: int) -> int:
+    """Return the size of the row that a weight of `count` numbers is the beginning of."""
+    if count > ROUND:
+        return -(-count // ROUND) * ROUND
+    return 1 << 2 * math.ceil(math.log2(max(count, 1)) / 2)
+
+
+class _Step(NamedTuple):
+    """An operation of a program, on values that have numbers."""
+
+    primitive: Primitive
+    params: tuple[tuple[str, Any], ...]
+    inputs: tuple[Any, ...]  # a value's number, or a `_Known`
+    several: bool  # it returns a list
+
+
+class _Known(NamedTuple):
+    """A value that is part of a program."""
+
+    type: Any
+    data: bytes
+
+    @classmethod
+    def of(cls, literal: Literal) -> "_Known":
+        kind = _type(literal)
+        return cls(kind, np.asarray(literal.val, kind.dtype).tobytes())
+
+    @property
+    def value(self) -> Any:
+        return np.frombuffer(self.data, self.type.dtype).reshape(self.type.shape)
+
+
+class _Program(NamedTuple):
+    """Operations that make weights from their keys, equal for all that need one compilation."""
+
+    steps: tuple[_Step, ...]
+    output: Any  # as the inputs of a step
+    size: int | None  # of the row; None for a weight that keeps its shape
+
+    def run(self, *values: jax.Array) -> jax.Array:
+        """Make one weight."""
+        known = list(values)
+
+        def value(place: Any) -> Any:
+            return place.value if isinstance(place, _Known) else known[place]
+
+        for step in self.steps:
+            made = step.primitive.bind(*map(value, step.inputs), **dict(step.params))
+            known += made if step.several else [made]
+        return jnp.asarray(value(self.output))
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled(program: _Program, fast: bool) -> Callable[..., jax.Array]:
+    # A program runs a few times only, so its optimisation would take most of the time.
+    return jax.jit(
+        program.run, compiler_options={"xla_backend_optimization_level": 0} if fast else None
+    )
 
 
 @dataclass(frozen=True)
@@ -93,38 +179,100 @@ class _Draw:
                 needed += equation.invars
         return cls(tuple(inputs), tuple(equations[i] for i in sorted(equations)), output)
 
-    def kind(self) -> Hashable:
-        """Return what is equal for draws that differ in the values of their inputs only."""
-        made = (var for equation in self.equations for var in equation.outvars)
-        number = {var: i for i, var in enumerate((*self.inputs, *made))}
-
-        def place(var: Var | Literal) -> Hashable:
-            if isinstance(var, Literal):
-                return var.aval, np.asarray(var.val).tobytes()
-            return number[var]
-
-        steps = ((e.primitive, *map(place, e.invars), *e.params.items()) for e in self.equations)
-        return (*(var.aval for var in self.inputs), *steps, place(self.output))
-
     def constant(self) -> np.ndarray | None:
         """Return the leaf if it is one number everywhere."""
         if [equation.primitive for equation in self.equations] != [lax.broadcast_in_dim_p]:
             return None
-        number, made = self.equations[0].invars[0], cast(Any, self.output.aval)
+        number, made = self.equations[0].invars[0], _type(self.output)
         return np.full(made.shape, number.val, made.dtype) if isinstance(number, Literal) else None
 
-    def run(self, *values: jax.Array) -> jax.Array:
-        """Make the leaf from the values of `inputs`."""
-        known: dict[Var, Any] = dict(zip(self.inputs, values, strict=True))
+    def program(self) -> tuple[_Program, Sequence[Any]]:
+        """Return the program that makes the leaf, and its inputs: variables and numbers."""
+        shape = _type(self.output).shape
+        if shape:
+            try:
+                return self._written(_Row(shape, _rounded(math.prod(shape))))
+            except _NotARow:
+                pass
+        return self._written(None)
 
-        def value(var: Var | Literal) -> Any:
-            return var.val if isinstance(var, Literal) else known[var]
+    def _written(self, row: "_Row | None") -> tuple[_Program, Sequence[Any]]:
+        values: list[Any] = list(self.inputs)
+        scales: dict[int, int] = {}  # inputs in place of literals, by the literal's identity
+        for literal in (v for e in self.equations for v in e.invars if isinstance(v, Literal)):
+            # Deviations differ between shapes. What has an integer keeps the compiler's arithmetic.
+            kind = _type(literal)
+            if row is not None and kind.shape == () and kind.dtype == np.float32:
+                scales[id(literal)] = len(values)
+                values.append(np.float32(literal.val))
+        steps: list[_Step] = []
+        numbers = itertools.count(len(values))
 
-        for equation in self.equations:
-            made = equation.primitive.bind(*map(value, equation.invars), **equation.params)
-            several = equation.primitive.multiple_results
-            known |= zip(equation.outvars, made if several else [made], strict=True)
-        return jnp.asarray(value(self.output))
+        def write(equations: Sequence[JaxprEqn], places: dict[Var, Any]) -> None:
+            def place(var: Var | Literal) -> Any:
+                if isinstance(var, Literal):
+                    return scales.get(id(var)) if id(var) in scales else _Known.of(var)
+                return places[var]
+
+            for equation in equations:
+                inputs = tuple(map(place, equation.invars))
+                inner = equation.params.get("jaxpr") if row is not None else None
+                if inner is not None and not inner.consts:
+                    within = dict(zip(inner.jaxpr.invars, inputs, strict=True))
+                    write(inner.jaxpr.eqns, within)
+                    made = [within[var] for var in inner.jaxpr.outvars]
+                else:
+                    params = equation.params if row is None else row.params(equation)
+                    several = equation.primitive.multiple_results
+                    steps.append(_Step(equation.primitive, tuple(params.items()), inputs, several))
+                    made = [next(numbers) for _ in equation.outvars]
+                places.update(zip(equation.outvars, made, strict=True))
+
+        places: dict[Var, Any] = {var: i for i, var in enumerate(self.inputs)}
+        write(self.equations, places)
+        output = self.output
+        end = _Known.of(output) if isinstance(output, Literal) else places[output]
+        return _Program(tuple(steps), end, None if row is None else row.size), values
+
+
+def _type(var: Var | Literal) -> Any:
+    """Return what has the shape and the type of a value."""
+    return var.aval
+
+
+class _NotARow(Exception):
+    """The numbers of a weight depend on more than their place in it."""
+
+
+class _Row(NamedTuple):
+    """A weight as a row of at least as many numbers."""
+
+    shape: tuple[int, ...]
+    size: int
+
+    def params(self, equation: JaxprEqn) -> dict[str, Any]:
+        """Return the settings of an operation that makes the row in place of the weight.
+
+        Raises:
+            _NotARow: there is no such operation.
+        """
+        for var in (*equation.invars, *equation.outvars):
+            self._of(_type(var).shape)
+        name, params = equation.primitive.name, equation.params
+        if name == "random_bits":
+            return {**params, "shape": self._of(params["shape"])}
+        if name == "broadcast_in_dim" and _type(equation.invars[0]).shape == ():
+            return {**params, "shape": self._of(params["shape"])}
+        if name in ELEMENTWISE:
+            return params
+        raise _NotARow
+
+    def _of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if shape == self.shape:
+            return (self.size,)
+        if all(length == 1 for length in shape):
+            return shape[:1]
+        raise _NotARow
 
 
 def _host() -> jax.Device | None:
