@@ -27,6 +27,7 @@ from tests.storage.test_copies import (  # noqa: F401
     test_a_folder_is_copied_once_for_each_version,
 )
 from tests.storage.test_leases import (  # noqa: F401
+    clock,
     test_one_has_it_until_it_is_given_back,
     test_the_lease_of_a_dead_worker_goes_to_another,
     test_who_believes_that_there_was_none_does_not_get_what_another_has,
