@@ -3,7 +3,8 @@
 JAX's random numbers depend on the key and on the place of a number, not on the shape. So a weight
 is drawn as one long row, rounded up to one of a few sizes, of which it takes the beginning: the
 numbers are the same, and a network of a hundred shapes needs a dozen programs. One program for all
-its weights would take longer to compile. Weights of one number, such as zeros, need none.
+its weights would take longer to compile. Weights of one number, such as zeros, need none. Where the
+numbers depend on the shape, because JAX was told so, each shape has a program of its own.
 """
 
 import functools
@@ -200,7 +201,8 @@ class _Draw:
         values: list[Any] = list(self.inputs)
         scales: dict[int, int] = {}  # inputs in place of literals, by the literal's identity
         for literal in (v for e in self.equations for v in e.invars if isinstance(v, Literal)):
-            # Deviations differ between shapes. What has an integer keeps the compiler's arithmetic.
+            # Deviations, which differ between shapes. Bounds are integers and stay in the program,
+            # where the compiler computes with them in its own way.
             kind = _type(literal)
             if row is not None and kind.shape == () and kind.dtype == np.float32:
                 scales[id(literal)] = len(values)
@@ -211,7 +213,7 @@ class _Draw:
         def write(equations: Sequence[JaxprEqn], places: dict[Var, Any]) -> None:
             def place(var: Var | Literal) -> Any:
                 if isinstance(var, Literal):
-                    return scales.get(id(var)) if id(var) in scales else _Known.of(var)
+                    return scales[id(var)] if id(var) in scales else _Known.of(var)
                 return places[var]
 
             for equation in equations:
@@ -259,7 +261,7 @@ class _Row(NamedTuple):
         for var in (*equation.invars, *equation.outvars):
             self._of(_type(var).shape)
         name, params = equation.primitive.name, equation.params
-        if name == "random_bits":
+        if name == "random_bits" and _depends_on_places(_type(equation.invars[0]).dtype):
             return {**params, "shape": self._of(params["shape"])}
         if name == "broadcast_in_dim" and _type(equation.invars[0]).shape == ():
             return {**params, "shape": self._of(params["shape"])}
@@ -273,6 +275,12 @@ class _Row(NamedTuple):
         if all(length == 1 for length in shape):
             return shape[:1]
         raise _NotARow
+
+
+def _depends_on_places(kind: Any) -> bool:
+    """Return whether a random number depends on its place alone, with a key of this type."""
+    flag = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    return flag and str(kind) == "key<fry>"
 
 
 def _host() -> jax.Device | None:

@@ -45,6 +45,14 @@ def test_weights_are_those_that_flax_draws(build):
         np.testing.assert_array_equal(named_weights(made)[name], weight, err_msg=name)
 
 
+@pytest.mark.parametrize("told", ["older numbers", "numbers of the device"])
+def test_so_are_those_of_random_numbers_that_depend_on_the_shape(told):
+    build = partial(GPT2, GPT2Config(width=8, depth=1, heads=2, positions=3))
+    older = jax.threefry_partitionable(False)
+    with older if told == "older numbers" else jax.default_prng_impl("rbg"):
+        test_weights_are_those_that_flax_draws(build)
+
+
 def test_networks_of_many_shapes_are_drawn_by_few_programs():
     """A program for each shape would take most of the time that a small training does."""
     initialise(partial(Vocoder, VocoderConfig.tiny()), 0)
