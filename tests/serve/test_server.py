@@ -1,4 +1,4 @@
-"""`mfm serve` as it runs, with the shipped miniature: one server for all tests of this file."""
+"""`mfm serve` as it runs, with untrained networks: one server for all tests of this file."""
 
 import json
 import shutil
@@ -22,6 +22,7 @@ from integrations.comfyui.nodes import MFMSound
 from mfm_jax.cli import main
 from mfm_jax.media.probe import probe
 from mfm_jax.media.write import write_frames
+from tests.bundles import untrained_bundle
 from tests.docs.blocks import ROOT, blocks
 from tests.serve.running import MARK, Running, form, running
 
@@ -56,16 +57,22 @@ def clips(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def expected(clips, tmp_path_factory) -> dict[str, np.ndarray]:
+def bundle(tmp_path_factory) -> Path:
+    return untrained_bundle(tmp_path_factory.mktemp("bundle") / "untrained", steps=8).path
+
+
+@pytest.fixture(scope="module")
+def expected(bundle, clips, tmp_path_factory) -> dict[str, np.ndarray]:
     """What `mfm generate` makes. Its programs are those that the server then finds compiled."""
-    folder = tmp_path_factory.mktemp("expected")
-    files = mfm_jax.generate([clips["short"], clips["other"]], folder, format="wav", batch=3)
+    folder, names = tmp_path_factory.mktemp("expected"), (clips["short"], clips["other"])
+    files = mfm_jax.generate(names, folder, bundle=bundle, format="wav", batch=3)
     return {path.stem: soundfile.read(path)[0] for path in files}
 
 
 @pytest.fixture(scope="module")
-def server(expected, tmp_path_factory):
-    with running(tmp_path_factory.mktemp("server"), *LIMITS) as found:
+def server(bundle, expected, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with running(folder, "--bundle", str(bundle), *LIMITS) as found:
         yield found
 
 
