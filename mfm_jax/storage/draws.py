@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -191,10 +192,8 @@ class _Draw:
         """Return the program that makes the leaf, and its inputs: variables and numbers."""
         shape = _type(self.output).shape
         if shape:
-            try:
+            with suppress(_NotARow):  # then it keeps its shape
                 return self._written(_Row(shape, _rounded(math.prod(shape))))
-            except _NotARow:
-                pass
         return self._written(None)
 
     def _written(self, row: "_Row | None") -> tuple[_Program, Sequence[Any]]:

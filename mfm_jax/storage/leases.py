@@ -204,6 +204,7 @@ class Leases:
 
 
 def _is_there(file: Path) -> bool:
+    """Return whether there is a file, by one request: `exists` also looks for a folder."""
     try:
         file.read_bytes()
     except FileNotFoundError:

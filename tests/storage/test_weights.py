@@ -36,6 +36,10 @@ class Unusual(nnx.Module):
     ],
 )
 def test_weights_are_those_that_flax_draws(build):
+    assert_drawn_as_by_flax(build)
+
+
+def assert_drawn_as_by_flax(build):
     made = initialise(build, 3)
     fast = {"xla_backend_optimization_level": 0}
     whole = jax.jit(lambda: build(rngs=nnx.Rngs(3)), compiler_options=fast)()
@@ -50,7 +54,7 @@ def test_so_are_those_of_random_numbers_that_depend_on_the_shape(told):
     build = partial(GPT2, GPT2Config(width=8, depth=1, heads=2, positions=3))
     older = jax.threefry_partitionable(False)
     with older if told == "older numbers" else jax.default_prng_impl("rbg"):
-        test_weights_are_those_that_flax_draws(build)
+        assert_drawn_as_by_flax(build)
 
 
 def test_networks_of_many_shapes_are_drawn_by_few_programs():
