@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jax import numpy as jnp
 
-from mfm_jax.data.features import FeatureSource
+from mfm_jax.data.features import SOUND_ENCODERS, FeatureSource
 from mfm_jax.data.loader import Element
 from mfm_jax.mapper import Stream, Streams
 from mfm_jax.models.audiomae import LOA
@@ -48,7 +48,7 @@ class GridSync(SyncRecipe):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return ()
+        return SOUND_ENCODERS
 
     def read(self, element: Element) -> Element:
         return DenoisingRecipe.read(self, element)

@@ -42,11 +42,13 @@ def describe(
     """
     names = bundled(bundle) if encoders is None else list(encoders)
     video = open_encoders(bundle, [n for n in names if n in ENCODERS], {"timechat": timechat})
+    spec = window_spec(bundle, video)
     about: dict[str, Any] = {
         "encoders": {
             name: _identity(bundle, name) for name in (*ENCODERS, *SOUND_ENCODERS) if name in names
         },
-        "spec": window_spec(bundle, video).recorded(),
+        # Without an encoder of video, features do not depend on the frames that are looked at.
+        "spec": spec.recorded(video),
     }
     if "timechat" in names:
         about["timechat"] = timechat
@@ -87,19 +89,23 @@ class FeatureSource(RecordSource):
         super().__init__(folder, DESCRIPTION)
 
 
-def check(folder: Path, bundle: Bundle) -> None:
+def check(folder: Path, bundle: Bundle, encoders: Iterable[str] | None = None) -> None:
     """Check that the features in `folder` are those of this bundle's encoders.
+
+    Args:
+        encoders: those that are checked, where the folder has them; all that it has if not given.
 
     Raises:
         DataError: they are not, or they are not complete; the message says what differs.
     """
     found = read_about(folder / DESCRIPTION)
+    wanted = list(found["encoders"]) if encoders is None else list(encoders)
+    names = [name for name in found["encoders"] if name in wanted]
     known = [name for name in ENCODERS if ENCODERS[name].formula] + bundled(bundle)
-    lacking = [name for name in found["encoders"] if name not in known]
+    lacking = [name for name in names if name not in known]
     if lacking:
         raise DataError(
             f"{folder} was made with {', '.join(lacking)}, which bundle {bundle.path} does not "
             "have: give the bundle it was made with"
         )
-    wanted = describe(bundle, found.get("timechat", ""), found["encoders"])
-    check_same(folder, found, wanted)
+    check_same(folder, found, describe(bundle, found.get("timechat", ""), names))

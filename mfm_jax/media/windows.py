@@ -3,7 +3,7 @@
 Nothing here reads a file, so that generation needs no video library.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,10 +125,12 @@ class WindowSpec:
         more = int(np.ceil((seconds - SLACK - self.seconds) / step - 1e-6))
         return [index * step for index in range(1 + max(0, more))]
 
-    def recorded(self) -> dict[str, Any]:
-        """Return the fields as folders of features record them."""
+    def recorded(self, names: Collection[str]) -> dict[str, Any]:
+        """Return the fields as folders of features record them, with the views of `names`."""
         told: dict[str, Any] = {"seconds": self.seconds, "overlap": self.overlap}
         for name, view in self.views.items():
+            if name not in names:
+                continue
             height, width = view.size
             told |= {f"{name}_fps": view.fps} if view.fps else {f"{name}_frames": view.frames}
             told[f"{name}_size"] = height if height == width else [height, width]

@@ -13,7 +13,7 @@ def test_an_adapter_of_loa_reads_the_true_sound_with_noise(tmp_path):
     base = untrained_bundle(tmp_path / "b")
     recipe = GridSync(bundle=str(base.path), kind="features")
     assert recipe.network.streams == ("loa",)
-    assert recipe.reads == ()
+    assert recipe.reads == ("audiomae", "vae")
     tokens = jax.random.normal(jax.random.key(0), (8, 129, 128))
     stream = recipe.streams({"audiomae": tokens}, jax.random.key(1))["loa"]
     np.testing.assert_allclose(stream.seconds[3], FINE.times())

@@ -103,6 +103,8 @@ def test_every_network_trains_on_the_same_folder(clips, tmp_path, monkeypatch, c
         ]
         assert sum(counts) == CLIPS
         assert min(counts) >= 1
+    unet = read_about(Path("runs/tiny/unet/features/train/features.json"))
+    assert list(unet["encoders"]) == ["audiomae", "vae"]  # though the bundle has cavp by then
     bundle = Bundle.open(Path("runs/tiny/bundle"))
     assert bundle.made_together("cavp", "cavp_audio")
     assert {name for name, _ in bundle.entries["unet"].source.trained_with} == {"audiomae", "vae"}

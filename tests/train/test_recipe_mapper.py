@@ -24,7 +24,8 @@ from mfm_jax.train.losses import clip_contrast
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
-from tests.bundles import filled, untrained_bundle
+from mfm_jax.train.recipes.unet import UNetRecipe
+from tests.bundles import filled, untrained_bundle, untrained_component
 from tests.feature_folder import write_features
 from train import train
 
@@ -353,6 +354,21 @@ def test_features_of_other_tokens_are_refused(tmp_path, change, message):
     recipe.prepare(tmp_path)
     with pytest.raises(DataError, match=message):
         replace(recipe, network=replace(MapperConfig.tiny(), **change)).prepare(tmp_path)
+
+
+def test_only_encoders_that_are_read_have_to_be_those_of_the_bundle(tmp_path):
+    """A UNet in training goes on though TimeChat, which trains beside it, is done meanwhile."""
+    bundle = untrained_bundle(tmp_path / "bundle")
+    for part in ("train", "heldout"):
+        write_features(bundle, tmp_path / "features" / part, 2)
+    timechat = untrained_component("timechat", bundle.config("timechat"), seed=77)
+    later = write_bundle(tmp_path / "later", {"timechat": timechat}, base=bundle.path)
+    common = {"source": ClipFiles(str(tmp_path / "features")), "bundle": str(later.path)}
+    assert len(UNetRecipe(**common).prepare(tmp_path).train) == 2
+    with pytest.raises(DataError, match=r"encoders\.timechat is"):
+        MapperRecipe(**common).prepare(tmp_path)
+    of_cavp = replace(MapperConfig.tiny(), encoders=(("cavp", 32, 64),))
+    assert len(MapperRecipe(**common, network=of_cavp).prepare(tmp_path).train) == 2
 
 
 def test_features_that_lack_a_stream_are_refused():

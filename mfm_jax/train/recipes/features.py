@@ -36,14 +36,21 @@ def text_config(bundle: Bundle) -> EmptyTextConfig | None:
 class FeatureRecipe(BundleRecipe):
     """A recipe that learns from features: those that its source is, or those of its clips.
 
-    Features of clips are computed on first use, into the workdir, by all encoders of the bundle and
-    those that the recipe reads. A folder that is begun keeps to its encoders.
+    Features of clips are computed on first use, into the workdir. A folder that is begun keeps to
+    its encoders.
     """
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The video encoders whose tokens are read."""
-        return ()
+        """The encoders whose features are read; they have to be those of the bundle."""
+        raise NotImplementedError
+
+    def computes(self, bundle: Bundle) -> list[str]:
+        """Return the encoders that are run: those that the recipe reads, and the bundle's others.
+
+        Later recipes may read what this one does not.
+        """
+        return list(dict.fromkeys((*bundled(bundle), *self.reads)))
 
     @property
     def expects(self) -> dict[str, Any]:
@@ -60,7 +67,7 @@ class FeatureRecipe(BundleRecipe):
         if folders is None:
             folders = Split(*(workdir / "features" / name for name in SPLITS))
             tensor = self.expects.get("timechat", "video")
-            names = list(dict.fromkeys((*bundled(bundle), *self.reads)))
+            names = self.computes(bundle)
 
             def compute(clips: list[Clip], folder: Path) -> list[Failure]:
                 return extract(
@@ -76,7 +83,7 @@ class FeatureRecipe(BundleRecipe):
 
             self.fill(folders, DESCRIPTION, workdir, compute)
         for folder in folders:
-            check(folder, bundle)
+            check(folder, bundle, self.reads)
             found = FeatureSource(folder).about
             check_same(folder, found, {k: v for k, v in self.expects.items() if k in found})
         return self.cached(*map(FeatureSource, folders))

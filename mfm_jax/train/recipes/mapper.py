@@ -51,7 +51,7 @@ class LOARecipe(FeatureRecipe):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return tuple(name for name, *_ in self.encoders)
+        return (*(name for name, *_ in self.encoders), "audiomae")
 
     @property
     def expects(self) -> dict[str, Any]:

@@ -154,6 +154,10 @@ class Stage2Recipe(LOARecipe):
         return each_stream((*self.mapper.encoders, *more))
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return (*super().reads, "vae")
+
+    @property
     def schedule(self) -> Schedule:
         """The noise schedule that the UNet was trained with."""
         return self._bundle.settings.schedule

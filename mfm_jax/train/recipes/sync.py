@@ -14,6 +14,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, Component, write_bundle
+from mfm_jax.data.features import SOUND_ENCODERS
 from mfm_jax.data.loader import Element
 from mfm_jax.diffusion import Schedule
 from mfm_jax.errors import SettingError
@@ -126,7 +127,7 @@ class SyncRecipe(DenoisingRecipe):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.network.streams
+        return (*self.network.streams, *SOUND_ENCODERS)
 
     @property
     def expects(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
+from mfm_jax.data.features import SOUND_ENCODERS
 from mfm_jax.data.loader import Element
 from mfm_jax.data.sources import Split
 from mfm_jax.diffusion import Schedule
@@ -32,6 +33,10 @@ class DenoisingRecipe(FeatureRecipe):
 
     def __post_init__(self) -> None:
         check_shares(self, "uncond_prob", "noise_prob")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return SOUND_ENCODERS
 
     def read(self, element: Element) -> Element:
         return {name: element[name] for name in ("audiomae", "latents")}
@@ -86,6 +91,13 @@ class UNetRecipe(DenoisingRecipe):
                 f"{kept}: make them the same"
             )
         return super().prepare(workdir)
+
+    def computes(self, bundle: Bundle) -> list[str]:
+        """Return the encoders of sound alone.
+
+        Those of video may still be in training beside this, and their features would soon be old.
+        """
+        return list(self.reads)
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         if len(self.pools) != len(self.pool_probs):
