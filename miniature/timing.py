@@ -57,6 +57,7 @@ from miniature.runs import (
     Workspace,
     enable_compilation_cache,
     feature_description,
+    keep_logs,
     predicted,
     run_all,
     train_bundle,
@@ -351,15 +352,6 @@ def _by_kind(found: Mapping[str, Sequence[Line]]) -> Table:
             row.append(f"{2 * hits / max(heard + true, 1):.3f}")
         rows.append(row)
     return {"title": "Event F1 by motion", "columns": ["route", *KINDS], "rows": rows}
-
-
-def keep_logs(workdir: Path, results: Path) -> None:
-    """Copy the config and the metrics of every training to `results`."""
-    results.mkdir(parents=True, exist_ok=True)
-    for config in sorted(workdir.glob("*/config.json")):
-        name = config.parent.name
-        shutil.copyfile(config, results / f"{name}.json")
-        shutil.copyfile(config.with_name("metrics.jsonl"), results / f"{name}.jsonl")
 
 
 def add_timing(parser: argparse.ArgumentParser) -> None:
