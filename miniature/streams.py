@@ -53,7 +53,7 @@ from miniature.runs import (
 )
 from miniature.scores import Waves, hear, open_clips
 from miniature.sounds import KnownClip, Synthesiser, without_adapter
-from miniature.stages import SOUND, Stage, copy_sound_networks, run_stages
+from miniature.stages import SOUND, Stage, copy_sound_networks, run_stages, write_report
 from miniature.stream_report import report
 from miniature.systems import CEILING, ENCODERS, PAPER, STEMS, SYSTEMS, Budget, System
 
@@ -263,6 +263,7 @@ def run_streams(args: argparse.Namespace) -> None:
     runs = [StreamRun(SYSTEMS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
     runs.append(StreamRun(None, 0, study))
     lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_streams)
+    write_report(study.workdir, STAGES, args.output, "streams_", command=args.command_line)
     keep_logs(study.workdir, args.output / "streams_training")
     found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
     write_text(args.output / "streams.json", json.dumps(found, indent=1) + "\n")
