@@ -17,6 +17,7 @@ COMMANDS = {
     "unknowns": ("unknowns", "what the paper leaves open, a change at a time"),
     "timing": ("timing", "routes to the right moment with a frozen UNet"),
     "streams": ("streams", "what a third stream of video adds on the hard grade"),
+    "three": ("three", "the paper's claims with three encoders, for mappers on the hard grade"),
     "robust": ("robust", "the same clips at other rates, sizes, rotated"),
     "still": ("still", "black, static and noise videos"),
     "evaluate": ("evaluation", "real, VAE, generated and shuffled sounds by every score"),

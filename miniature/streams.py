@@ -1,14 +1,14 @@
 """Streams of video on the hard grade: what a third one adds where CAVP sees 4 frames a second.
 
-The UNet knows AudioLDM2's grid of LOA alone, as that of `timing`, and is frozen. For each system a
-mapper is trained and then the adapter, and whole videos are scored. What all of them start from is
-trained first: the video encoders, on the hard grade, and the UNet.
+The UNet knows AudioLDM2's grid of LOA alone, as that of `timing`, and is frozen. For each set of
+streams a mapper is trained and then the adapter, and whole videos are scored. What all of them
+start from is trained first: the video encoders, on the hard grade, and the UNet.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,11 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.cli import arguments as options
+from mfm_jax.data.clips import Clip
 from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import digest, read_about
 from mfm_jax.data.sources import ClipFiles
-from mfm_jax.foley.clips import GRADES, FoleyClips
+from mfm_jax.foley.clips import GRADES, FoleyClips, make_clips
 from mfm_jax.foley.contacts import count_hits, detect_contacts
 from mfm_jax.foley.scores import WIDE
 from mfm_jax.foley.world import SPLITS, read_events, write_world
@@ -38,8 +39,16 @@ from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
 from miniature.claims import add_running
-from miniature.measures import Line, counts_by_clip
-from miniature.report import print_tables
+from miniature.measures import SCORES, Line, counts_by_clip
+from miniature.report import (
+    Table,
+    by_name,
+    compare,
+    gap_table,
+    print_tables,
+    shown,
+    summary,
+)
 from miniature.routes import COARSE
 from miniature.runs import (
     Workspace,
@@ -54,17 +63,49 @@ from miniature.runs import (
 from miniature.scores import Waves, hear, open_clips
 from miniature.sounds import KnownClip, Synthesiser, without_adapter
 from miniature.stages import SOUND, Stage, copy_sound_networks, run_stages, write_report
-from miniature.stream_report import report
-from miniature.systems import CEILING, ENCODERS, PAPER, STEMS, SYSTEMS, Budget, System
 
+ENCODERS = ("cavp", "timechat", "synchformer", "motion")
+STEMS = ("motion",)
+"""Streams that are plain measurements, and pass a stem."""
+LABELS = {"cavp": "CAVP", "timechat": "TimeChat", "synchformer": "Synchformer", "motion": "motion"}
+SETS = (
+    ("cavp", "timechat"),
+    ("cavp", "timechat", "synchformer"),
+    ("cavp", "timechat", "motion"),
+    ENCODERS,
+    ("timechat", "motion"),
+    ("cavp", "motion"),
+    ("motion",),
+)
+"""The streams that mapper and adapter read; the first is what the paper has."""
+CEILING = "true LOA on (1, 8), the miniature's own UNet"
 WIDTH = 48
 """Width inside the adapter."""
 POSITIONS = 256
 """Tokens that a mapper has room for: those of all streams, and LOA."""
 MAPPER_RATE, ADAPTER_RATE = 1.5e-3, 2e-3
 """Learning rates."""
-LINEAR_RATE, LINEAR_STEPS_FACTOR = 1e-2, 3
-"""Learning rate of linear mappers, and how many times the steps they get, since they are cheap."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size of the experiment, the same for all sets of streams."""
+
+    mapper: int = 1000  # steps of stage 1
+    adapter: int = 1500  # steps of the adapter
+    clips: int = 1400  # videos of the hard grade, of which the windows are trained on
+    sounds: int = 128  # test videos
+    sampler_steps: int = 8
+
+
+def label(streams: Sequence[str]) -> str:
+    """Return a set of streams as tables show it."""
+    return ", ".join(LABELS[name] for name in streams)
+
+
+PAPER = label(SETS[0])
+"""The set that all others are compared with."""
+
 
 BASE_CLIPS = (("bundle", "bundle"), ("source.folder", "../tiny"))
 """Folders of a stage that learns from the clips of the base grade."""
@@ -75,12 +116,12 @@ STAGES = (
     Stage("timechat", "hard_timechat"),
     Stage("backbone", "tiny_unet", folders=BASE_CLIPS, overrides=ONE_GRID),
 )
-"""The networks that all systems start from; the last one is the UNet as AudioLDM2's was trained."""
+"""The networks that all sets start from; the last one is the UNet as AudioLDM2's was trained."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Trains a mapper and an adapter for each system, each once."""
+    """Trains a mapper and an adapter for each set of streams, each once."""
 
     workdir: Path  # beside the folder `tiny` of the base grade's clips
     budget: Budget
@@ -109,35 +150,51 @@ class Study:
             )
             every = source.clips(self.workdir)
             for part in ("train", "heldout"):
-                names = (*ENCODERS, "audiomae", "vae")
-                extract(
-                    Bundle.open(self.start), getattr(every, part), folder / part,
-                    batch=16, encoders=names, licence=source.data_licence,
-                )  # fmt: skip
+                self._extract(getattr(every, part), folder / part)
         return folder
+
+    @property
+    def test_features(self) -> Path:
+        """Features of the windows of the test videos, extracted if missing."""
+        folder = self.workdir / "test_features"
+        with one_at_a_time(folder):
+            self._extract(make_clips(GRADES["hard"], self.test_seeds, self.test_videos), folder)
+        return folder
+
+    @property
+    def test_seeds(self) -> range:
+        """The seeds of the test videos."""
+        start = SPLITS["test"].start
+        return range(start, start + self.budget.sounds)
+
+    @property
+    def test_videos(self) -> Path:
+        """Folder of the test videos."""
+        return self.workdir / "test_clips"
+
+    def _extract(self, clips: Sequence[Clip], folder: Path) -> None:
+        names = (*ENCODERS, "audiomae", "vae")
+        extract(
+            Bundle.open(self.start), clips, folder, batch=16, encoders=names, licence="Apache-2.0"
+        )
 
     def encoders(self, streams: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
         """Return the streams with the tokens of a window and their width."""
         fields = read_about(self.features / "train" / DESCRIPTION)["fields"]
         return tuple((name, *fields[name][0]) for name in streams)
 
-    def trained(self, system: System, seed: int) -> Path:
-        """Return the bundle with the mapper and the adapter of a system."""
-        name, streams, is_linear = f"{system.folder}-{seed}", system.streams, system.kind != "gpt2"
+    def trained(self, streams: Sequence[str], seed: int) -> Path:
+        """Return the bundle with a mapper and an adapter that read these streams."""
+        name = f"{'-'.join(streams)}-{seed}"
+        encoders, stems = self.encoders(streams), tuple(n for n in STEMS if n in streams)
         tiny = MapperConfig.tiny()
-        network = replace(
-            tiny, encoders=self.encoders(streams), loa=COARSE, kind=system.kind,
-            gpt2=replace(tiny.gpt2, positions=POSITIONS),
-            stems=tuple(n for n in STEMS if n in streams),
-        )  # fmt: skip
-        steps = round(system.share * self.budget.mapper) * (LINEAR_STEPS_FACTOR if is_linear else 1)
+        gpt2 = replace(tiny.gpt2, positions=POSITIONS)
+        network = replace(tiny, encoders=encoders, loa=COARSE, gpt2=gpt2, stems=stems)
         source = ClipFiles(str(self.features), licence="Apache-2.0")
         config = training_config(
             MapperRecipe(bundle=str(self.start), source=source, network=network),
-            OptimizerConfig(
-                learning_rate=LINEAR_RATE if is_linear else MAPPER_RATE, warmup_steps=30
-            ),
-            steps=steps, batch=32, seed=seed,
+            OptimizerConfig(learning_rate=MAPPER_RATE, warmup_steps=30),
+            steps=self.budget.mapper, batch=32, seed=seed,
         )  # fmt: skip
         mapper = train_bundle(config, self.workdir / f"mapper-{name}")
         config = training_config(
@@ -145,56 +202,56 @@ class Study:
             OptimizerConfig(
                 learning_rate=ADAPTER_RATE, warmup_steps=30, lr_multipliers=ONLY_ADAPTER
             ),
-            steps=round(system.share * self.budget.adapter), batch=16, seed=seed,
+            steps=self.budget.adapter, batch=16, seed=seed,
         )  # fmt: skip
         return train_bundle(config, self.workdir / f"adapter-{name}")
 
 
 @dataclass(frozen=True)
 class StreamRun:
-    """One system with one seed; without a system, the ceiling."""
+    """One set of streams with one seed; without streams, the ceiling."""
 
-    system: System | None
+    streams: tuple[str, ...]
     seed: int
     study: Study
 
     @property
     def part(self) -> str:
         """The part of the experiment."""
-        return "streams" if self.system else "ceiling"
+        return "streams" if self.streams else "ceiling"
 
     @property
     def name(self) -> str:
-        """The system as tables show it."""
-        return self.system.name if self.system else CEILING
+        """The set as tables show it."""
+        return label(self.streams) or CEILING
 
     def key(self, workspace: Workspace) -> str:
         """Return a digest of what the scores depend on."""
         study = self.study
         names = (*ENCODERS, "audiomae", "unet", "vae", "vocoder", "listener")
-        bundle = study.start if self.system else TINY_BUNDLE
+        bundle = study.start if self.streams else TINY_BUNDLE
         features = feature_description(study.features / "train")
         described = [self.name, self.seed, to_json(study.budget), features]
         return digest([*described, weight_digests(bundle, names)])[:16]
 
 
 def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
-    """Train a system, make the sound of the test videos, and record the counts.
+    """Train what a set of streams needs, make the sound of the test videos, and record the counts.
 
     Raises:
         Stopped: a signal came; the same call continues from there.
         UserError: training or scoring failed.
     """
     start, study = time.monotonic(), run.study
-    bundle = study.trained(run.system, run.seed) if run.system else TINY_BUNDLE
+    bundle = study.trained(run.streams, run.seed) if run.streams else TINY_BUNDLE
     trained = time.monotonic()
     synthesiser = Synthesiser.open(bundle)
-    if not run.system:
+    if not run.streams:
         synthesiser = replace(synthesiser, model=without_adapter(synthesiser.model))
     sampling = synthesiser.sampling._replace(steps=study.budget.sampler_steps)
     synthesiser = replace(synthesiser, sampling=sampling)
     clips, listener = _test(study)
-    waves = list(synthesiser.sounds(clips, "video" if run.system else "loa"))
+    waves = list(synthesiser.sounds(clips, "video" if run.streams else "loa"))
     counts = counts_by_clip(hear(listener, clips, waves)) | recalled(clips, waves)
     line: dict[str, Any] = {
         "key": run.key(workspace), "part": run.part, "name": run.name, "seed": run.seed,
@@ -202,7 +259,7 @@ def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
         "seconds": round(time.monotonic() - start, 1),
         "training_seconds": round(trained - start, 1),
     }  # fmt: skip
-    if run.system == PAPER:
+    if run.name == PAPER:
         others = waves[1:] + waves[:1]
         line["shuffled"] = counts_by_clip(hear(listener, clips, others)) | recalled(clips, others)
     workspace.append(line)
@@ -212,10 +269,12 @@ def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
 @lru_cache(maxsize=1)
 def _test(study: Study) -> tuple[list[KnownClip], Listener]:
     """Return the test videos, made if they are missing, and the listener."""
-    folder, start, count = study.workdir / "test_clips", SPLITS["test"].start, study.budget.sounds
+    folder = study.test_videos
     with one_at_a_time(folder):
-        write_world(GRADES["hard"], range(start, start + count), folder, processes=2)
-    return open_clips(folder, count), Bundle.open(TINY_BUNDLE).load("listener", jnp.float32)
+        write_world(GRADES["hard"], study.test_seeds, folder, processes=2)
+    return open_clips(folder, len(study.test_seeds)), Bundle.open(TINY_BUNDLE).load(
+        "listener", jnp.float32
+    )
 
 
 def recalled(clips: Sequence[KnownClip], waves: Waves) -> dict[str, list[int]]:
@@ -232,14 +291,80 @@ def recalled(clips: Sequence[KnownClip], waves: Waves) -> dict[str, list[int]]:
     return counts
 
 
+def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
+    """Return the contents of `streams.json`, without the command that made it."""
+    found = by_name(lines)
+    ceiling = found.pop(CEILING)
+    floor = [{**line, "counts": line["shuffled"]} for line in found[PAPER]]
+    rows = {
+        name: {
+            "seeds": [line["seed"] for line in its],
+            "scores": summary(its, floor, ceiling),
+            "recall": {part: _recall(its, part) for part in ("seen", "hidden")},
+        }
+        for name, its in found.items()
+    }
+    gaps = {name: compare(its, found[PAPER]) for name, its in found.items() if name != PAPER}
+    ablation = _ablation(found)
+    bounds = {"shuffled": summary(floor), CEILING: summary(ceiling)}
+    return {
+        "budget": to_json(budget), "rows": rows, "bounds": bounds, "differences": gaps,
+        "ablation": ablation,
+        "tables": _tables(rows, bounds, gaps, ablation),
+    }  # fmt: skip
+
+
+def _recall(lines: Sequence[Line], part: str) -> float:
+    hits, every = (sum(sum(line["counts"][n]) for line in lines) for n in (f"{part}_hit", part))
+    return hits / max(every, 1)
+
+
+def _ablation(lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    """Return what each stream adds: a set with it minus the set without, of those that ran."""
+    found = {}
+    for streams in SETS:
+        for name in streams:
+            less = tuple(other for other in streams if other != name)
+            if less in SETS and {label(streams), label(less)} <= lines.keys():
+                found[f"{LABELS[name]}, beside {label(less)}"] = compare(
+                    lines[label(streams)], lines[label(less)]
+                )
+    return found
+
+
+def _tables(
+    rows: Mapping[str, Any],
+    bounds: Mapping[str, Any],
+    gaps: Mapping[str, Any],
+    ablation: Mapping[str, Any],
+) -> list[Table]:
+    names = list(next(iter(rows.values()))["scores"])
+    labels = [SCORES[name].label for name in names]
+    scores = [
+        [
+            name, f"{row['scores']['event_f1']['normalised']:.2f}",
+            *(shown(row["scores"][n]) for n in names),
+            *(f"{row['recall'][part]:.2f}" for part in ("seen", "hidden")),
+        ]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    scores += [[name, "", *(shown(its[n]) for n in names), "", ""] for name, its in bounds.items()]
+    head = ["streams", "event F1, normalised", *labels, "seen contacts", "hidden contacts"]
+    tables = [
+        {"title": "Streams", "columns": head, "rows": scores},
+        gap_table(f"Differences from {PAPER} [95 %]", "streams", names, gaps),
+        gap_table("What a stream adds [95 %]", "stream", names, ablation),
+    ]
+    return [table for table in tables if table["rows"]]
+
+
 def add_streams(parser: argparse.ArgumentParser) -> None:
     """Add the options of `streams`."""
-    parser.add_argument("--seeds", type=int, default=3, help="training runs of each system")
+    parser.add_argument("--seeds", type=int, default=3, help="training runs of each set")
     parser.add_argument("--count", type=int, default=128, help="test videos that are scored")
     parser.add_argument(
-        "--sets", type=int, nargs="+", choices=range(len(SYSTEMS)), default=range(len(SYSTEMS)),
-        metavar="N", help="only these systems: "
-        + "; ".join(f"{i} {system.name}" for i, system in enumerate(SYSTEMS)),
+        "--sets", type=int, nargs="+", choices=range(len(SETS)), default=range(len(SETS)),
+        metavar="N", help=f"only these sets, from 0 to {len(SETS) - 1}",
     )  # fmt: skip
     parser.add_argument(
         "--workdir",
@@ -260,8 +385,8 @@ def run_streams(args: argparse.Namespace) -> None:
     study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
     study.features  # noqa: B018 - extracted first, by one process
-    runs = [StreamRun(SYSTEMS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
-    runs.append(StreamRun(None, 0, study))
+    runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
+    runs.append(StreamRun((), 0, study))
     lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_streams)
     write_report(study.workdir, STAGES, args.output, "streams_", command=args.command_line)
     keep_logs(study.workdir, args.output / "streams_training")
