@@ -93,6 +93,7 @@ class Budget:
 
     mapper: int = 1000  # steps of stage 1
     adapter: int = 1500  # steps of the adapter
+    kind: str = "features"  # of adapter: that, or "attention"
     clips: int = 1400  # videos of the hard grade, of which the windows are trained on
     sounds: int = 128  # test videos
     sampler_steps: int = 8
@@ -198,13 +199,13 @@ class Study:
         )  # fmt: skip
         mapper = train_bundle(config, self.workdir / f"mapper-{name}")
         config = training_config(
-            SyncRecipe(bundle=str(mapper), source=source, width=WIDTH),
+            SyncRecipe(bundle=str(mapper), source=source, kind=self.budget.kind, width=WIDTH),
             OptimizerConfig(
                 learning_rate=ADAPTER_RATE, warmup_steps=30, lr_multipliers=ONLY_ADAPTER
             ),
             steps=self.budget.adapter, batch=16, seed=seed,
         )  # fmt: skip
-        return train_bundle(config, self.workdir / f"adapter-{name}")
+        return train_bundle(config, self.workdir / f"{self.budget.kind}-{name}")
 
 
 @dataclass(frozen=True)
@@ -363,6 +364,12 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each set")
     parser.add_argument("--count", type=int, default=128, help="test videos that are scored")
     parser.add_argument(
+        "--kind",
+        choices=("features", "attention"),
+        default="features",
+        help="what the adapter adds: (d) or (e) of timing",
+    )
+    parser.add_argument(
         "--sets", type=int, nargs="+", choices=range(len(SETS)), default=range(len(SETS)),
         metavar="N", help=f"only these sets, from 0 to {len(SETS) - 1}",
     )  # fmt: skip
@@ -380,7 +387,7 @@ def run_streams(args: argparse.Namespace) -> None:
     """Run what is missing, then write the report."""
     runs_folder = args.workdir
     enable_compilation_cache(str((runs_folder / "tiny" / "cache").absolute()))
-    budget = Budget(sounds=args.count)
+    budget = Budget(sounds=args.count, kind=args.kind)
     study = Study(runs_folder / "streams", budget)
     study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
@@ -391,5 +398,6 @@ def run_streams(args: argparse.Namespace) -> None:
     write_report(study.workdir, STAGES, args.output, "streams_", command=args.command_line)
     keep_logs(study.workdir, args.output / "streams_training")
     found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
-    write_text(args.output / "streams.json", json.dumps(found, indent=1) + "\n")
+    name = "streams" if args.kind == Budget.kind else f"streams_{args.kind}"
+    write_text(args.output / f"{name}.json", json.dumps(found, indent=1) + "\n")
     print_tables(found["tables"])
