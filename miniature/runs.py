@@ -10,10 +10,11 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import islice
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -400,10 +401,15 @@ def _execute(
         signals_raise(),
         ProcessPoolExecutor(jobs, spawn, enable_compilation_cache, (cache,)) as pool,
     ):
-        futures = {pool.submit(execute, run, workspace): run for run in runs}
+        left = iter(runs)
+        # No more than are done at a time: what is queued would begin where one is stopped.
+        futures = {pool.submit(execute, run, workspace): run for run in islice(left, jobs)}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    yield futures.pop(future), future.result()
+                    for run in islice(left, 1):
+                        futures[pool.submit(execute, run, workspace)] = run
         except BaseException:
             for process in active_children():  # they save a checkpoint and exit
                 process.terminate()

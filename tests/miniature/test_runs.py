@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -193,6 +195,39 @@ def test_a_stopped_run_leaves_no_line_and_goes_on(workspace):
     assert signal.getsignal(signal.SIGTERM) is before
     assert not workspace.results.exists()
     assert run_one(told, workspace)["counts"] == run_one(run, workspace)["counts"]
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A run that waits to be stopped."""
+
+    seed: int
+    part: ClassVar[str] = "errand"
+    name: ClassVar[str] = "errand"
+
+    def key(self, workspace):
+        return str(self.seed)
+
+
+def wait_to_be_stopped(run, workspace):
+    """Say that the run has begun, and wait; the second one stops everything once both have."""
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    workspace.runs.mkdir(parents=True, exist_ok=True)
+    (workspace.runs / run.key(workspace)).touch()
+    if run.seed == 1:
+        while len(list(workspace.runs.iterdir())) < 2:
+            time.sleep(0.01)
+        os.kill(os.getppid(), signal.SIGTERM)
+    assert told.wait(60)
+    raise Stopped(f"errand {run.seed} was stopped")
+
+
+def test_after_a_signal_no_further_run_begins(workspace):
+    errands = [Errand(seed) for seed in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        run_all(errands, workspace, jobs=2, execute=wait_to_be_stopped)
+    assert {file.name for file in workspace.runs.iterdir()} == {"0", "1"}
 
 
 def test_a_damaged_line_is_named(workspace):
