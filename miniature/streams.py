@@ -309,12 +309,13 @@ def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
     }
     gaps = {name: compare(its, found[PAPER]) for name, its in found.items() if name != PAPER}
     ablation = _ablation(found)
+    edges: dict[str, Sequence[Line]] = {"shuffled": floor, CEILING: ceiling}
     bounds = {
         name: {
             "scores": summary(its),
             "recall": {part: _recall(its, part) for part in ("seen", "hidden")},
         }
-        for name, its in {"shuffled": floor, CEILING: ceiling}.items()
+        for name, its in edges.items()
     }
     return {
         "budget": to_json(budget), "rows": rows, "bounds": bounds, "differences": gaps,
