@@ -330,15 +330,6 @@ def train_bundle(config: TrainConfig, folder: Path) -> Path:
     return folder
 
 
-def keep_logs(workdir: Path, results: Path) -> None:
-    """Copy the config and the metrics of every training in a folder of `workdir` to `results`."""
-    results.mkdir(parents=True, exist_ok=True)
-    for config in sorted(workdir.glob("*/config.json")):
-        name = config.parent.name
-        shutil.copyfile(config, results / f"{name}.json")
-        shutil.copyfile(config.with_name("metrics.jsonl"), results / f"{name}.jsonl")
-
-
 @contextmanager
 def signals_raise() -> Iterator[None]:
     """Let SIGTERM and SIGINT raise `KeyboardInterrupt` in the block."""

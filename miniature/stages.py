@@ -204,16 +204,29 @@ def write_report(
     workdir: Path, stages: Sequence[Stage], results: Path, prefix: str, *, command: str
 ) -> None:
     """Write `training.json`, and the config and all metrics of each stage, to `results`."""
-    logs = results / f"{prefix}training"
-    logs.mkdir(parents=True, exist_ok=True)
+    keep_logs(workdir, results / f"{prefix}training", [stage.name for stage in stages])
+    write_table(workdir, stages, results, prefix, command=command)
+
+
+def keep_logs(workdir: Path, results: Path, names: Sequence[str] = ()) -> None:
+    """Copy the config and the metrics of trainings in folders of `workdir` to `results`.
+
+    Args:
+        names: of the folders; all that are there if not given.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    for name in names or [file.parent.name for file in workdir.glob("*/config.json")]:
+        shutil.copyfile(workdir / name / "config.json", results / f"{name}.json")
+        shutil.copyfile(workdir / name / "metrics.jsonl", results / f"{name}.jsonl")
+
+
+def write_table(
+    workdir: Path, stages: Sequence[Stage], results: Path, prefix: str, *, command: str
+) -> None:
+    """Write `training.json`, a table of the stages, to `results`."""
     rows = []
     for stage in stages:
         done = json.loads(_done_file(workdir, stage).read_text())
-        for kept, name in (
-            ("config.json", f"{stage.name}.json"),
-            ("metrics.jsonl", f"{stage.name}.jsonl"),
-        ):
-            shutil.copyfile(workdir / stage.name / kept, logs / name)
         shown = (f"{name.replace('_', ' ')} {value:.3g}" for name, value in done["heldout"].items())
         rows.append([stage.name, done["steps"], round(done["minutes"], 1), ", ".join(shown)])
     columns = ["network", "steps", "minutes", "held-out clips"]

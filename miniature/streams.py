@@ -26,7 +26,7 @@ from mfm_jax.data.sources import ClipFiles
 from mfm_jax.foley.clips import GRADES, FoleyClips, make_clips
 from mfm_jax.foley.contacts import count_hits, detect_contacts
 from mfm_jax.foley.scores import WIDE
-from mfm_jax.foley.world import SPLITS, read_events, write_world
+from mfm_jax.foley.world import SPLITS, read_events
 from mfm_jax.inference.extract import extract
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.media.audio import log_mel
@@ -54,7 +54,6 @@ from miniature.runs import (
     Workspace,
     enable_compilation_cache,
     feature_description,
-    keep_logs,
     run_all,
     train_bundle,
     training_config,
@@ -62,7 +61,14 @@ from miniature.runs import (
 )
 from miniature.scores import Waves, hear, open_clips
 from miniature.sounds import KnownClip, Synthesiser, without_adapter
-from miniature.stages import SOUND, Stage, copy_sound_networks, run_stages, write_report
+from miniature.stages import (
+    SOUND,
+    Stage,
+    copy_sound_networks,
+    keep_logs,
+    run_stages,
+    write_table,
+)
 
 ENCODERS = ("cavp", "timechat", "synchformer", "motion")
 STEMS = ("motion",)
@@ -272,12 +278,9 @@ def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
 @lru_cache(maxsize=1)
 def _test(study: Study) -> tuple[list[KnownClip], Listener]:
     """Return the test videos, made if they are missing, and the listener."""
-    folder = study.test_videos
-    with one_at_a_time(folder):
-        write_world(GRADES["hard"], study.test_seeds, folder, processes=2)
-    return open_clips(folder, len(study.test_seeds)), Bundle.open(TINY_BUNDLE).load(
-        "listener", jnp.float32
-    )
+    make_clips(GRADES["hard"], study.test_seeds, study.test_videos)
+    clips = open_clips(study.test_videos, len(study.test_seeds))
+    return clips, Bundle.open(TINY_BUNDLE).load("listener", jnp.float32)
 
 
 def recalled(clips: Sequence[KnownClip], waves: Waves) -> dict[str, list[int]]:
@@ -300,28 +303,22 @@ def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
     ceiling = found.pop(CEILING)
     floor = [{**line, "counts": line["shuffled"]} for line in found[PAPER]]
     rows = {
-        name: {
-            "seeds": [line["seed"] for line in its],
-            "scores": summary(its, floor, ceiling),
-            "recall": {part: _recall(its, part) for part in ("seen", "hidden")},
-        }
+        name: {"seeds": [line["seed"] for line in its], **_measured(its, floor, ceiling)}
         for name, its in found.items()
     }
     gaps = {name: compare(its, found[PAPER]) for name, its in found.items() if name != PAPER}
     ablation = _ablation(found)
-    edges: dict[str, Sequence[Line]] = {"shuffled": floor, CEILING: ceiling}
-    bounds = {
-        name: {
-            "scores": summary(its),
-            "recall": {part: _recall(its, part) for part in ("seen", "hidden")},
-        }
-        for name, its in edges.items()
-    }
+    bounds = {"shuffled": _measured(floor), CEILING: _measured(ceiling)}
     return {
         "budget": to_json(budget), "rows": rows, "bounds": bounds, "differences": gaps,
         "ablation": ablation,
         "tables": _tables(rows, bounds, gaps, ablation),
     }  # fmt: skip
+
+
+def _measured(lines: Sequence[Line], *bounds: Sequence[Line]) -> dict[str, Any]:
+    recall = {part: _recall(lines, part) for part in ("seen", "hidden")}
+    return {"scores": summary(lines, *bounds), "recall": recall}
 
 
 def _recall(lines: Sequence[Line], part: str) -> float:
@@ -406,7 +403,7 @@ def run_streams(args: argparse.Namespace) -> None:
     runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
     runs.append(StreamRun((), 0, study))
     lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_streams)
-    write_report(study.workdir, STAGES, args.output, "streams_", command=args.command_line)
+    write_table(study.workdir, STAGES, args.output, "streams_", command=args.command_line)
     keep_logs(study.workdir, args.output / "streams_training")
     found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
     name = "streams" if args.kind == Budget.kind else f"streams_{args.kind}"

@@ -74,15 +74,13 @@ def run_experiment(
     Linear mappers get the best of several settings, by the held-out windows; GPT-2 is not tuned.
     """
     videos, features = study.test_videos, study.features
-    test, heldout = (
-        EvalSet(study.test_features, videos, 0),
-        EvalSet(features / "heldout", videos, 0),
-    )
+    test = EvalSet(study.test_features, videos, sounds=0)
+    heldout = EvalSet(features / "heldout", videos, sounds=0)
     plan = Plan(workspace, budget, read_about(features / "train" / DESCRIPTION)["clips"])
     compared = systems(study.encoders)
-    trials = {s.name: plan.tuning(s, heldout) for s in compared if s.network.kind != "gpt2"}
-    every = [run for runs in trials.values() for run in runs]
-    tried = group_lines(every, run_all(every, workspace, jobs=jobs))
+    linear = [system for system in compared if system.network.kind != "gpt2"]
+    trials = [run for system in linear for run in plan.tuning(system, heldout)]
+    tried = group_lines(trials, run_all(trials, workspace, jobs=jobs))
     ours = Tuned(MAPPER_RATE, budget.steps)
     runs: list[Run] = []
     for system in compared:

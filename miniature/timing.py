@@ -57,7 +57,6 @@ from miniature.runs import (
     Workspace,
     enable_compilation_cache,
     feature_description,
-    keep_logs,
     predicted,
     run_all,
     train_bundle,
@@ -67,6 +66,7 @@ from miniature.runs import (
 )
 from miniature.scores import hear, open_clips
 from miniature.sounds import Synthesiser
+from miniature.stages import keep_logs
 
 MAPPER_RATE, STAGE2_RATE, ADAPTER_RATE = 1.5e-3, 3e-4, 2e-3
 """Learning rates of stage 1, of stage 2 with LoRA, and of adapters."""

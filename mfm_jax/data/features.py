@@ -3,7 +3,7 @@
 `mfm_jax.inference.extract` writes them; training reads them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class FeatureSource(RecordSource):
         super().__init__(folder, DESCRIPTION)
 
 
-def check(folder: Path, bundle: Bundle, encoders: Iterable[str] | None = None) -> None:
+def check(folder: Path, bundle: Bundle, encoders: Collection[str] | None = None) -> None:
     """Check that the features in `folder` are those of this bundle's encoders.
 
     Args:
@@ -99,8 +99,7 @@ def check(folder: Path, bundle: Bundle, encoders: Iterable[str] | None = None) -
         DataError: they are not, or they are not complete; the message says what differs.
     """
     found = read_about(folder / DESCRIPTION)
-    wanted = list(found["encoders"]) if encoders is None else list(encoders)
-    names = [name for name in found["encoders"] if name in wanted]
+    names = [name for name in found["encoders"] if encoders is None or name in encoders]
     known = [name for name in ENCODERS if ENCODERS[name].formula] + bundled(bundle)
     lacking = [name for name in names if name not in known]
     if lacking:
