@@ -6,9 +6,11 @@ stand-in takes the place of the networks and keeps a core busy for `--work` mill
 that both sides have the same work and the rest shows. Like a program of a device it leaves Python
 to the other threads meanwhile. Both sides begin with the start of the processes.
 
-The server of the store has the same cores. It keeps its objects in files in memory (`/dev/shm`).
-Without files it would compare each object that is written with all others, which no real store
-does, and which takes 6 ms when there are 10,000.
+The server of the store has the same cores, unless `--server-apart` gives it one of its own and the
+workers of both sides the others (on Linux), as a real store takes no time of the machine that asks.
+It keeps its objects in files in memory (`/dev/shm`). Without files it would compare each object
+that is written with all others, which no real store does, and which takes 6 ms when there are
+10,000.
 """
 
 import argparse
@@ -90,20 +92,50 @@ class Taken(NamedTuple):
     """Seconds that workers take: by the clock, and of processors."""
 
     wall: float
+    stolen: float
+    """Of each of their cores by the machine that hosts this one, which had others to serve."""
     workers: float
     server: float
 
 
+def rest(taken: Taken) -> float:
+    """Return the seconds in which the cores were this machine's."""
+    return taken.wall - taken.stolen
+
+
 def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> Taken:
     """Run workers at the same time."""
-    begun, used, served = time.monotonic(), processors(), running_processors()
+    begun, lost = time.monotonic(), stolen()
+    used, served = processors(), running_processors()
     words = [sys.executable, "-m", "benchmarks.workers", "--work", str(milliseconds), "--as-worker"]
     running = [subprocess.Popen([*words, *command]) for command in commands]
     codes = [process.wait() for process in running]
     if any(codes):
         raise RuntimeError(f"workers ended with {codes}")
     wall = time.monotonic() - begun
-    return Taken(wall, processors() - used, running_processors() - served)
+    return Taken(wall, stolen() - lost, processors() - used, running_processors() - served)
+
+
+def cores(*, apart: bool) -> tuple[set[int], set[int]]:
+    """Return the cores of the server and those of the workers.
+
+    Raises:
+        ValueError: there is one core, which cannot be divided.
+    """
+    here = os.sched_getaffinity(0)
+    if not apart:
+        return here, here
+    if len(here) < 2:
+        raise ValueError("a server apart needs a second core")
+    return {max(here)}, here - {max(here)}
+
+
+def stolen() -> float:
+    """Return the seconds that this process's cores have lost to other machines, on average."""
+    mine = os.sched_getaffinity(0)
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    ticks = [int(line[8]) for line in lines if line[0] in {f"cpu{core}" for core in mine}]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") / len(mine)
 
 
 def processors() -> float:
@@ -131,12 +163,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--work", type=float, default=30.0, metavar="MS", help="default: 30")
+    parser.add_argument(
+        "--server-apart", action="store_true", help="the server has a core that workers do not use"
+    )
     parser.add_argument("--as-worker", nargs=2, metavar=("MANIFEST", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.as_worker:
         work(*args.as_worker, args.work)
         return
     memory = IN_MEMORY if os.path.isdir(IN_MEMORY) else None
+    of_server, of_workers = cores(apart=args.server_apart)
+    os.sched_setaffinity(0, of_server)  # which the children inherit that start from here on
     with (
         tempfile.TemporaryDirectory() as name,
         tempfile.TemporaryDirectory(dir=memory) as objects,
@@ -144,8 +181,11 @@ def main() -> None:
     ):
         folder, bucket = Path(name), new_bucket(url, "workers")
         os.environ["MFM_FILES"] = str(folder / "copies")
+        os.sched_setaffinity(0, of_workers)
         print(
-            f"{hardware(folder)}; {args.rows} rows, {args.workers} workers, {args.work:g} ms each"
+            f"{hardware(folder)}; {args.rows} rows, {args.workers} workers on {len(of_workers)} "
+            f"cores, {args.work:g} ms each"
+            + (", the server on another core" if args.server_apart else "")
         )
         write_inputs(folder / "in", args.rows, args.workers)
         for file in (folder / "in").iterdir():
@@ -158,10 +198,13 @@ def main() -> None:
         print(
             f"on the disk, each for itself: {args.rows / alone.wall:.1f} clips/s; sharing the "
             f"store: {args.rows / shared.wall:.1f} clips/s, {made} outputs; ratio "
-            f"{alone.wall / shared.wall:.2f}. Processors: {1e3 * alone.workers / args.rows:.1f} "
-            f"and {1e3 * shared.workers / args.rows:.1f} ms a clip (ratio "
-            f"{alone.workers / shared.workers:.2f}), and {1e3 * shared.server / args.rows:.1f} ms "
-            f"of the server (with it {alone.workers / (shared.workers + shared.server):.2f})"
+            f"{alone.wall / shared.wall:.2f}. The host of this machine took "
+            f"{alone.stolen / alone.wall:.1%} and {shared.stolen / shared.wall:.1%} of the cores; "
+            f"without that the ratio is {rest(alone) / rest(shared):.2f}. Processors: "
+            f"{1e3 * alone.workers / args.rows:.1f} and {1e3 * shared.workers / args.rows:.1f} ms "
+            f"a clip (ratio {alone.workers / shared.workers:.2f}), and "
+            f"{1e3 * shared.server / args.rows:.1f} ms of the server (with it "
+            f"{alone.workers / (shared.workers + shared.server):.2f})"
         )
 
 
