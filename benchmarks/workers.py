@@ -97,10 +97,10 @@ class Taken(NamedTuple):
     workers: float
     server: float
 
-
-def rest(taken: Taken) -> float:
-    """Return the seconds in which the cores were this machine's."""
-    return taken.wall - taken.stolen
+    @property
+    def kept(self) -> float:
+        """Seconds in which the cores were this machine's."""
+        return self.wall - self.stolen
 
 
 def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> Taken:
@@ -116,22 +116,10 @@ def timed(commands: Sequence[Sequence[str]], milliseconds: float) -> Taken:
     return Taken(wall, stolen() - lost, processors() - used, running_processors() - served)
 
 
-def cores(*, apart: bool) -> tuple[set[int], set[int]]:
-    """Return the cores of the server and those of the workers.
-
-    Raises:
-        ValueError: there is one core, which cannot be divided.
-    """
-    here = os.sched_getaffinity(0)
-    if not apart:
-        return here, here
-    if len(here) < 2:
-        raise ValueError("a server apart needs a second core")
-    return {max(here)}, here - {max(here)}
-
-
 def stolen() -> float:
-    """Return the seconds that this process's cores have lost to other machines, on average."""
+    """Return the seconds that this process's cores have lost to other machines, on Linux."""
+    if not Path("/proc/stat").exists():
+        return 0.0
     mine = os.sched_getaffinity(0)
     lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
     ticks = [int(line[8]) for line in lines if line[0] in {f"cpu{core}" for core in mine}]
@@ -172,8 +160,12 @@ def main() -> None:
         work(*args.as_worker, args.work)
         return
     memory = IN_MEMORY if os.path.isdir(IN_MEMORY) else None
-    of_server, of_workers = cores(apart=args.server_apart)
-    os.sched_setaffinity(0, of_server)  # which the children inherit that start from here on
+    if args.server_apart:
+        cores = os.sched_getaffinity(0)
+        of_server = {max(cores)}
+        if cores == of_server:
+            parser.error("--server-apart needs a second core")
+        os.sched_setaffinity(0, of_server)  # which the server inherits
     with (
         tempfile.TemporaryDirectory() as name,
         tempfile.TemporaryDirectory(dir=memory) as objects,
@@ -181,11 +173,11 @@ def main() -> None:
     ):
         folder, bucket = Path(name), new_bucket(url, "workers")
         os.environ["MFM_FILES"] = str(folder / "copies")
-        os.sched_setaffinity(0, of_workers)
+        if args.server_apart:
+            os.sched_setaffinity(0, cores - of_server)  # which the workers inherit
         print(
-            f"{hardware(folder)}; {args.rows} rows, {args.workers} workers on {len(of_workers)} "
-            f"cores, {args.work:g} ms each"
-            + (", the server on another core" if args.server_apart else "")
+            f"{hardware(folder)}; {args.rows} rows, {args.workers} workers, {args.work:g} ms each"
+            + (", the server on a core of its own" if args.server_apart else "")
         )
         write_inputs(folder / "in", args.rows, args.workers)
         for file in (folder / "in").iterdir():
@@ -200,7 +192,7 @@ def main() -> None:
             f"store: {args.rows / shared.wall:.1f} clips/s, {made} outputs; ratio "
             f"{alone.wall / shared.wall:.2f}. The host of this machine took "
             f"{alone.stolen / alone.wall:.1%} and {shared.stolen / shared.wall:.1%} of the cores; "
-            f"without that the ratio is {rest(alone) / rest(shared):.2f}. Processors: "
+            f"without that the ratio is {alone.kept / shared.kept:.2f}. Processors: "
             f"{1e3 * alone.workers / args.rows:.1f} and {1e3 * shared.workers / args.rows:.1f} ms "
             f"a clip (ratio {alone.workers / shared.workers:.2f}), and "
             f"{1e3 * shared.server / args.rows:.1f} ms of the server (with it "
