@@ -12,6 +12,7 @@ from mfm_jax.bundle.describe import byte_size, origin
 from mfm_jax.bundle.licences import UNKNOWN, combined, commercial_use, limits_of_use
 from mfm_jax.errors import one_line
 from mfm_jax.mapper import MapperConfig
+from mfm_jax.models.streams import networks_of
 from mfm_jax.storage.hub import Address
 
 NEEDED = ("mapper", "unet", "vae", "vocoder")
@@ -81,7 +82,9 @@ def _front(bundle: Bundle) -> str:
 
 def _use(bundle: Bundle, address: Address) -> str:
     mapper = bundle.config("mapper") if "mapper" in bundle.entries else MapperConfig.base()
-    encoders = [name for name in mapper.streams if name in COMPONENTS]  # some have no weights
+    adapted = "adapter" in bundle.entries
+    read = [*mapper.streams, *(bundle.config("adapter").streams if adapted else ())]
+    encoders = [name for name in networks_of(read) if name in COMPONENTS]  # some have no weights
     if missing := [name for name in (*encoders, *NEEDED) if name not in bundle.entries]:
         name = next(iter(bundle.entries))
         how = f"bundle = Bundle.open('{address}')\nnetwork = bundle.load({name!r})"

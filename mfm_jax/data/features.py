@@ -3,28 +3,30 @@
 `mfm_jax.inference.extract` writes them; training reads them.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mfm_jax.bundle import Bundle, format2
 from mfm_jax.data.clips import DataError
 from mfm_jax.data.records import UNFINISHED, RecordSource, check_same, digest, read_about
-from mfm_jax.encoders import ENCODERS, open_encoders, window_spec
+from mfm_jax.encoders import ENCODERS, component_of, open_encoders, window_spec
 from mfm_jax.runtime.config import to_json
 
 SOUND_ENCODERS = ("audiomae", "vae")
 """Components that read sound and whose outputs are stored, beside those of the video encoders."""
 
-WITH_WEIGHTS = (*(name for name in ENCODERS if not ENCODERS[name].formula), *SOUND_ENCODERS)
-"""The encoders that a bundle may have."""
+WITH_WEIGHTS = (*(name for name in ENCODERS if component_of(name) == name), *SOUND_ENCODERS)
+"""The encoders that a bundle may have as components of their own."""
 
 DESCRIPTION = "features.json"
 """Written last: a folder of features with it is complete."""
 
 
 def bundled(bundle: Bundle) -> list[str]:
-    """Return the encoders whose weights a bundle has."""
+    """Return the encoders that a bundle has as components of their own."""
     return [name for name in WITH_WEIGHTS if name in bundle.entries]
 
 
@@ -63,8 +65,10 @@ def _identity(bundle: Bundle, name: str) -> str:
     One without weights says what it computes instead. Fields and weights have their names of bundle
     format 2, so that features stay valid when a later format renames them.
     """
-    if name in ENCODERS and ENCODERS[name].formula:
-        return ENCODERS[name].formula
+    if name in ENCODERS:
+        if formula := ENCODERS[name].formula:
+            return formula
+        name = component_of(name)
     arrays = bundle.store(name).arrays.items()
     weights = {format2.old_name(name, n): [its.dtype, its.sha256] for n, its in arrays}
     return digest([format2.old_config(name, to_json(bundle.config(name))), weights])
@@ -83,10 +87,32 @@ def begun_with(folder: Path) -> list[str] | None:
 
 
 class FeatureSource(RecordSource):
-    """The features that `extract` stored, in the order of their ids."""
+    """The features that `extract` stored, in the order of their ids.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they are stored.
+        beside: folders with further features of the same clips.
+
+    Raises:
+        DataError: there are no finished features, or those in `beside` are of other clips.
+    """
+
+    def __init__(self, folder: Path, beside: Sequence[Path] = ()) -> None:
         super().__init__(folder, DESCRIPTION)
+        self.beside = [FeatureSource(other) for other in beside]
+        for other in self.beside:
+            if other.about["ids"] != self.about["ids"]:
+                raise DataError(
+                    f"the features in {other.folder} are of other clips than those in "
+                    f"{self.folder} ({len(other)} and {len(self)}): extract them of the same"
+                )
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Return the arrays of one clip by name; what several folders have is the first one's."""
+        element: dict[str, np.ndarray] = {}
+        for other in reversed(self.beside):
+            element |= other[index]
+        return element | super().__getitem__(index)
 
 
 def check(folder: Path, bundle: Bundle, encoders: Collection[str] | None = None) -> None:
@@ -100,7 +126,7 @@ def check(folder: Path, bundle: Bundle, encoders: Collection[str] | None = None)
     """
     found = read_about(folder / DESCRIPTION)
     names = [name for name in found["encoders"] if encoders is None or name in encoders]
-    known = [name for name in ENCODERS if ENCODERS[name].formula] + bundled(bundle)
+    known = [n for n in ENCODERS if component_of(n) in ("", *bundle.entries)] + bundled(bundle)
     lacking = [name for name in names if name not in known]
     if lacking:
         raise DataError(

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mfm_jax.bundle import UNKNOWN
+from mfm_jax.bundle import UNKNOWN, combined
 from mfm_jax.data.clips import Clip, DataError, list_clips
 from mfm_jax.data.features import DESCRIPTION
 from mfm_jax.data.records import Field, read_about
+from mfm_jax.runtime.config import later
 from mfm_jax.storage.files import check_folder
 from mfm_jax.storage.paths import array_path, user_path
 
@@ -88,6 +89,10 @@ class ClipSource:
         """Return the two folders of features if this source is features, else None."""
         return None
 
+    def further_features(self) -> Split:
+        """Return the lists of folders with further features of the same clips."""
+        return Split([], [])
+
     def decoded(self, workdir: Path) -> Path:
         """Return the folder that decoded clips are cached in."""
         return workdir / "decoded"
@@ -111,12 +116,15 @@ class ClipFiles(ClipSource):
     limit: int | None = None  # training clips that are used, the first by their ids; None: all
     cache: str = ""  # folder of decoded clips, which recipes may share; empty: in the workdir
     licence: str = ""  # SPDX expression of the terms of the clips; empty: unknown
+    # Folders with further features of the same clips, laid out as `path` is.
+    beside: tuple[str, ...] = later(())
 
     @property
     def data_licence(self) -> str:
         if self.licence or not self.path or (folders := self.features()) is None:
             return self.licence or UNKNOWN
-        return read_about(folders.train / DESCRIPTION).get("licence", UNKNOWN)
+        every = [folders.train, *self.further_features().train]
+        return combined(read_about(one / DESCRIPTION).get("licence", UNKNOWN) for one in every)
 
     @property
     def limits(self) -> Split:
@@ -127,6 +135,7 @@ class ClipFiles(ClipSource):
             check_folder(array_path(self.cache))
         if self.features() is None:
             self.clips(Path())
+        self.further_features()
 
     def clips(self, workdir: Path) -> Split:
         path, videos = self._path(), user_path(self.videos) if self.videos else None
@@ -154,10 +163,16 @@ class ClipFiles(ClipSource):
     def features(self) -> Split | None:
         folders = Split(*(self._path() / name for name in SPLITS))
         there = [(folder / DESCRIPTION).is_file() for folder in folders]
-        if any(there) and not all(there):
-            missing = folders[there.index(False)]
-            raise DataError(f"there are no features in {missing}: extract them with mfm extract")
+        if (any(there) or self.beside) and not all(there):
+            raise _no_features(folders[there.index(False)])
         return folders if all(there) else None
+
+    def further_features(self) -> Split:
+        found = Split(*([user_path(one) / name for one in self.beside] for name in SPLITS))
+        for folder in (*found.train, *found.heldout):
+            if not (folder / DESCRIPTION).is_file():
+                raise _no_features(folder)
+        return found
 
     def decoded(self, workdir: Path) -> Path:
         return array_path(self.cache) if self.cache else super().decoded(workdir)
@@ -172,6 +187,10 @@ class ClipFiles(ClipSource):
         if not path.exists():
             raise DataError(f"recipe.source: {path} does not exist: check the path")
         return path
+
+
+def _no_features(folder: Path) -> DataError:
+    return DataError(f"there are no features in {folder}: extract them with mfm extract")
 
 
 def hold_out(clips: list[Clip], share: float) -> tuple[list[Clip], list[Clip]]:

@@ -1,13 +1,14 @@
 """Video encoders: the frames of a window become tokens with times, which a mapper fuses.
 
 An encoder is a class in a file of its own, listed here. It says which frames it sees (`View`),
-stacks them, and encodes them with the bundle's component of its name. Everything else (decoding,
+stacks them, and encodes them with a component of the bundle. Everything else (decoding,
 extraction, generation, plans of memory, mappers) knows encoders by their names alone.
 """
 
 from mfm_jax.encoders.bundled import (
     ENCODERS,
     bundled_names,
+    component_of,
     encode_windows,
     encoder_network,
     open_encoder,
@@ -22,6 +23,7 @@ __all__ = [
     "ENCODERS",
     "Encoder",
     "bundled_names",
+    "component_of",
     "encode_windows",
     "encoder_network",
     "open_encoder",

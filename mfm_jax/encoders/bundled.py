@@ -8,10 +8,12 @@ from mfm_jax.bundle.adapted import adapter_of
 from mfm_jax.encoders.cavp import CAVPEncoder
 from mfm_jax.encoders.encoder import Encoder
 from mfm_jax.encoders.motion import MotionEncoder
+from mfm_jax.encoders.patches import PatchEncoder
 from mfm_jax.encoders.synchformer import SynchformerEncoder
 from mfm_jax.encoders.timechat import TimeChatEncoder
 from mfm_jax.mapper import MapperConfig, Streams
 from mfm_jax.media.windows import Window, WindowSpec, timechat_view
+from mfm_jax.models.streams import SHARED
 from mfm_jax.runtime.compiled import NO_PROGRAMS, Programs
 
 ENCODERS: Mapping[str, type[Encoder]] = {
@@ -19,12 +21,21 @@ ENCODERS: Mapping[str, type[Encoder]] = {
     "timechat": TimeChatEncoder,
     "synchformer": SynchformerEncoder,
     "motion": MotionEncoder,
+    "patches": PatchEncoder,
 }
-"""Every encoder that is known. Its name is that of its stream, and of its component in a bundle."""
+"""Every encoder that is known.
+
+Its name is that of its stream, and of its component in a bundle unless it shares another's.
+"""
+
+
+def component_of(name: str) -> str:
+    """Return the component of a bundle that an encoder runs; empty if it has no weights."""
+    return "" if ENCODERS[name].formula else SHARED.get(name, name)
 
 
 def bundled_names(bundle: Bundle) -> list[str]:
-    """Return the encoders whose weights the bundle has."""
+    """Return the encoders that have a component of their own in the bundle."""
     return [name for name in ENCODERS if name in bundle.entries]
 
 
@@ -41,7 +52,8 @@ def open_encoder(bundle: Bundle, name: str, tensor: str = "") -> Encoder:
     if name not in ENCODERS:
         raise BundleError(f"{name!r:.50} is no video encoder: known are {', '.join(ENCODERS)}")
     kind = ENCODERS[name]
-    config = None if kind.formula else bundle.config(name)
+    component = component_of(name)
+    config = bundle.config(component) if component else None
     if tensor and tensor not in kind.tensors:
         raise BundleError(f"{name} has no tokens {tensor!r:.50}, only {', '.join(kind.tensors)}")
     try:
@@ -81,7 +93,8 @@ def encoder_network(encoder: Encoder, name: str, component: Callable[[str], Any]
     Args:
         component: returns the component of a name, with weights or with shapes.
     """
-    return None if encoder.formula else encoder.network(component(name))
+    its = component_of(name)
+    return encoder.network(component(its)) if its else None
 
 
 def window_spec(bundle: Bundle, encoders: Mapping[str, Encoder] | None = None) -> WindowSpec:

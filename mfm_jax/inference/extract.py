@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +95,7 @@ class Preparation:
 
     def networks(self, component: Callable[[str], Any]) -> dict[str, Any]:
         """Return what encodes, by name; `component` returns the bundle's component of a name."""
+        component = cache(component)  # two encoders may run parts of one
         video = {n: encoder_network(e, n, component) for n, e in self.encoders.items()}
         return video | {name: component(name) for name in self.sounds}
 

@@ -22,6 +22,7 @@ from mfm_jax.diffusion import guide, sample
 from mfm_jax.diffusion.guidance import Denoiser
 from mfm_jax.encoders import (
     Encoder,
+    component_of,
     encode_windows,
     encoder_network,
     read_in_generation,
@@ -274,31 +275,24 @@ class VideoToAudio:
             names.remove("text")
         if "adapter" in opened.entries:
             names.append("adapter")
+        read = [name for name in map(component_of, encoders) if name]
 
         def component(name: str) -> Any:
-            field = "encoders" if name in encoders else "unet" if name == "adapter" else name
+            field = "encoders" if name in read else "unet" if name == "adapter" else name
             if only is not None and field not in only:
                 return opened.abstract(name)
             return opened.load(name, jnp.dtype(precision), sharding=layout.weight)
 
-        def load(name: str) -> Any:
-            if name in encoders:
-                return encoder_network(encoders[name], name, component)
-            return component(name)
-
         # Threads read one network's files while another is described. Orbax has barriers where
         # there are several processes, and then threads would get in each other's way.
         with ThreadPoolExecutor(LOADERS if jax.process_count() == 1 else 1) as pool:
-            every = [*encoders, *names]
-            loaded = dict(zip(every, pool.map(load, every), strict=True))
+            every = list(dict.fromkeys([*read, *names]))
+            loaded = dict(zip(every, pool.map(component, every), strict=True))
         unet = adapted_unet(opened, loaded.__getitem__)
         networks = {name: loaded[name] for name in Networks._fields if name in loaded}
+        video = {n: encoder_network(e, n, loaded.__getitem__) for n, e in encoders.items()}
         return cls(
-            Networks(
-                **{"text": None}
-                | networks
-                | {"encoders": {name: loaded[name] for name in encoders}, "unet": unet}
-            ),
+            Networks(**{"text": None} | networks | {"encoders": video, "unet": unet}),
             opened.settings,
             window_spec(opened, encoders),
             encoders,

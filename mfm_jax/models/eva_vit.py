@@ -31,9 +31,14 @@ class EvaViTConfig:
             raise ValueError(f"patches of {self.patch} do not tile an image of {self.image} pixels")
 
     @property
+    def side(self) -> int:
+        """Patches in a row of an image, and in a column."""
+        return self.image // self.patch
+
+    @property
     def tokens(self) -> int:
         """Tokens per image: one per patch, and the class token."""
-        return (self.image // self.patch) ** 2 + 1
+        return self.side**2 + 1
 
     @classmethod
     def eva_clip_g(cls) -> "EvaViTConfig":

@@ -1,5 +1,6 @@
 """The input of mappers and adapters: the tokens of video encoders and the time of each token."""
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mfm_jax.typing import Array, Bool, Float
@@ -18,3 +19,15 @@ class Stream(NamedTuple):
 
 
 Streams = dict[str, Stream]
+
+GRID = 4
+"""Rows and columns of a token that is a grid of places."""
+PLACES = GRID * GRID
+
+SHARED: Mapping[str, str] = {"patches": "timechat"}
+"""Streams that are made by the network of another stream."""
+
+
+def networks_of(streams: Iterable[str]) -> tuple[str, ...]:
+    """Return the components of a bundle that make these streams, each once."""
+    return tuple(dict.fromkeys(SHARED.get(name, name) for name in streams))

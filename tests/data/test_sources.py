@@ -1,16 +1,21 @@
 """Clips of one's own as training and held-out clips."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mfm_jax.bundle import combined
 from mfm_jax.data.clips import Clip, DataError
+from mfm_jax.data.features import FeatureSource
 from mfm_jax.data.loader import CachedDataset
 from mfm_jax.data.sources import ClipFiles, ClipSource, hold_out
 from mfm_jax.runtime.config import override
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import Recipe, TrainConfig
+from tests.bundles import untrained_bundle
+from tests.feature_folder import write_features
 
 
 def videos(folder: Path, count: int, prefix: str = "clip") -> Path:
@@ -85,6 +90,39 @@ def test_features_are_found_and_are_no_clips(tmp_path):
     (tmp_path / "heldout" / "features.json").unlink()
     with pytest.raises(DataError, match=r"no features in .*heldout: extract them with mfm extract"):
         source.features()
+
+
+def test_further_features_of_the_same_clips_are_read_beside(tmp_path):
+    bundle = untrained_bundle(tmp_path / "b")
+    two = {"cavp": (3, 4), "audiomae": (2, 5)}, {"patches": (2, 32), "audiomae": (1, 1)}
+    for name, shapes in zip(("one", "two"), two, strict=True):
+        for part, clips in (("train", 5), ("heldout", 2)):
+            write_features(bundle, tmp_path / name / part, clips, shapes)
+    source = ClipFiles(str(tmp_path / "one"), beside=(str(tmp_path / "two"),))
+    source.check()
+    folders, further = source.features(), source.further_features()
+    assert further == ([tmp_path / "two" / "train"], [tmp_path / "two" / "heldout"])
+    joined = FeatureSource(folders.train, further.train)
+    one, other = FeatureSource(folders.train), FeatureSource(*further.train)
+    assert len(joined) == 5
+    assert {n: x.shape for n, x in joined[3].items()} == {**two[1], **two[0]}
+    np.testing.assert_array_equal(joined[3]["patches"], other[3]["patches"])
+    np.testing.assert_array_equal(joined[3]["audiomae"], one[3]["audiomae"])
+    with pytest.raises(DataError, match=r"two/heldout are of other clips .*\(2 and 5\): extract"):
+        FeatureSource(folders.train, further.heldout)
+    for path, beside in ((tmp_path / "one", "three"), (videos(tmp_path / "v", 3), "two")):
+        with pytest.raises(DataError, match="there are no features in"):
+            ClipFiles(str(path), beside=(str(tmp_path / beside),)).check()
+
+
+def test_licences_of_features_beside_each_other_both_count(tmp_path):
+    for name, licence in (("one", "MIT"), ("two", "CC-BY-NC-4.0")):
+        for part in ("train", "heldout"):
+            (tmp_path / name / part).mkdir(parents=True)
+            told = {"licence": licence, "clips": 1, "ids": "", "fields": {}}
+            (tmp_path / name / part / "features.json").write_text(json.dumps(told))
+    source = ClipFiles(str(tmp_path / "one"), beside=(str(tmp_path / "two"),))
+    assert source.data_licence == combined(["MIT", "CC-BY-NC-4.0"])
 
 
 @pytest.mark.parametrize(

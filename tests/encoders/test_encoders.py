@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle, BundleError, write_bundle
 from mfm_jax.cli import main
 from mfm_jax.data.clips import list_clips
-from mfm_jax.data.features import FeatureSource, check
+from mfm_jax.data.features import FeatureSource, check, describe
 from mfm_jax.data.sources import ClipFiles
 from mfm_jax.encoders import ENCODERS as registry
 from mfm_jax.encoders import (
@@ -34,6 +34,7 @@ from mfm_jax.media.windows import View
 from mfm_jax.media.write import write_frames
 from mfm_jax.models.synchformer import SynchformerConfig
 from mfm_jax.models.synchformer_video import normalise
+from mfm_jax.models.timechat import normalise as scaled
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipe import TrainConfig
@@ -122,6 +123,27 @@ def test_motion_is_where_and_when_the_picture_changes(seen):
     assert energy[:, :, 3:].max() < 1.5  # nothing but coding on the right
     assert not energy[0].any()
     np.testing.assert_allclose(motion.seconds[0], np.arange(64) / 25, atol=1e-6)
+
+
+def test_patches_are_what_is_where(bundle, folder, tmp_path, capsys):
+    command = ["extract", str(folder), "--bundle", str(bundle.path), "--batch", "2"]
+    assert main([*command, "-o", str(tmp_path / "f"), "--encoders", "patches"]) == 0
+    source = FeatureSource(tmp_path / "f")
+    assert source.about["encoders"] == {
+        "patches": describe(bundle, "video")["encoders"]["timechat"]
+    }
+    check(tmp_path / "f", bundle)
+    tokens = source[0]["patches"].astype(np.float32).reshape(7, 4, 4, 96)
+    np.testing.assert_allclose(source[0]["patches_seconds"], np.arange(7) / 3, atol=1 / 3)
+    encoder = open_encoders(bundle, ["patches"], {})
+    first = next(windows(folder / "a.mp4", window_spec(bundle, encoder)))
+    timechat, pixels = bundle.load("timechat"), jnp.asarray(first.seen["patches"].pixels)
+    whole = jax.jit(lambda net, x: net.vit_norm(net.vit(x)))(timechat, scaled(pixels[None])[0])
+    corner = np.asarray(whole)[:, 1:].reshape(7, 8, 8, 96)[:, 2:4, 6:8].mean(axis=(1, 2))
+    np.testing.assert_allclose(tokens[:, 1, 3], corner, atol=2e-3)
+    tall = replace(CONFIGS["timechat"].vit, image=48)
+    with pytest.raises(ValueError, match="its 6 x 6 patches cannot be divided into 4 x 4 places"):
+        registry["patches"](replace(CONFIGS["timechat"], vit=tall), 2.56)
 
 
 def test_a_step_of_training_from_videos_and_sound_from_the_result(bundle, folder, tmp_path):

@@ -82,8 +82,9 @@ class FeatureRecipe(BundleRecipe):
                 )
 
             self.fill(folders, DESCRIPTION, workdir, compute)
-        for folder in folders:
+        further = self.source.further_features()
+        for folder in (*folders, *further.train, *further.heldout):
             check(folder, bundle, self.reads)
             found = FeatureSource(folder).about
             check_same(folder, found, {k: v for k, v in self.expects.items() if k in found})
-        return self.cached(*map(FeatureSource, folders))
+        return self.cached(*map(FeatureSource, folders, further))

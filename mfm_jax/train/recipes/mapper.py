@@ -20,6 +20,7 @@ from mfm_jax.mapper import GPT2Mapper, Mapper, MapperConfig, Stream, Streams, bu
 from mfm_jax.mapper.fusion import stream_of
 from mfm_jax.models.adapters import AdaptedUNet
 from mfm_jax.models.gpt2 import GPT2
+from mfm_jax.models.streams import networks_of
 from mfm_jax.runtime.sharding import Layout, fetch
 from mfm_jax.storage.hub import bundle_path
 from mfm_jax.storage.paths import TINY_BUNDLE
@@ -117,7 +118,7 @@ class LOARecipe(FeatureRecipe):
 
     def components(self, module: Any, command: str) -> dict[str, Component]:
         """Return what the bundle gets of the trained network."""
-        components = ("audiomae", *self.mapper.streams)
+        components = ("audiomae", *networks_of(self.mapper.streams))
         source = self.provenance(command, components, Bundle.open(bundle_path(self.bundle)))
         return {"mapper": Component(self.mapper, module, source)}
 

@@ -27,6 +27,7 @@ from mfm_jax.models.adapters import (
     seeing,
     without_video,
 )
+from mfm_jax.models.streams import networks_of
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.storage.hub import bundle_path
@@ -262,7 +263,7 @@ class Stage2Recipe(LOARecipe):
         changed = super().components(module.mapper, command)
         if module.lora is not None:
             made_by = f"{self._bundle.entries['unet'].source.made_by}; {command}"
-            components = ("mapper", "audiomae", *self.mapper.streams)
+            components = ("mapper", "audiomae", *networks_of(self.mapper.streams))
             source = self.provenance(made_by, components, self._bundle)
             changed["unet"] = Component(self._bundle.config("unet"), module.merged(), source)
         return changed
