@@ -5,6 +5,7 @@ from typing import Any
 
 from mfm_jax.bundle.bundle import Bundle, BundleError, Entry
 from mfm_jax.models.adapters import AdaptedUNet, AdapterConfig
+from mfm_jax.models.streams import networks_of
 from mfm_jax.models.unet import UNet
 
 
@@ -32,7 +33,7 @@ def misfit(entries: Mapping[str, Entry], written: Collection[str] = ()) -> str:
 
 def _replaced(entries: Mapping[str, Entry], written: Collection[str]) -> list[str]:
     """Return the networks that the adapter was trained with and that are others now."""
-    read = [*entries["adapter"].config.streams]
+    read = [*networks_of(entries["adapter"].config.streams)]
     unet = dict(entries["unet"].source.trained_with) if "unet" in entries else {}
     if unet.get("adapter") != entries["adapter"].checksum:  # else LoRA was trained behind it
         read.append("unet")
