@@ -20,7 +20,7 @@ from jax import numpy as jnp
 from mfm_jax.bundle import Bundle
 from mfm_jax.cli import arguments as options
 from mfm_jax.data.clips import Clip
-from mfm_jax.data.features import DESCRIPTION
+from mfm_jax.data.features import DESCRIPTION, SOUND_ENCODERS
 from mfm_jax.data.records import digest, read_about
 from mfm_jax.data.sources import ClipFiles
 from mfm_jax.foley.clips import GRADES, FoleyClips, make_clips
@@ -31,7 +31,7 @@ from mfm_jax.inference.extract import extract
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.media.audio import log_mel
 from mfm_jax.models.listener import Listener
-from mfm_jax.runtime.config import to_json
+from mfm_jax.runtime.config import later, to_json
 from mfm_jax.storage.files import write_text
 from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.storage.paths import TINY_BUNDLE
@@ -73,7 +73,15 @@ from miniature.stages import (
 ENCODERS = ("cavp", "timechat", "synchformer", "motion")
 STEMS = ("motion",)
 """Streams that are plain measurements, and pass a stem."""
-LABELS = {"cavp": "CAVP", "timechat": "TimeChat", "synchformer": "Synchformer", "motion": "motion"}
+GRIDS = ("patches",)
+"""Streams that say what is where; the adapter reads them, and the mapper does not."""
+LABELS = {
+    "cavp": "CAVP",
+    "timechat": "TimeChat",
+    "synchformer": "Synchformer",
+    "motion": "motion",
+    "patches": "patches",
+}
 SETS = (
     ("cavp", "timechat"),
     ("cavp", "timechat", "synchformer"),
@@ -82,11 +90,10 @@ SETS = (
     ("timechat", "motion"),
     ("cavp", "motion"),
     ("motion",),
+    ("cavp", "timechat", "motion", "patches"),
 )
-"""The streams that mapper and adapter read; the first is what the paper has."""
+"""The streams that are read; the first set is what the paper has."""
 CEILING = "true LOA on (1, 8), the miniature's own UNet"
-WIDTH = 48
-"""Width inside the adapter."""
 POSITIONS = 256
 """Tokens that a mapper has room for: those of all streams, and LOA."""
 MAPPER_RATE, ADAPTER_RATE = 1.5e-3, 2e-3
@@ -103,6 +110,13 @@ class Budget:
     clips: int = 1400  # videos of the hard grade, of which the windows are trained on
     sounds: int = 128  # test videos
     sampler_steps: int = 8
+    width: int = later(48)  # inside the adapter
+
+    @property
+    def name(self) -> str:
+        """The kind of adapter, and its steps and width if they are not the default."""
+        sizes, usual = (self.adapter, self.width), (Budget.adapter, Budget.width)
+        return "_".join([self.kind, *(map(str, sizes) if sizes != usual else ())])
 
 
 def label(streams: Sequence[str]) -> str:
@@ -150,14 +164,22 @@ class Study:
     @property
     def features(self) -> Path:
         """Features of the windows of training and held-out videos, extracted if missing."""
-        folder = self.workdir / "features"
+        return self._features("features", (*ENCODERS, *SOUND_ENCODERS))
+
+    @property
+    def grids(self) -> Path:
+        """What is where in the same windows, extracted if missing."""
+        return self._features("grids", GRIDS)
+
+    def _features(self, name: str, encoders: Sequence[str]) -> Path:
+        folder = self.workdir / name
         with one_at_a_time(folder):
             source = FoleyClips(
                 str(self.workdir), grade="hard", train=self.budget.clips, heldout=64
             )
             every = source.clips(self.workdir)
             for part in ("train", "heldout"):
-                self._extract(getattr(every, part), folder / part)
+                self._extract(getattr(every, part), folder / part, encoders)
         return folder
 
     @property
@@ -165,7 +187,8 @@ class Study:
         """Features of the windows of the test videos, extracted if missing."""
         folder = self.workdir / "test_features"
         with one_at_a_time(folder):
-            self._extract(make_clips(GRADES["hard"], self.test_seeds, self.test_videos), folder)
+            clips = make_clips(GRADES["hard"], self.test_seeds, self.test_videos)
+            self._extract(clips, folder, (*ENCODERS, *SOUND_ENCODERS))
         return folder
 
     @property
@@ -179,21 +202,25 @@ class Study:
         """Folder of the test videos."""
         return self.workdir / "test_clips"
 
-    def _extract(self, clips: Sequence[Clip], folder: Path) -> None:
-        names = (*ENCODERS, "audiomae", "vae")
+    def _extract(self, clips: Sequence[Clip], folder: Path, names: Sequence[str]) -> None:
         extract(
             Bundle.open(self.start), clips, folder, batch=16, encoders=names, licence="Apache-2.0"
         )
 
     def encoders(self, streams: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
         """Return the streams with the tokens of a window and their width."""
-        fields = read_about(self.features / "train" / DESCRIPTION)["fields"]
+        read = [self.features, *([self.grids] if {*streams} & {*GRIDS} else [])]
+        fields: dict[str, Any] = {}
+        for folder in read:
+            fields |= read_about(folder / "train" / DESCRIPTION)["fields"]
         return tuple((name, *fields[name][0]) for name in streams)
 
     def trained(self, streams: Sequence[str], seed: int) -> Path:
         """Return the bundle with a mapper and an adapter that read these streams."""
-        name = f"{'-'.join(streams)}-{seed}"
-        encoders, stems = self.encoders(streams), tuple(n for n in STEMS if n in streams)
+        told = tuple(name for name in streams if name not in GRIDS)
+        grids = tuple(name for name in streams if name in GRIDS)
+        stems = tuple(name for name in STEMS if name in streams)
+        encoders = self.encoders(told)
         tiny = MapperConfig.tiny()
         gpt2 = replace(tiny.gpt2, positions=POSITIONS)
         network = replace(tiny, encoders=encoders, loa=COARSE, gpt2=gpt2, stems=stems)
@@ -203,15 +230,26 @@ class Study:
             OptimizerConfig(learning_rate=MAPPER_RATE, warmup_steps=30),
             steps=self.budget.mapper, batch=32, seed=seed,
         )  # fmt: skip
-        mapper = train_bundle(config, self.workdir / f"mapper-{name}")
+        mapper = train_bundle(config, self.workdir / f"mapper-{'-'.join(told)}-{seed}")
+        recipe = SyncRecipe(
+            bundle=str(mapper), source=source, kind=self.budget.kind, width=self.budget.width
+        )
+        if grids:
+            recipe = replace(
+                recipe,
+                source=replace(source, beside=(str(self.grids),)),
+                encoders=self.encoders(streams),
+                stems=stems,
+                grids=grids,
+            )
         config = training_config(
-            SyncRecipe(bundle=str(mapper), source=source, kind=self.budget.kind, width=WIDTH),
+            recipe,
             OptimizerConfig(
                 learning_rate=ADAPTER_RATE, warmup_steps=30, lr_multipliers=ONLY_ADAPTER
             ),
             steps=self.budget.adapter, batch=16, seed=seed,
         )  # fmt: skip
-        return train_bundle(config, self.workdir / f"{self.budget.kind}-{name}")
+        return train_bundle(config, self.workdir / f"{self.budget.name}-{'-'.join(streams)}-{seed}")
 
 
 @dataclass(frozen=True)
@@ -241,6 +279,8 @@ class StreamRun:
             return digest([*described, weight_digests(TINY_BUNDLE, names)])[:16]
         features = feature_description(study.features / "train")
         described = [self.name, self.seed, to_json(budget), features]
+        if {*self.streams} & {*GRIDS}:
+            described.append(feature_description(study.grids / "train"))
         return digest([*described, weight_digests(study.start, names)])[:16]
 
 
@@ -268,7 +308,7 @@ def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
         "seconds": round(time.monotonic() - start, 1),
         "training_seconds": round(trained - start, 1),
     }  # fmt: skip
-    if run.name == PAPER:
+    if run.streams:
         others = waves[1:] + waves[:1]
         line["shuffled"] = counts_by_clip(hear(listener, clips, others)) | recalled(clips, others)
     workspace.append(line)
@@ -301,12 +341,13 @@ def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
     """Return the contents of `streams.json`, without the command that made it."""
     found = by_name(lines)
     ceiling = found.pop(CEILING)
-    floor = [{**line, "counts": line["shuffled"]} for line in found[PAPER]]
+    floor = [{**line, "counts": line["shuffled"]} for line in lines if "shuffled" in line]
     rows = {
         name: {"seeds": [line["seed"] for line in its], **_measured(its, floor, ceiling)}
         for name, its in found.items()
     }
-    gaps = {name: compare(its, found[PAPER]) for name, its in found.items() if name != PAPER}
+    others = found.keys() - {PAPER} if PAPER in found else ()
+    gaps = {name: compare(its, found[PAPER]) for name, its in found.items() if name in others}
     ablation = _ablation(found)
     bounds = {"shuffled": _measured(floor), CEILING: _measured(ceiling)}
     return {
@@ -372,6 +413,10 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each set")
     parser.add_argument("--count", type=int, default=128, help="test videos that are scored")
     parser.add_argument(
+        "--steps", type=int, default=Budget.adapter, help="training steps of each adapter"
+    )
+    parser.add_argument("--width", type=int, default=Budget.width, help="width inside each adapter")
+    parser.add_argument(
         "--kind",
         choices=("features", "attention"),
         default="features",
@@ -395,17 +440,19 @@ def run_streams(args: argparse.Namespace) -> None:
     """Run what is missing, then write the report."""
     runs_folder = args.workdir
     enable_compilation_cache(str((runs_folder / "tiny" / "cache").absolute()))
-    budget = Budget(sounds=args.count, kind=args.kind)
+    budget = Budget(adapter=args.steps, width=args.width, sounds=args.count, kind=args.kind)
     study = Study(runs_folder / "streams", budget)
     study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
     study.features  # noqa: B018 - extracted first, by one process
+    if any({*SETS[i]} & {*GRIDS} for i in args.sets):
+        study.grids  # noqa: B018 - as well
     runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
     runs.append(StreamRun((), 0, study))
     lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_streams)
     write_table(study.workdir, STAGES, args.output, "streams_", command=args.command_line)
     keep_logs(study.workdir, args.output / "streams_training")
     found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
-    name = "streams" if args.kind == Budget.kind else f"streams_{args.kind}"
+    name = "streams" if budget.name == Budget.kind else f"streams_{budget.name}"
     write_text(args.output / f"{name}.json", json.dumps(found, indent=1) + "\n")
     print_tables(found["tables"])
