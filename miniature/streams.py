@@ -168,7 +168,7 @@ class Study:
 
     @property
     def grids(self) -> Path:
-        """What is where in the same windows, extracted if missing."""
+        """Features of `GRIDS` of the same windows, extracted if missing."""
         return self._features("grids", GRIDS)
 
     def _features(self, name: str, encoders: Sequence[str]) -> Path:
@@ -346,8 +346,8 @@ def report(lines: Sequence[Line], budget: Budget) -> dict[str, Any]:
         name: {"seeds": [line["seed"] for line in its], **_measured(its, floor, ceiling)}
         for name, its in found.items()
     }
-    others = found.keys() - {PAPER} if PAPER in found else ()
-    gaps = {name: compare(its, found[PAPER]) for name, its in found.items() if name in others}
+    paper = found.get(PAPER)
+    gaps = {n: compare(its, paper) for n, its in found.items() if paper and n != PAPER}
     ablation = _ablation(found)
     bounds = {"shuffled": _measured(floor), CEILING: _measured(ceiling)}
     return {

@@ -43,8 +43,6 @@ class Grid(nnx.Module):
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
-        if width % PLACES:
-            raise ValueError(f"a grid of {PLACES} places cannot be {width} numbers wide")
         self.norm = layer_norm(width // PLACES, epsilon=1e-5, rngs=rngs)
         self.proj = linear(width // PLACES, PLACE_WIDTH, ("mlp", "embed"), rngs=rngs)
 

@@ -125,7 +125,7 @@ def test_motion_is_where_and_when_the_picture_changes(seen):
     np.testing.assert_allclose(motion.seconds[0], np.arange(64) / 25, atol=1e-6)
 
 
-def test_patches_are_what_is_where(bundle, folder, tmp_path, capsys):
+def test_patches_are_what_is_where(bundle, folder, tmp_path):
     command = ["extract", str(folder), "--bundle", str(bundle.path), "--batch", "2"]
     assert main([*command, "-o", str(tmp_path / "f"), "--encoders", "patches"]) == 0
     source = FeatureSource(tmp_path / "f")

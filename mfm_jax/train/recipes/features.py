@@ -8,7 +8,7 @@ from typing import Any
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip
 from mfm_jax.data.features import DESCRIPTION, FeatureSource, begun_with, bundled, check
-from mfm_jax.data.records import Failure, check_same
+from mfm_jax.data.records import Failure, check_same, read_about
 from mfm_jax.data.sources import SPLITS, Split
 from mfm_jax.inference.extract import extract
 from mfm_jax.models.text import EmptyTextConfig
@@ -85,6 +85,6 @@ class FeatureRecipe(BundleRecipe):
         further = self.source.further_features()
         for folder in (*folders, *further.train, *further.heldout):
             check(folder, bundle, self.reads)
-            found = FeatureSource(folder).about
+            found = read_about(folder / DESCRIPTION)
             check_same(folder, found, {k: v for k, v in self.expects.items() if k in found})
         return self.cached(*map(FeatureSource, folders, further))
