@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from einops import rearrange, repeat
 from flax import nnx
+from jax import lax
 from jax import numpy as jnp
 
 from mfm_jax.layers import KV, MLP, attend, layer_norm, linear, table
@@ -64,6 +65,26 @@ def normalise(pixels: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
     return (pixels.astype(jnp.float32) / 255.0 - 0.5) / 0.5
 
 
+def attend_to_patches(
+    q: Float[Array, "B 1 N K"], first: KV, patches: KV
+) -> Float[Array, "B 1 N K"]:
+    """Let the class token attend to itself and to all patches, in one softmax.
+
+    The axes of the patches stay apart: to merge them is a copy on a TPU, and the gradients of one
+    step after the other would each be padded to the size of all.
+    """
+    dtype, scale = q.dtype, q.shape[-1] ** -0.5
+    own = jnp.einsum("bonk,bonk->bno", q, first.k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("bonk,btgnk->bntg", q, patches.k, preferred_element_type=jnp.float32)
+    scores = scores * scale
+    top = lax.stop_gradient(jnp.maximum(own, scores.max(axis=(2, 3))[..., None]))
+    own, weights = jnp.exp(own - top), jnp.exp(scores - top[..., None])
+    total = own + weights.sum(axis=(2, 3))[..., None]
+    read = jnp.einsum("bntg,btgnk->bnk", weights.astype(dtype), patches.v)
+    y = (read + own.astype(dtype) * first.v[:, 0]) / total.astype(dtype)
+    return y[:, None]
+
+
 class DividedAttention(nnx.Module):
     """Attention of each patch to the class token and to the patches of its group.
 
@@ -86,8 +107,7 @@ class DividedAttention(nnx.Module):
     ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B T G D"]]:
         q0, k0, v0 = (self._split(project(first)) for project in (self.q, self.k, self.v))
         q, k, v = (self._split(project(patches)) for project in (self.q, self.k, self.v))
-        steps = [KV(k[:, t], v[:, t]) for t in range(patches.shape[1])]
-        y0 = attend_to_all(q0, [(kv, None) for kv in (KV(k0, v0), *steps)])
+        y0 = attend_to_patches(q0, KV(k0, v0), KV(k, v))
         return self._merge(y0), self._merge(self._attend_in_groups(q, KV(k, v), KV(k0, v0)))
 
     def _attend_in_groups(
