@@ -23,9 +23,6 @@ def table(config: AdapterConfig) -> Table:
         part = f"streams.{name}"
         if name in config.stems:
             rows += stem(f"{part}.stem")
-        if name in config.grids:
-            rows += norm(f"{part}.grid.norm", f"{part}.grid.norm")
-            rows += named(f"{part}.grid.proj", f"{part}.grid.proj", DENSE)
         rows += (
             *norm(f"{part}.norm", f"{part}.norm"),
             *named(f"{part}.proj", f"{part}.proj", DENSE),

@@ -73,14 +73,14 @@ from miniature.stages import (
 ENCODERS = ("cavp", "timechat", "synchformer", "motion")
 STEMS = ("motion",)
 """Streams that are plain measurements, and pass a stem."""
-GRIDS = ("patches",)
-"""Streams that say what is where; the adapter reads them, and the mapper does not."""
+FURTHER = ("moving",)
+"""Streams that the adapter reads, and the mapper does not."""
 LABELS = {
     "cavp": "CAVP",
     "timechat": "TimeChat",
     "synchformer": "Synchformer",
     "motion": "motion",
-    "patches": "patches",
+    "moving": "what moves",
 }
 SETS = (
     ("cavp", "timechat"),
@@ -90,7 +90,8 @@ SETS = (
     ("timechat", "motion"),
     ("cavp", "motion"),
     ("motion",),
-    ("cavp", "timechat", "motion", "patches"),
+    ("cavp", "timechat", "motion", "moving"),
+    ("cavp", "timechat", "moving"),
 )
 """The streams that are read; the first set is what the paper has."""
 CEILING = "true LOA on (1, 8), the miniature's own UNet"
@@ -167,9 +168,9 @@ class Study:
         return self._features("features", (*ENCODERS, *SOUND_ENCODERS))
 
     @property
-    def grids(self) -> Path:
-        """Features of `GRIDS` of the same windows, extracted if missing."""
-        return self._features("grids", GRIDS)
+    def further(self) -> Path:
+        """Features of `FURTHER` of the same windows, extracted if missing."""
+        return self._features("further", FURTHER)
 
     def _features(self, name: str, encoders: Sequence[str]) -> Path:
         folder = self.workdir / name
@@ -209,7 +210,7 @@ class Study:
 
     def encoders(self, streams: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
         """Return the streams with the tokens of a window and their width."""
-        read = [self.features, *([self.grids] if {*streams} & {*GRIDS} else [])]
+        read = [self.features, *([self.further] if {*streams} & {*FURTHER} else [])]
         fields: dict[str, Any] = {}
         for folder in read:
             fields |= read_about(folder / "train" / DESCRIPTION)["fields"]
@@ -217,8 +218,7 @@ class Study:
 
     def trained(self, streams: Sequence[str], seed: int) -> Path:
         """Return the bundle with a mapper and an adapter that read these streams."""
-        told = tuple(name for name in streams if name not in GRIDS)
-        grids = tuple(name for name in streams if name in GRIDS)
+        told = tuple(name for name in streams if name not in FURTHER)
         stems = tuple(name for name in STEMS if name in streams)
         encoders = self.encoders(told)
         tiny = MapperConfig.tiny()
@@ -234,13 +234,12 @@ class Study:
         recipe = SyncRecipe(
             bundle=str(mapper), source=source, kind=self.budget.kind, width=self.budget.width
         )
-        if grids:
+        if told != streams:
             recipe = replace(
                 recipe,
-                source=replace(source, beside=(str(self.grids),)),
+                source=replace(source, beside=(str(self.further),)),
                 encoders=self.encoders(streams),
                 stems=stems,
-                grids=grids,
             )
         config = training_config(
             recipe,
@@ -279,8 +278,8 @@ class StreamRun:
             return digest([*described, weight_digests(TINY_BUNDLE, names)])[:16]
         features = feature_description(study.features / "train")
         described = [self.name, self.seed, to_json(budget), features]
-        if {*self.streams} & {*GRIDS}:
-            described.append(feature_description(study.grids / "train"))
+        if {*self.streams} & {*FURTHER}:
+            described.append(feature_description(study.further / "train"))
         return digest([*described, weight_digests(study.start, names)])[:16]
 
 
@@ -445,8 +444,8 @@ def run_streams(args: argparse.Namespace) -> None:
     study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
     study.features  # noqa: B018 - extracted first, by one process
-    if any({*SETS[i]} & {*GRIDS} for i in args.sets):
-        study.grids  # noqa: B018 - as well
+    if any({*SETS[i]} & {*FURTHER} for i in args.sets):
+        study.further  # noqa: B018 - as well
     runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
     runs.append(StreamRun((), 0, study))
     lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_streams)

@@ -36,7 +36,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "seconds_per_row": (0.0, 600.0), "epsilon": (0.0, 1.0),
 }  # fmt: skip
 """Between which two values numbers must lie; by default above 0 and below a million."""
-MAY_BE_EMPTY = ("attentions", "contexts", "stems", "grids")
+MAY_BE_EMPTY = ("attentions", "contexts", "stems")
 """The lists that a network can do without."""
 COUNTS = ("depth", "decoder_depth", "resnets", "blocks")
 """The fields that say how often a part of a network is repeated."""

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="the networks to run, such as cavp and audiomae; default: all that the bundle has. "
-        "One without weights of its own, motion or patches, must be named",
+        "One without weights of its own, motion or moving, must be named",
     )
     parser.add_argument(
         "--timechat",

@@ -8,7 +8,7 @@ from mfm_jax.bundle.adapted import adapter_of
 from mfm_jax.encoders.cavp import CAVPEncoder
 from mfm_jax.encoders.encoder import Encoder
 from mfm_jax.encoders.motion import MotionEncoder
-from mfm_jax.encoders.patches import PatchEncoder
+from mfm_jax.encoders.moving import MovingEncoder
 from mfm_jax.encoders.synchformer import SynchformerEncoder
 from mfm_jax.encoders.timechat import TimeChatEncoder
 from mfm_jax.mapper import MapperConfig, Streams
@@ -21,7 +21,7 @@ ENCODERS: Mapping[str, type[Encoder]] = {
     "timechat": TimeChatEncoder,
     "synchformer": SynchformerEncoder,
     "motion": MotionEncoder,
-    "patches": PatchEncoder,
+    "moving": MovingEncoder,
 }
 """Every encoder that is known.
 

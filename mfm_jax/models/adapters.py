@@ -23,10 +23,9 @@ from flax import nnx
 from jax import numpy as jnp
 
 from mfm_jax.layers import Attention, conv, layer_norm, linear, time_embedding
-from mfm_jax.models.stem import Grid, Stem
-from mfm_jax.models.streams import PLACES, Stream, Streams
+from mfm_jax.models.stem import Stem
+from mfm_jax.models.streams import Stream, Streams
 from mfm_jax.models.unet import Beside, UNet, UNetConfig
-from mfm_jax.runtime.config import later
 from mfm_jax.typing import Array, Bool, Float, Int
 
 _EPSILON = 1e-5
@@ -37,8 +36,8 @@ class AdapterConfig:
     """Sizes of an adapter.
 
     Raises:
-        ValueError: `kind` is neither "features" nor "attention", nothing is read, or `stems` or
-            `grids` has a stream that is not read, or no grid.
+        ValueError: `kind` is neither "features" nor "attention", nothing is read, or there is a
+            stem of a stream that is not read.
     """
 
     unet: UNetConfig
@@ -49,24 +48,17 @@ class AdapterConfig:
     columns: int = 16  # of the latents: mel bins over the VAE's compression
     timechat: str = "video"  # which TimeChat tokens are read, as a mapper's
     stems: tuple[str, ...] = ()  # streams whose tokens pass a stem first, as a mapper's
-    grids: tuple[str, ...] = later(())  # streams whose tokens are grids of places, as patches are
 
     def __post_init__(self) -> None:
         if self.kind not in ("features", "attention"):
             raise ValueError(f"an adapter adds features or attention, not {self.kind!r:.50}")
         if not self.encoders:
             raise ValueError("an adapter reads at least one stream")
-        for field in ("stems", "grids"):
-            if unread := sorted(set(getattr(self, field)) - set(self.streams)):
-                read = ", ".join(self.streams)
-                raise ValueError(
-                    f"{field} names {unread[0]}, which is not read: the adapter reads {read}"
-                )
-        for name, _, width in self.encoders:
-            if name in self.grids and width % PLACES:
-                raise ValueError(
-                    f"grids names {name}, but tokens {width} wide are no grid of {PLACES} places"
-                )
+        if unread := sorted(set(self.stems) - set(self.streams)):
+            read = ", ".join(self.streams)
+            raise ValueError(
+                f"stems names {unread[0]}, which is not read: the adapter reads {read}"
+            )
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -88,16 +80,13 @@ class AdapterConfig:
 class StreamProjection(nnx.Module):
     """The tokens of a stream in the width of an adapter."""
 
-    def __init__(self, tokens: int, width: int, *, stem: bool, grid: bool, rngs: nnx.Rngs) -> None:
+    def __init__(self, tokens: int, width: int, *, stem: bool, rngs: nnx.Rngs) -> None:
         self.stem = Stem(tokens, rngs=rngs) if stem else None
-        self.grid = Grid(tokens, rngs=rngs) if grid else None
-        tokens = tokens if self.grid is None else self.grid.width
         self.norm = layer_norm(tokens, epsilon=_EPSILON, rngs=rngs)
         self.proj = linear(tokens, width, ("mlp", "embed"), rngs=rngs)
 
     def __call__(self, stream: Stream) -> Stream:
         seen = stream if self.stem is None else self.stem(stream)
-        seen = seen if self.grid is None else self.grid(seen)
         tokens = self.proj(self.norm(seen.tokens.astype(self.proj.kernel.dtype)))
         return stream._replace(tokens=tokens)
 
@@ -109,13 +98,7 @@ class _Adapter(nnx.Module):
         self.config = config
         self.streams = nnx.Dict(
             {
-                name: StreamProjection(
-                    width,
-                    config.width,
-                    stem=name in config.stems,
-                    grid=name in config.grids,
-                    rngs=rngs,
-                )
+                name: StreamProjection(width, config.width, stem=name in config.stems, rngs=rngs)
                 for name, _, width in config.encoders
             }
         )

@@ -20,11 +20,7 @@ class Stream(NamedTuple):
 
 Streams = dict[str, Stream]
 
-GRID = 4
-"""Rows and columns of a token that is a grid of places."""
-PLACES = GRID * GRID
-
-SHARED: Mapping[str, str] = {"patches": "timechat"}
+SHARED: Mapping[str, str] = {"moving": "timechat"}
 """Streams that are made by the network of another stream."""
 
 

@@ -39,7 +39,6 @@ from mfm_jax.models.cnn14 import Cnn14Config, Cnn14Tagger
 from mfm_jax.models.eva_vit import EvaViTConfig
 from mfm_jax.models.gpt2 import GPT2, GPT2Config
 from mfm_jax.models.qformer import QFormerConfig
-from mfm_jax.models.streams import PLACES
 from mfm_jax.models.synchformer import SyncConfig, Synchformer, SynchformerConfig
 from mfm_jax.models.synchformer_audio import AudioTowerConfig
 from mfm_jax.models.synchformer_video import VideoTowerConfig
@@ -236,13 +235,11 @@ def a_mapper(draw: Draw) -> MapperConfig:
 
 def an_adapter(draw: Draw) -> AdapterConfig:
     names = draw(st.sampled_from(ENCODERS))
+    encoders = tuple((name, draw(few), draw(some)) for name in names)
     kind = draw(st.sampled_from(("features", "attention")))
-    stems, grids = (draw(st.sampled_from(((), names[:1]))) for _ in range(2))
-    encoders = tuple(
-        (name, draw(few), draw(some) * (PLACES if name in grids else 1)) for name in names
-    )
+    stems = draw(st.sampled_from(((), names[:1])))
     return AdapterConfig(
-        a_unet(draw), encoders, kind, width=draw(some), columns=draw(some), stems=stems, grids=grids
+        a_unet(draw), encoders, kind, width=draw(some), columns=draw(some), stems=stems
     )
 
 

@@ -94,7 +94,7 @@ def test_features_are_found_and_are_no_clips(tmp_path):
 
 def test_further_features_of_the_same_clips_are_read_beside(tmp_path):
     bundle = untrained_bundle(tmp_path / "b")
-    two = {"cavp": (3, 4), "audiomae": (2, 5)}, {"patches": (2, 32), "audiomae": (1, 1)}
+    two = {"cavp": (3, 4), "audiomae": (2, 5)}, {"moving": (2, 32), "audiomae": (1, 1)}
     for name, shapes in zip(("one", "two"), two, strict=True):
         for part, clips in (("train", 5), ("heldout", 2)):
             write_features(bundle, tmp_path / name / part, clips, shapes)
@@ -106,7 +106,7 @@ def test_further_features_of_the_same_clips_are_read_beside(tmp_path):
     one, other = FeatureSource(folders.train), FeatureSource(*further.train)
     assert len(joined) == 5
     assert {n: x.shape for n, x in joined[3].items()} == {**two[1], **two[0]}
-    np.testing.assert_array_equal(joined[3]["patches"], other[3]["patches"])
+    np.testing.assert_array_equal(joined[3]["moving"], other[3]["moving"])
     np.testing.assert_array_equal(joined[3]["audiomae"], one[3]["audiomae"])
     with pytest.raises(DataError, match=r"two/heldout are of other clips .*\(2 and 5\): extract"):
         FeatureSource(folders.train, further.heldout)

@@ -125,25 +125,34 @@ def test_motion_is_where_and_when_the_picture_changes(seen):
     np.testing.assert_allclose(motion.seconds[0], np.arange(64) / 25, atol=1e-6)
 
 
-def test_patches_are_what_is_where(bundle, folder, tmp_path):
+def test_what_moves_is_the_patches_where_the_picture_changes(bundle, folder, tmp_path):
     command = ["extract", str(folder), "--bundle", str(bundle.path), "--batch", "2"]
-    assert main([*command, "-o", str(tmp_path / "f"), "--encoders", "patches"]) == 0
+    assert main([*command, "-o", str(tmp_path / "f"), "--encoders", "moving"]) == 0
     source = FeatureSource(tmp_path / "f")
-    assert source.about["encoders"] == {
-        "patches": describe(bundle, "video")["encoders"]["timechat"]
-    }
+    assert source.about["encoders"] == {"moving": describe(bundle, "video")["encoders"]["timechat"]}
     check(tmp_path / "f", bundle)
-    tokens = source[0]["patches"].astype(np.float32).reshape(7, 4, 4, 96)
-    np.testing.assert_allclose(source[0]["patches_seconds"], np.arange(7) / 3, atol=1 / 3)
-    encoder = open_encoders(bundle, ["patches"], {})
-    first = next(windows(folder / "a.mp4", window_spec(bundle, encoder)))
-    timechat, pixels = bundle.load("timechat"), jnp.asarray(first.seen["patches"].pixels)
-    whole = jax.jit(lambda net, x: net.vit_norm(net.vit(x)))(timechat, scaled(pixels[None])[0])
-    corner = np.asarray(whole)[:, 1:].reshape(7, 8, 8, 96)[:, 2:4, 6:8].mean(axis=(1, 2))
-    np.testing.assert_allclose(tokens[:, 1, 3], corner, atol=2e-3)
-    tall = replace(CONFIGS["timechat"].vit, image=48)
-    with pytest.raises(ValueError, match="its 6 x 6 patches cannot be divided into 4 x 4 places"):
-        registry["patches"](replace(CONFIGS["timechat"], vit=tall), 2.56)
+    tokens = source[0]["moving"].astype(np.float32)
+    assert tokens.shape == (64, 96)
+    np.testing.assert_allclose(source[0]["moving_seconds"], np.arange(64) / 25, atol=1e-6)
+    encoder = open_encoders(bundle, ["moving"], {})
+    pixels = next(windows(folder / "a.mp4", window_spec(bundle, encoder))).seen["moving"].pixels
+    assert pixels.shape == (64, 64, 64, 3)
+    timechat = bundle.load("timechat")
+    some = scaled(jnp.asarray(pixels[None, ::8]))[0]
+    whole = jax.jit(lambda net, x: net.vit_norm(net.vit(x)))(timechat, some)
+    patches = np.asarray(whole)[:, 1:]
+    change = np.abs(np.diff(pixels.astype(float), axis=0, prepend=pixels[:1])).mean(axis=3)
+    places = change.reshape(64, 8, 8, 8, 8).mean(axis=(2, 4))
+    padded = np.pad(places, ((0, 0), (1, 1), (1, 1)))
+    near = [padded[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+    weights = np.max(near, axis=0).reshape(64, 64) ** 2 + 1e-6
+    weights /= weights.sum(axis=1, keepdims=True)
+    for t in range(64):
+        seen = min((t + 4) // 8, 7)  # the nearest of the frames 0, 8, ... 56
+        np.testing.assert_allclose(tokens[t], weights[t] @ patches[seen], atol=3e-3)
+    # All that moves is a quarter of the picture, and what lies beside that counts as well.
+    assert weights[FLASH].reshape(8, 8)[:, :3].sum() > 0.99
+    np.testing.assert_allclose(weights[0], 1 / 64)  # nothing has changed before the first frame
 
 
 def test_a_step_of_training_from_videos_and_sound_from_the_result(bundle, folder, tmp_path):

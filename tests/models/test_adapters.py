@@ -11,8 +11,7 @@ from jax import numpy as jnp
 
 from mfm_jax.mapper import MapperConfig
 from mfm_jax.models.adapters import AdapterConfig, AttentionAdapter, FeatureAdapter
-from mfm_jax.models.stem import Grid
-from mfm_jax.models.streams import PLACES, Stream
+from mfm_jax.models.streams import Stream
 from mfm_jax.models.unet import UNet, UNetConfig
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from tests.bundles import filled
@@ -150,48 +149,3 @@ def test_several_streams_are_read_each_with_its_times(kind, unet, given, video):
     np.testing.assert_array_equal(run({"video": video, "other": padding}), base)
     with pytest.raises(ValueError, match="reads other as well"):
         adapter({"video": video}, ROWS)
-
-
-def test_every_place_of_a_grid_passes_the_same_layers():
-    grid = filled(abstract(partial(Grid, 3 * PLACES)), 3)
-    tokens = jax.random.normal(jax.random.key(1), (2, 5, 3 * PLACES))
-    there = Stream(tokens, jnp.zeros((2, 5)), jnp.ones((2, 5), bool))
-    turned = there._replace(tokens=jnp.roll(tokens, 3 * 5, axis=2))  # by five places
-    run = jax.jit(lambda grid, stream: grid(stream))
-    seen, moved = run(grid, there), run(grid, turned)
-    assert seen.tokens.shape == (2, 5, grid.width)
-    per_place = grid.width // PLACES
-    np.testing.assert_allclose(moved.tokens, jnp.roll(seen.tokens, 5 * per_place, 2), atol=1e-6)
-    assert jnp.abs(moved.tokens - seen.tokens).max() > 0.1
-    np.testing.assert_array_equal(seen.mask, there.mask)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_tells_the_places_of_a_grid_apart(kind, unet, given, video):
-    wide = (("video", 21, 6), ("patches", 2, 2 * PLACES))
-    adapter = filled(
-        abstract(partial(KINDS[kind], replace(CONFIG, encoders=wide, grids=("patches",)))), 2
-    )
-    tokens = jax.random.normal(jax.random.key(3), (2, 2, 2 * PLACES))
-    patches = Stream(tokens, jnp.array([[0.1, 0.3]] * 2))
-    run = jax.jit(
-        lambda patches: unet(*given, beside=adapter({"video": video, "patches": patches}, ROWS))
-    )
-    turned = patches._replace(tokens=jnp.roll(tokens, 2, axis=2))
-    assert jnp.abs(run(turned) - run(patches)).max() > 1e-4
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"grids": ("patches",)},
-            "grids names patches, which is not read: the adapter reads video",
-        ),
-        ({"grids": ("video",)}, "grids names video, but tokens 6 wide are no grid of 16 places"),
-    ],
-    ids=["unread", "no grid"],
-)
-def test_a_grid_that_cannot_be_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(CONFIG, **change)

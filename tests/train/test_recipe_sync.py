@@ -157,21 +157,21 @@ def test_an_adapter_may_read_what_the_mapper_does_not(base, tmp_path):
 
 def test_an_adapter_learns_from_features_in_two_folders(base, features, tmp_path):
     for part in ("train", "heldout"):
-        shapes = {"patches": (7, 1536), "patches_seconds": (7,)}
+        shapes = {"moving": (64, 96), "moving_seconds": (64,)}
         write_features(base, tmp_path / "further" / part, 4, shapes)
     fields = [
         f"recipe.bundle={base.path}", f"recipe.source.path={features}",
         f'recipe.source.beside=["{tmp_path / "further"}"]', "recipe.kind=features",
-        'recipe.encoders=[["cavp", 32, 64], ["patches", 7, 1536]]', 'recipe.grids=["patches"]',
+        'recipe.encoders=[["cavp", 32, 64], ["moving", 64, 96]]',
     ]  # fmt: skip
     assert run_config("tiny_sync", tmp_path / "run", [*fields, "steps=2", *FAST]) == 0
     after = Bundle.open(tmp_path / "run")
-    assert after.config("adapter").grids == ("patches",)
+    assert after.config("adapter").streams == ("cavp", "moving")
     used = dict(after.entries["adapter"].source.trained_with)
     assert used.keys() == {"audiomae", "vae", "unet", "cavp", "timechat"}
     model = VideoToAudio.open(after.path, only=["encoders", "mapper"])
-    assert set(model.encoders) == {"cavp", "timechat", "patches"}
-    assert model.networks.encoders["patches"].vit is model.networks.encoders["timechat"].vit
+    assert set(model.encoders) == {"cavp", "timechat", "moving"}
+    assert model.networks.encoders["moving"].vit is model.networks.encoders["timechat"].vit
     another = untrained_component("timechat", CONFIGS["timechat"], 9)
     with pytest.warns(UserWarning, match=r"adapter is left out .* with another timechat: train"):
         write_bundle(tmp_path / "b", {"timechat": another}, base=after.path)

@@ -30,7 +30,6 @@ from mfm_jax.models.audiomae import LOA
 from mfm_jax.models.streams import networks_of
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.runtime.config import later
 from mfm_jax.storage.hub import bundle_path
 from mfm_jax.train.recipes.features import latent_shape, text_config
 from mfm_jax.train.recipes.mapper import each_stream, read_streams, stream_specs, streams_of
@@ -85,7 +84,6 @@ class SyncRecipe(DenoisingRecipe):
     # (stream, tokens in a window, their width) that the adapter reads; empty: as the mapper.
     encoders: tuple[tuple[str, int, int], ...] = ()
     stems: tuple[str, ...] = ()  # of these streams, if `encoders` is given
-    grids: tuple[str, ...] = later(())  # of these: those whose tokens are grids of places
 
     loaded = ("unet.*", "text.*")
 
@@ -124,7 +122,6 @@ class SyncRecipe(DenoisingRecipe):
                 latent_shape(self._bundle)[1],
                 mapper.timechat,
                 self.stems if self.encoders else mapper.stems,
-                self.grids,
             )
         except ValueError as error:
             raise SettingError(f"recipe: {error}") from None
