@@ -17,10 +17,11 @@ def get_config() -> TrainConfig:
         recipe=SyncRecipe(
             bundle="runs/tiny/stage2",
             source=ClipFiles("runs/tiny/mapper/features", licence="Apache-2.0"),
+            kind="features",
             width=48,
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, lr_multipliers=ONLY_ADAPTER),
-        steps=4000,
+        steps=5000,
         batch=16,
         eval_every=1000,
     )

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from mfm_jax.runtime.seeds import check_seed
 
     # By default a held-out clip of the Foley world, on which no network was trained.
-    seed = SPLITS["test"][3] if args.clip is None else args.clip
+    seed = SPLITS["test"][1] if args.clip is None else args.clip
     check_seed(seed, "--clip")
     started = time.monotonic()
     bundle = Bundle.open(args.bundle, verify=args.verify)
