@@ -5,6 +5,7 @@ its G patches run by row and column. The class token is kept apart from the patc
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from einops import rearrange, repeat
 from flax import nnx
@@ -74,9 +75,9 @@ def attend_to_patches(
     step after the other would each be padded to the size of all.
     """
     dtype, scale = q.dtype, q.shape[-1] ** -0.5
-    own = jnp.einsum("bonk,bonk->bno", q, first.k, preferred_element_type=jnp.float32) * scale
-    scores = jnp.einsum("bonk,btgnk->bntg", q, patches.k, preferred_element_type=jnp.float32)
-    scores = scores * scale
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    own = dot("bnk,bonk->bno", q[:, 0], first.k) * scale
+    scores = dot("bnk,btgnk->bntg", q[:, 0], patches.k) * scale
     top = lax.stop_gradient(jnp.maximum(own, scores.max(axis=(2, 3))[..., None]))
     own, weights = jnp.exp(own - top), jnp.exp(scores - top[..., None])
     total = own + weights.sum(axis=(2, 3))[..., None]

@@ -224,7 +224,6 @@ def test_bfloat16_weights_compute_in_bfloat16(networks):
     frames = jnp.zeros((1, 3, 12, 20, 28, 3))
     mel = jnp.zeros((1, 3, 38, 26))
     forward = jax.jit(lambda network: network(frames, mel))
-    with jax.numpy_dtype_promotion("standard"):
-        logits = forward(in_half(networks[""]))
+    logits = forward(in_half(networks[""]))
     assert logits.dtype == jnp.bfloat16
     assert logits.shape == (1, 9)
