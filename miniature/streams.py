@@ -120,6 +120,11 @@ class Budget:
         return "_".join([self.kind, *(map(str, sizes) if sizes != usual else ())])
 
 
+def told(streams: Sequence[str]) -> tuple[str, ...]:
+    """Return those streams of a set that its mapper reads; the adapter reads all of them."""
+    return tuple(name for name in streams if name not in FURTHER)
+
+
 def label(streams: Sequence[str]) -> str:
     """Return a set of streams as tables show it."""
     return ", ".join(LABELS[name] for name in streams)
@@ -210,17 +215,16 @@ class Study:
 
     def encoders(self, streams: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
         """Return the streams with the tokens of a window and their width."""
-        read = [self.features, *([self.further] if {*streams} & {*FURTHER} else [])]
+        read = [self.features, *([self.further] if told(streams) != tuple(streams) else [])]
         fields: dict[str, Any] = {}
         for folder in read:
             fields |= read_about(folder / "train" / DESCRIPTION)["fields"]
         return tuple((name, *fields[name][0]) for name in streams)
 
-    def trained(self, streams: Sequence[str], seed: int) -> Path:
+    def trained(self, streams: tuple[str, ...], seed: int) -> Path:
         """Return the bundle with a mapper and an adapter that read these streams."""
-        told = tuple(name for name in streams if name not in FURTHER)
         stems = tuple(name for name in STEMS if name in streams)
-        encoders = self.encoders(told)
+        encoders = self.encoders(told(streams))
         tiny = MapperConfig.tiny()
         gpt2 = replace(tiny.gpt2, positions=POSITIONS)
         network = replace(tiny, encoders=encoders, loa=COARSE, gpt2=gpt2, stems=stems)
@@ -230,11 +234,11 @@ class Study:
             OptimizerConfig(learning_rate=MAPPER_RATE, warmup_steps=30),
             steps=self.budget.mapper, batch=32, seed=seed,
         )  # fmt: skip
-        mapper = train_bundle(config, self.workdir / f"mapper-{'-'.join(told)}-{seed}")
+        mapper = train_bundle(config, self.workdir / f"mapper-{'-'.join(told(streams))}-{seed}")
         recipe = SyncRecipe(
             bundle=str(mapper), source=source, kind=self.budget.kind, width=self.budget.width
         )
-        if told != streams:
+        if told(streams) != streams:
             recipe = replace(
                 recipe,
                 source=replace(source, beside=(str(self.further),)),
@@ -278,7 +282,7 @@ class StreamRun:
             return digest([*described, weight_digests(TINY_BUNDLE, names)])[:16]
         features = feature_description(study.features / "train")
         described = [self.name, self.seed, to_json(budget), features]
-        if {*self.streams} & {*FURTHER}:
+        if told(self.streams) != self.streams:
             described.append(feature_description(study.further / "train"))
         return digest([*described, weight_digests(study.start, names)])[:16]
 
@@ -448,7 +452,7 @@ def run_streams(args: argparse.Namespace) -> None:
     study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
     study.features  # noqa: B018 - extracted first, by one process
-    if any({*SETS[i]} & {*FURTHER} for i in args.sets):
+    if any(told(SETS[i]) != SETS[i] for i in args.sets):
         study.further  # noqa: B018 - as well
     runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
     runs.append(StreamRun((), 0, study))

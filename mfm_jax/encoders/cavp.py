@@ -1,27 +1,16 @@
 """CAVP as an encoder: what may sound, one token for each of a few frames a second."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import jax
 from jax import numpy as jnp
 
-from mfm_jax.encoders.encoder import Encoder, stack, stream
+from mfm_jax.encoders.encoder import Encoder, Frames, stream
 from mfm_jax.mapper import Stream
-from mfm_jax.media.windows import Seen, cavp_view
+from mfm_jax.media.windows import cavp_view
 from mfm_jax.models.cavp import CAVPConfig, CAVPVideo
-from mfm_jax.typing import Array, Float, UInt8
-
-
-class CAVPFrames(NamedTuple):
-    """Inputs of CAVP for a batch of windows."""
-
-    pixels: UInt8[Array, "B T H W 3"]
-    seconds: Float[Array, "B T"]  # since the window's start
 
 
 @jax.jit
-def encode_cavp(cavp: CAVPVideo, frames: CAVPFrames) -> Stream:
+def encode_cavp(cavp: CAVPVideo, frames: Frames) -> Stream:
     """Return one token for each frame, at the time of the frame."""
     return stream(cavp(frames.pixels.astype(jnp.float32) / 255.0), frames.seconds)
 
@@ -35,6 +24,3 @@ class CAVPEncoder(Encoder):
     def __init__(self, config: CAVPConfig, seconds: float, tensor: str = "") -> None:
         super().__init__(config, seconds, tensor)
         self.view = cavp_view(config.fps, config.size)
-
-    def inputs(self, seen: Sequence[Seen]) -> CAVPFrames:
-        return CAVPFrames(*stack(seen))

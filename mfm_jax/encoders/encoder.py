@@ -1,8 +1,7 @@
 """The interface of a video encoder."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,14 @@ from mfm_jax.runtime.sharding import constrain
 from mfm_jax.typing import Array, Float, UInt8
 
 
-class Encoder(ABC):
+class Frames(NamedTuple):
+    """The frames that an encoder sees of a batch of windows."""
+
+    pixels: UInt8[Array, "B T H W 3"]
+    seconds: Float[Array, "B T"]  # since the window's start
+
+
+class Encoder:
     """A video encoder for windows of one length: what it sees of one, and the tokens it gives.
 
     Attributes:
@@ -48,19 +54,22 @@ class Encoder(ABC):
         """
         self.options = {}
 
-    @abstractmethod
     def inputs(self, seen: Sequence[Seen]) -> Any:
-        """Return what `encode` reads of windows: arrays whose first axis is the window."""
+        """Return what `encode` reads of windows: arrays whose first axis is the window.
+
+        These are the frames alone, unless an encoder reads more.
+        """
+        return stack(seen)
 
     def network(self, component: Any) -> Any:
         """Return the part of the bundle's component that `encode` runs."""
         return component
 
 
-def stack(seen: Sequence[Seen]) -> tuple[UInt8[Array, "B T H W 3"], Float[Array, "B T"]]:
-    """Return the pixels and the seconds of the frames of windows, as one batch."""
+def stack(seen: Sequence[Seen]) -> Frames:
+    """Return the frames of windows as one batch."""
     pixels = jnp.asarray(np.stack([its.pixels for its in seen]))
-    return pixels, jnp.asarray(np.stack([its.seconds for its in seen]), jnp.float32)
+    return Frames(pixels, jnp.asarray(np.stack([its.seconds for its in seen]), jnp.float32))
 
 
 def stream(tokens: Float[Array, "B T D"], seconds: Float[Array, "B T"]) -> Stream:

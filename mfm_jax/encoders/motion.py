@@ -3,16 +3,13 @@
 A mapper reads it through a stem (`MapperConfig.stems`), which is trained with it.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import jax
-from einops import reduce
+from einops import rearrange, reduce
 from jax import numpy as jnp
 
-from mfm_jax.encoders.encoder import Encoder, stack, stream
+from mfm_jax.encoders.encoder import Encoder, Frames, stream
 from mfm_jax.mapper import Stream
-from mfm_jax.media.windows import Seen, View
+from mfm_jax.media.windows import View
 from mfm_jax.typing import Array, Float, UInt8
 
 FPS = 25
@@ -20,24 +17,25 @@ SIDE = 64  # pixels of a frame
 CELLS = 8  # along either side: a token has their square
 
 
-class MotionFrames(NamedTuple):
-    """Inputs for a batch of windows."""
-
-    pixels: UInt8[Array, "B T H W 3"]
-    seconds: Float[Array, "B T"]  # since the window's start
-
-
 @jax.jit
-def encode_motion(network: None, frames: MotionFrames) -> Stream:
+def encode_motion(network: None, frames: Frames) -> Stream:
     """Return the change of each frame from the one before it, in each cell of a grid.
 
     It is the logarithm of one plus the mean absolute difference in grey levels, in float32. The
     first frame of a window has none.
     """
-    pixels = frames.pixels.astype(jnp.float32)
-    change = jnp.abs(jnp.diff(pixels, axis=1, prepend=pixels[:, :1]))
-    cells = reduce(change, "b t (h p) (w q) c -> b t (h w)", "mean", h=CELLS, w=CELLS)
+    cells = rearrange(changes(frames.pixels, CELLS), "b t h w -> b t (h w)")
     return stream(jnp.log1p(cells), frames.seconds)
+
+
+def changes(pixels: UInt8[Array, "B T H W 3"], cells: int) -> Float[Array, "B T R C"]:
+    """Return the mean absolute difference from the frame before, in a grid of so many cells a side.
+
+    The first frame of a window has none.
+    """
+    x = pixels.astype(jnp.float32)
+    change = jnp.abs(jnp.diff(x, axis=1, prepend=x[:, :1]))
+    return reduce(change, "b t (h p) (w q) c -> b t h w", "mean", h=cells, w=cells)
 
 
 class MotionEncoder(Encoder):
@@ -50,6 +48,3 @@ class MotionEncoder(Encoder):
     def __init__(self, config: None, seconds: float, tensor: str = "") -> None:
         super().__init__(config, seconds, tensor)
         self.view = View((SIDE, SIDE), "squash_area", fps=FPS)
-
-    def inputs(self, seen: Sequence[Seen]) -> MotionFrames:
-        return MotionFrames(*stack(seen))

@@ -7,33 +7,25 @@ transformer, in which a patch weighs as much as the picture changes there. A net
 would have to learn this product of the two.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from einops import rearrange, reduce
+from einops import rearrange
 from jax import lax
 from jax import numpy as jnp
 
-from mfm_jax.encoders.encoder import Encoder, stack, stream
+from mfm_jax.encoders.encoder import Encoder, Frames, stream
+from mfm_jax.encoders.motion import FPS, changes
 from mfm_jax.layers.norm import LayerNorm
 from mfm_jax.mapper import Stream
-from mfm_jax.media.windows import Seen, View
+from mfm_jax.media.windows import View
 from mfm_jax.models.eva_vit import EvaViT
 from mfm_jax.models.timechat import TimeChat, TimeChatConfig, normalise
 from mfm_jax.typing import Array, Float, UInt8
 
-FPS = 25
 EVERY = 8
 """The vision transformer sees one frame of so many; a token has the patches of the nearest one."""
-
-
-class MovingFrames(NamedTuple):
-    """Inputs for a batch of windows."""
-
-    pixels: UInt8[Array, "B T H W 3"]
-    seconds: Float[Array, "B T"]  # since the window's start
 
 
 class FrameNetwork(NamedTuple):
@@ -44,7 +36,7 @@ class FrameNetwork(NamedTuple):
 
 
 @jax.jit
-def encode_moving(network: FrameNetwork, frames: MovingFrames) -> Stream:
+def encode_moving(network: FrameNetwork, frames: Frames) -> Stream:
     """Return one token for each frame: the mean of the patches, by how much each changes.
 
     The first frame of a window has no change, and all patches count alike.
@@ -53,7 +45,7 @@ def encode_moving(network: FrameNetwork, frames: MovingFrames) -> Stream:
     some = rearrange(normalise(frames.pixels[:, ::EVERY]), "b t h w c -> (b t) h w c")
     patches = network.norm(network.vit(some))[:, 1:]  # the first is the class token
     patches = rearrange(patches, "(b t) p d -> b t p d", b=batch)
-    weights = changes(frames.pixels, network.vit.config.side).astype(patches.dtype)
+    weights = shares(frames.pixels, network.vit.config.side).astype(patches.dtype)
     # Frames with the same nearest one lie together: a copy of its patches for each is not needed.
     before = EVERY // 2
     groups = -(-(before + count) // EVERY)
@@ -66,16 +58,13 @@ def encode_moving(network: FrameNetwork, frames: MovingFrames) -> Stream:
     return stream(tokens, frames.seconds)
 
 
-def changes(pixels: UInt8[Array, "B T H W 3"], side: int) -> Float[Array, "B T P"]:
+def shares(pixels: UInt8[Array, "B T H W 3"], side: int) -> Float[Array, "B T P"]:
     """Return how much each of `side` x `side` places has of all change since the frame before.
 
     The change of a place is the square of the largest mean difference in grey levels within an
     eighth of the picture, so that what is struck counts beside what strikes it.
     """
-    x = pixels.astype(jnp.float32)
-    change = jnp.abs(jnp.diff(x, axis=1, prepend=x[:, :1]))
-    places = reduce(change, "b t (h p) (w q) c -> b t h w", "mean", h=side, w=side)
-    reach = max(1, side // 8)
+    places, reach = changes(pixels, side), max(1, side // 8)
     window = (1, 1, 2 * reach + 1, 2 * reach + 1)
     largest = lax.reduce_window(places, -jnp.inf, lax.max, window, (1, 1, 1, 1), "SAME")
     weights = rearrange(largest, "b t h w -> b t (h w)") ** 2 + 1e-6
@@ -92,9 +81,6 @@ class MovingEncoder(Encoder):
         super().__init__(config, seconds, tensor)
         size = config.vit.image
         self.view = View((size, size), "squash_bicubic", fps=FPS)
-
-    def inputs(self, seen: Sequence[Seen]) -> MovingFrames:
-        return MovingFrames(*stack(seen))
 
     def network(self, component: TimeChat) -> FrameNetwork:
         return FrameNetwork(component.vit, component.vit_norm)

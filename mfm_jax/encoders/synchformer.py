@@ -1,31 +1,21 @@
 """Synchformer's video tower as an encoder: what moves, in segments of 16 frames at 25 a second."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 from einops import rearrange, reduce
 from jax import numpy as jnp
 
-from mfm_jax.encoders.encoder import Encoder, stack, stream
+from mfm_jax.encoders.encoder import Encoder, Frames, stream
 from mfm_jax.mapper import Stream
 from mfm_jax.media.segments import segments
-from mfm_jax.media.windows import Seen, View
+from mfm_jax.media.windows import View
 from mfm_jax.models.synchformer import Synchformer, SynchformerConfig
 from mfm_jax.models.synchformer_video import VideoTower, normalise
-from mfm_jax.typing import Array, Float, UInt8
-
-
-class SynchformerFrames(NamedTuple):
-    """Inputs of the video tower for a batch of windows."""
-
-    pixels: UInt8[Array, "B T H W 3"]
-    seconds: Float[Array, "B T"]  # since the window's start
 
 
 @jax.jit
-def encode_synchformer(tower: VideoTower, frames: SynchformerFrames) -> Stream:
+def encode_synchformer(tower: VideoTower, frames: Frames) -> Stream:
     """Return one token for each step of each segment, at the middle of the step's frames.
 
     Segments overlap by half, so most moments have two tokens. Frames at the end that fill no
@@ -52,9 +42,6 @@ class SynchformerEncoder(Encoder):
                 f"windows of {seconds:g} s are shorter than its segments of {config.video.frames} "
                 f"frames at {config.fps:g} a second"
             )
-
-    def inputs(self, seen: Sequence[Seen]) -> SynchformerFrames:
-        return SynchformerFrames(*stack(seen))
 
     def network(self, component: Synchformer) -> VideoTower:
         return component.video

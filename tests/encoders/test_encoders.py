@@ -23,7 +23,7 @@ from mfm_jax.encoders import (
     stack_windows,
     window_spec,
 )
-from mfm_jax.encoders.encoder import stack, stream
+from mfm_jax.encoders.encoder import stream
 from mfm_jax.inference.extract import extract
 from mfm_jax.inference.pipeline import VideoToAudio
 from mfm_jax.inference.programs import generation
@@ -193,9 +193,6 @@ class Brightness(Encoder):
     def __init__(self, config, seconds, tensor=""):
         super().__init__(config, seconds, tensor)
         self.view = View((4, 6), "squash_area", frames=8)
-
-    def inputs(self, seen):
-        return stack(seen)
 
 
 def test_one_more_encoder_is_a_class_and_a_line(bundle, folder, tmp_path, monkeypatch):
