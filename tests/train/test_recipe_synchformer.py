@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Settings, write_bundle
+from mfm_jax.bundle import Bundle, Settings, write_bundle
 from mfm_jax.errors import SettingError
 from mfm_jax.foley.clips import FoleyClips
 from mfm_jax.models.synchformer import SyncConfig, SynchformerConfig
+from mfm_jax.models.synchformer_video import normalise as as_the_tower_reads
+from mfm_jax.models.timechat import normalise as as_timechat_reads
 from mfm_jax.storage.weights import abstract, named_weights
 from mfm_jax.train.contrastive import clip_loss
 from mfm_jax.train.recipes.synchformer import (
@@ -24,7 +26,7 @@ from mfm_jax.train.recipes.synchformer import (
     unit_mean,
     with_towers,
 )
-from tests.bundles import filled, untrained_component
+from tests.bundles import CONFIGS, filled, untrained_component
 from tests.metrics.test_desync import SMALL
 
 MOMENT = 1.28
@@ -135,6 +137,34 @@ def test_a_sync_transformer_is_no_number_until_it_is_trained():
             assert np.isnan(weight).all()
         else:
             np.testing.assert_array_equal(weight, towers[name])
+
+
+def test_the_video_tower_starts_as_the_vision_transformer_of_the_bundle(tmp_path):
+    """In a picture that stands still, each step has the patches of that one picture."""
+    video = replace(TINY.video, image=(64, 64), depth=1)
+    component = {"timechat": untrained_component("timechat", CONFIGS["timechat"], 0)}
+    bundle = write_bundle(tmp_path / "bundle", component, settings=Settings.tiny())
+    network = replace(TINY, video=video)
+    recipe = SegmentsRecipe(
+        bundle=str(bundle.path), source=FoleyClips(str(tmp_path)), network=network,
+        init_from="timechat",
+    )  # fmt: skip
+    module = recipe.warm_start(filled(abstract(recipe.build), 1), None)
+    picture = np.random.default_rng(0).integers(0, 256, (1, 1, 64, 64, 3), np.uint8)
+    expected = bundle.load("timechat").vit(as_timechat_reads(jnp.asarray(picture))[:, 0])[:, 1:]
+    first, patches = module.video.embed(
+        as_the_tower_reads(jnp.asarray(np.repeat(picture, 16, axis=1)))
+    )
+    _, found = module.video.blocks[0](first, patches)
+    np.testing.assert_allclose(found[0], np.repeat(expected, 8, axis=0), atol=2e-5)
+    done = Bundle.open(recipe.finish(module, tmp_path, "test"))
+    source = done.entries["synchformer"].source
+    assert dict(source.trained_with) == {"timechat": done.entries["timechat"].checksum}
+    other = replace(recipe, network=TINY)
+    with pytest.raises(SettingError, match=r"recipe\.init_from: the video tower's image, .* are"):
+        other.warm_start(abstract(other.build), None)
+    with pytest.raises(SettingError, match=r"recipe\.init_from is timechat or empty, not 'cavp'"):
+        replace(recipe, init_from="cavp")
 
 
 def test_clips_that_are_too_short_are_refused():

@@ -28,8 +28,11 @@ from mfm_jax.media.audio import RATE, synchformer_mel
 from mfm_jax.media.segments import segment_samples, segments
 from mfm_jax.models.synchformer import AudioTower, Synchformer, SynchformerConfig, VideoTower
 from mfm_jax.models.synchformer_video import normalise
+from mfm_jax.models.timechat import PIXEL_MEAN, PIXEL_STD
+from mfm_jax.runtime.config import later
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from mfm_jax.train.contrastive import clamp_logit_scale, clip_loss
+from mfm_jax.train.inflate import inflated
 from mfm_jax.train.recipes.decoded import BundleRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float, Int
@@ -144,8 +147,11 @@ class SegmentsRecipe(SynchformerRecipe):
     """
 
     segments: int = 3  # of a clip, without overlap, from a random moment on
+    init_from: str = later("")  # timechat: the tower starts as its vision transformer
 
     def __post_init__(self) -> None:
+        if self.init_from not in ("", "timechat"):
+            raise SettingError(f"recipe.init_from is timechat or empty, not {self.init_from!r}")
         if self.room < 0:
             raise SettingError(
                 f"recipe.segments: {self.segments} segments are longer than recipe.seconds, "
@@ -166,6 +172,20 @@ class SegmentsRecipe(SynchformerRecipe):
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         return Towers(self.network, rngs=rngs)
 
+    def warm_start(self, module: Towers, dataset: Any) -> Towers:
+        """Take over the vision transformer of the bundle's TimeChat, if `init_from` says so.
+
+        Raises:
+            SettingError: it has other sizes than the tower.
+        """
+        if self.init_from:
+            vit = Bundle.open(self.bundle_path(Path())).load("timechat", jnp.float32).vit
+            try:
+                module.video = inflated(module.video, vit, PIXEL_MEAN, PIXEL_STD)
+            except ValueError as error:
+                raise SettingError(f"recipe.init_from: {error}") from None
+        return module
+
     def loss(self, module: Towers, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         video, audio, scale = module(
             self.pictures(batch["frames"], APART), batch["mel"].astype(jnp.float32)
@@ -176,7 +196,10 @@ class SegmentsRecipe(SynchformerRecipe):
 
     def finish(self, module: Towers, workdir: Path, command: str) -> Path:
         whole = with_towers(self.network, named_weights(module))
-        return self.write_component("synchformer", self.network, whole, workdir, command).path
+        started = (self.init_from,) if self.init_from else ()
+        return self.write_component(
+            "synchformer", self.network, whole, workdir, command, trained_with=started
+        ).path
 
 
 def retrieved(video: Float[Array, "N D"], audio: Float[Array, "N D"]) -> Float[Array, ""]:
@@ -271,7 +294,9 @@ class OffsetsRecipe(SynchformerRecipe):
         return value, accuracies(logits, batch["label"])
 
     def finish(self, module: Synchformer, workdir: Path, command: str) -> Path:
-        return self.write_component("synchformer", self.network, module, workdir, command).path
+        return self.write_component(
+            "synchformer", self.network, module, workdir, command, trained_with=("synchformer",)
+        ).path
 
 
 ONLY_SYNC: tuple[tuple[str, float | None], ...] = (("sync.*", 1.0), ("*", None))
