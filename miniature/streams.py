@@ -38,6 +38,7 @@ from mfm_jax.storage.paths import TINY_BUNDLE
 from mfm_jax.train.optimizer import OptimizerConfig
 from mfm_jax.train.recipes.mapper import MapperRecipe
 from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
+from mfm_jax.train.recipes.sync_start import SyncStartRecipe
 from miniature.claims import add_running
 from miniature.measures import SCORES, Line, counts_by_clip
 from miniature.report import (
@@ -53,7 +54,6 @@ from miniature.routes import COARSE
 from miniature.runs import (
     Workspace,
     enable_compilation_cache,
-    feature_description,
     run_all,
     train_bundle,
     training_config,
@@ -112,17 +112,38 @@ class Budget:
     sounds: int = 128  # test videos
     sampler_steps: int = 8
     width: int = later(48)  # inside the adapter
+    dilations: tuple[int, ...] = later((1, 1))  # of its convolutions
+    start: int = later(0)  # steps in which its features predict latents, before the UNet's
+    video_only: float = later(0.0)  # share of clips that are trained on without LOA
 
     @property
     def name(self) -> str:
-        """The kind of adapter, and its steps and width if they are not the default."""
-        sizes, usual = (self.adapter, self.width), (Budget.adapter, Budget.width)
-        return "_".join([self.kind, *(map(str, sizes) if sizes != usual else ())])
+        """The kind of adapter, and what is not the default."""
+        words = [self.kind]
+        if (self.adapter, self.width) != (Budget.adapter, Budget.width):
+            words += [str(self.adapter), str(self.width)]
+        if self.dilations != (1, 1):
+            words.append("-".join(map(str, self.dilations)))
+        if self.start:
+            words.append(f"start{self.start}")
+        if self.video_only:
+            words.append(f"video{self.video_only:g}")
+        return "_".join(words) + self.suffix
+
+    @property
+    def suffix(self) -> str:
+        """The number of videos, if it is not the default, for names of folders."""
+        return f"_of{self.clips}" if self.clips != Budget.clips else ""
 
 
 def told(streams: Sequence[str]) -> tuple[str, ...]:
     """Return those streams of a set that its mapper reads; the adapter reads all of them."""
     return tuple(name for name in streams if name not in FURTHER)
+
+
+def stems_of(streams: Sequence[str]) -> tuple[str, ...]:
+    """Return those streams of a set that pass a stem."""
+    return tuple(name for name in STEMS if name in streams)
 
 
 def label(streams: Sequence[str]) -> str:
@@ -178,7 +199,7 @@ class Study:
         return self._features("further", FURTHER)
 
     def _features(self, name: str, encoders: Sequence[str]) -> Path:
-        folder = self.workdir / name
+        folder = self.workdir / f"{name}{self.budget.suffix}"
         with one_at_a_time(folder):
             source = FoleyClips(
                 str(self.workdir), grade="hard", train=self.budget.clips, heldout=64
@@ -213,46 +234,74 @@ class Study:
             Bundle.open(self.start), clips, folder, batch=16, encoders=names, licence="Apache-2.0"
         )
 
+    def _read(self, streams: Sequence[str]) -> list[Path]:
+        """Return the folders that have the features of these streams."""
+        return [self.features, *([self.further] if told(streams) != tuple(streams) else [])]
+
+    def described(self, streams: Sequence[str]) -> dict[str, Any]:
+        """Return what the features of these streams depend on, and of no others."""
+        found: dict[str, Any] = {}
+        for folder in self._read(streams):
+            about = read_about(folder / "train" / DESCRIPTION)
+            names = {*about["encoders"]} & {*streams, *SOUND_ENCODERS}
+            found |= {"ids": about["ids"], **{n: about["encoders"][n] for n in sorted(names)}}
+        return found
+
     def encoders(self, streams: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
         """Return the streams with the tokens of a window and their width."""
-        read = [self.features, *([self.further] if told(streams) != tuple(streams) else [])]
         fields: dict[str, Any] = {}
-        for folder in read:
+        for folder in self._read(streams):
             fields |= read_about(folder / "train" / DESCRIPTION)["fields"]
         return tuple((name, *fields[name][0]) for name in streams)
 
     def trained(self, streams: tuple[str, ...], seed: int) -> Path:
         """Return the bundle with a mapper and an adapter that read these streams."""
-        stems = tuple(name for name in STEMS if name in streams)
-        encoders = self.encoders(told(streams))
+        budget, place = self.budget, f"{self.budget.name}-{'-'.join(streams)}-{seed}"
+        shared: dict[str, Any] = {
+            "bundle": str(self._mapper(told(streams), seed)),
+            "source": self._source,
+            "width": budget.width,
+            "dilations": budget.dilations,
+        }
+        if told(streams) != streams:
+            shared |= {
+                "source": replace(self._source, beside=(str(self.further),)),
+                "encoders": self.encoders(streams),
+                "stems": stems_of(streams),
+            }
+        optimizer = OptimizerConfig(learning_rate=ADAPTER_RATE, warmup_steps=30)
+        recipe = SyncRecipe(kind=budget.kind, video_only_prob=budget.video_only, **shared)
+        if budget.start:
+            config = training_config(
+                SyncStartRecipe(**shared), optimizer, steps=budget.start, batch=32, seed=seed
+            )
+            started = train_bundle(config, self.workdir / f"start-{place}")
+            recipe = replace(recipe, bundle=str(started), init_from="adapter")
+        optimizer = replace(optimizer, lr_multipliers=ONLY_ADAPTER)
+        config = training_config(recipe, optimizer, steps=budget.adapter, batch=16, seed=seed)
+        return train_bundle(config, self.workdir / place)
+
+    def _mapper(self, streams: Sequence[str], seed: int) -> Path:
+        """Return the bundle with a mapper that reads these streams."""
         tiny = MapperConfig.tiny()
-        gpt2 = replace(tiny.gpt2, positions=POSITIONS)
-        network = replace(tiny, encoders=encoders, loa=COARSE, gpt2=gpt2, stems=stems)
-        source = ClipFiles(str(self.features), licence="Apache-2.0")
+        network = replace(
+            tiny,
+            encoders=self.encoders(streams),
+            loa=COARSE,
+            gpt2=replace(tiny.gpt2, positions=POSITIONS),
+            stems=stems_of(streams),
+        )
         config = training_config(
-            MapperRecipe(bundle=str(self.start), source=source, network=network),
+            MapperRecipe(bundle=str(self.start), source=self._source, network=network),
             OptimizerConfig(learning_rate=MAPPER_RATE, warmup_steps=30),
             steps=self.budget.mapper, batch=32, seed=seed,
         )  # fmt: skip
-        mapper = train_bundle(config, self.workdir / f"mapper-{'-'.join(told(streams))}-{seed}")
-        recipe = SyncRecipe(
-            bundle=str(mapper), source=source, kind=self.budget.kind, width=self.budget.width
-        )
-        if told(streams) != streams:
-            recipe = replace(
-                recipe,
-                source=replace(source, beside=(str(self.further),)),
-                encoders=self.encoders(streams),
-                stems=stems,
-            )
-        config = training_config(
-            recipe,
-            OptimizerConfig(
-                learning_rate=ADAPTER_RATE, warmup_steps=30, lr_multipliers=ONLY_ADAPTER
-            ),
-            steps=self.budget.adapter, batch=16, seed=seed,
-        )  # fmt: skip
-        return train_bundle(config, self.workdir / f"{self.budget.name}-{'-'.join(streams)}-{seed}")
+        place = f"mapper-{'-'.join(streams)}-{seed}{self.budget.suffix}"
+        return train_bundle(config, self.workdir / place)
+
+    @property
+    def _source(self) -> ClipFiles:
+        return ClipFiles(str(self.features), licence="Apache-2.0")
 
 
 @dataclass(frozen=True)
@@ -276,15 +325,13 @@ class StreamRun:
     def key(self, workspace: Workspace) -> str:
         """Return a digest of what the scores depend on."""
         study, budget = self.study, self.study.budget
-        names = (*ENCODERS, "audiomae", "unet", "vae", "vocoder", "listener")
+        sound = ("audiomae", "unet", "vae", "vocoder", "listener")
         if not self.streams:  # nothing is trained for it
             described = [self.name, budget.sounds, budget.sampler_steps]
-            return digest([*described, weight_digests(TINY_BUNDLE, names)])[:16]
-        features = feature_description(study.features / "train")
-        described = [self.name, self.seed, to_json(budget), features]
-        if told(self.streams) != self.streams:
-            described.append(feature_description(study.further / "train"))
-        return digest([*described, weight_digests(study.start, names)])[:16]
+            return digest([*described, weight_digests(TINY_BUNDLE, sound)])[:16]
+        weights = weight_digests(study.start, (*self.streams, *sound))
+        described = [self.name, self.seed, to_json(budget), study.described(self.streams)]
+        return digest([*described, weights])[:16]
 
 
 def hear_streams(run: StreamRun, workspace: Workspace) -> Line:
@@ -424,6 +471,22 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--width", type=int, default=Budget.width, help="width inside each adapter")
     parser.add_argument(
+        "--dilations", type=int, nargs="+", default=[1, 1], metavar="N",
+        help="rows between those that each of an adapter's convolutions reads",
+    )  # fmt: skip
+    parser.add_argument(
+        "--start", type=int, default=0, metavar="STEPS",
+        help="steps in which an adapter's features predict latents, before the UNet uses them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--video-only", type=float, default=0.0, metavar="SHARE",
+        help="of the clips, which adapters see without LOA",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clips", type=int, default=Budget.clips,
+        help="videos that mappers and adapters are trained on",
+    )  # fmt: skip
+    parser.add_argument(
         "--kind",
         choices=("features", "attention"),
         default="features",
@@ -447,7 +510,11 @@ def run_streams(args: argparse.Namespace) -> None:
     """Run what is missing, then write the report."""
     runs_folder = args.workdir
     enable_compilation_cache(str((runs_folder / "tiny" / "cache").absolute()))
-    budget = Budget(adapter=args.steps, width=args.width, sounds=args.count, kind=args.kind)
+    budget = Budget(
+        adapter=args.steps, width=args.width, sounds=args.count, kind=args.kind,
+        dilations=tuple(args.dilations), start=args.start, video_only=args.video_only,
+        clips=args.clips,
+    )  # fmt: skip
     study = Study(runs_folder / "streams", budget)
     study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)

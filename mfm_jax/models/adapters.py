@@ -26,6 +26,7 @@ from mfm_jax.layers import Attention, conv, layer_norm, linear, time_embedding
 from mfm_jax.models.stem import Stem
 from mfm_jax.models.streams import Stream, Streams
 from mfm_jax.models.unet import Beside, UNet, UNetConfig
+from mfm_jax.runtime.config import later
 from mfm_jax.typing import Array, Bool, Float, Int
 
 _EPSILON = 1e-5
@@ -36,8 +37,8 @@ class AdapterConfig:
     """Sizes of an adapter.
 
     Raises:
-        ValueError: `kind` is neither "features" nor "attention", nothing is read, or there is a
-            stem of a stream that is not read.
+        ValueError: `kind` is neither "features" nor "attention", nothing is read, there is a stem
+            of a stream that is not read, or a dilation is below 1.
     """
 
     unet: UNetConfig
@@ -48,12 +49,16 @@ class AdapterConfig:
     columns: int = 16  # of the latents: mel bins over the VAE's compression
     timechat: str = "video"  # which TimeChat tokens are read, as a mapper's
     stems: tuple[str, ...] = ()  # streams whose tokens pass a stem first, as a mapper's
+    # Rows between those that each convolution of features reads, one convolution after the other.
+    dilations: tuple[int, ...] = later((1, 1))
 
     def __post_init__(self) -> None:
         if self.kind not in ("features", "attention"):
             raise ValueError(f"an adapter adds features or attention, not {self.kind!r:.50}")
         if not self.encoders:
             raise ValueError("an adapter reads at least one stream")
+        if min(self.dilations, default=1) < 1:
+            raise ValueError(f"dilations are at least 1, not {min(self.dilations)}")
         if unread := sorted(set(self.stems) - set(self.streams)):
             read = ", ".join(self.streams)
             raise ValueError(
@@ -120,18 +125,25 @@ class FeatureAdapter(_Adapter):
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
         width, channels = config.width, config.unet.channels
-        self.convs = nnx.List(conv(width, width, (5,), padding=2, rngs=rngs) for _ in range(2))
+        self.convs = nnx.List(
+            conv(width, width, (5,), padding=2 * n, dilation=n, rngs=rngs) for n in config.dilations
+        )
         self.levels = nnx.List(
             _zeros(linear(width, c * _halves(config.columns, n), (None, None), rngs=rngs))
             for n, c in enumerate(channels)
         )
 
-    def __call__(self, streams: Streams, rows: int) -> list[Beside]:
-        """Return what is added at each place; `rows` are those of the latents."""
+    def features(self, streams: Streams, rows: int) -> Float[Array, "B {rows} D"]:
+        """Return what is known of each row of the latents; the levels read that."""
         seconds = self.config.unet.seconds_per_row
         x = jnp.stack([_on_rows(its, rows, seconds) for its in self.read(streams)]).sum(axis=0)
         for smooth in self.convs:
             x = x + smooth(jax.nn.silu(x))
+        return x
+
+    def __call__(self, streams: Streams, rows: int) -> list[Beside]:
+        """Return what is added at each place; `rows` are those of the latents."""
+        x = self.features(streams, rows)
         found: list[Beside] = [_nothing] * len(self.config.unet.places)
         for level, layer in enumerate(self.levels):
             last = self.config.unet.resnets * (level + 1) - 1  # of the level, on the way down

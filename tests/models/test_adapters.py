@@ -124,6 +124,25 @@ def test_features_are_added_on_the_rows_of_their_moment(given):
     assert change[:5].max() < 1e-3 < change[8:11].min()
 
 
+def test_features_reach_as_far_as_the_dilations_say():
+    """Each convolution reads two dilations on either side."""
+    seconds = (jnp.arange(61.0)[None] + 0.5) * 0.04
+    silent = jnp.zeros((1, 61, 6))
+    event, x = silent.at[0, 30, 2].set(5.0), jnp.zeros((1, 61, 8, 8))
+
+    def reach(*dilations):
+        adapter = filled(abstract(partial(FeatureAdapter, replace(CONFIG, dilations=dilations))), 2)
+        added = jax.jit(lambda tokens: adapter({"video": Stream(tokens, seconds)}, 61)[0](x))
+        change = np.abs(added(event) - added(silent))[0].max(axis=(1, 2))
+        return np.abs(np.flatnonzero(change > 1e-5) - 30).max()
+
+    alone = reach()  # a token is laid on the rows nearby
+    assert reach(1, 1) - alone == pytest.approx(4, abs=1)
+    assert reach(1, 2, 4) - alone == pytest.approx(14, abs=1)
+    with pytest.raises(ValueError, match="dilations are at least 1, not 0"):
+        replace(CONFIG, dilations=(1, 0))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_streams_are_read_each_with_its_times(kind, unet, given, video):
     config = replace(CONFIG, encoders=(("video", 21, 6), ("other", 3, 5)), stems=("video",))

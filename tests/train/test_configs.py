@@ -12,8 +12,8 @@ from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.weights import abstract, parameter_count
 from mfm_jax.train.optimizer import lr_multipliers
 from mfm_jax.train.recipe import TrainConfig
+from mfm_jax.train.recipes.adapter import AdapterRecipe
 from mfm_jax.train.recipes.stage2 import Stage2Recipe
-from mfm_jax.train.recipes.sync import SyncRecipe
 from mfm_jax.train.step import trainable
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -27,7 +27,7 @@ def test_a_config_trains_something(path):
     assert to_json(config)["recipe"]["bundle"]
     commands = re.findall(r"train.py --config (\S+)", path.read_text())
     assert commands == [f"configs/{path.name}"]
-    if isinstance(config.recipe, Stage2Recipe | SyncRecipe):
+    if isinstance(config.recipe, Stage2Recipe | AdapterRecipe):
         return  # its sizes are those of a bundle
     network = abstract(config.recipe.build)
     assert any(

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle, BundleError, write_bundle
 from mfm_jax.data.features import FeatureSource
+from mfm_jax.data.sources import ClipFiles
 from mfm_jax.encoders import read_in_generation
 from mfm_jax.errors import SettingError
 from mfm_jax.inference.joint import Row, batch_of, joint_latents
@@ -22,9 +23,9 @@ from mfm_jax.mapper import Stream
 from mfm_jax.media.windows import blank_window
 from mfm_jax.models.adapters import AdaptedUNet, without_video
 from mfm_jax.runtime.sharding import Layout, MeshConfig, make_mesh
-from mfm_jax.storage.weights import named_weights, with_weights
+from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from mfm_jax.train.recipes.sync import SyncRecipe
-from tests.bundles import CONFIGS, untrained_bundle, untrained_component
+from tests.bundles import CONFIGS, filled, untrained_bundle, untrained_component
 from tests.feature_folder import write_features
 from tests.train.running import run_config
 
@@ -94,6 +95,53 @@ def test_the_adapter_is_trained_and_the_rest_keeps_its_bits(base, trained):
     source = trained.entries["adapter"].source
     read = ["audiomae", "cavp", "timechat", "unet", "vae"]
     assert [name for name, _ in source.trained_with] == read
+
+
+def test_an_adapter_can_start_with_latents_before_the_unet(base, features, tmp_path):
+    start, fields = tmp_path / "start", [f"recipe.source.path={features}", *FAST]
+    first = [f"recipe.bundle={base.path}", "steps=40", *fields]
+    assert run_config("tiny_sync_start", start, first) == 0
+    lines = map(json.loads, (start / "metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+    bundle = Bundle.open(start)
+    before = named_weights(bundle.load("adapter"))
+    assert not any(np.any(w) for n, w in before.items() if n.startswith("levels."))
+    go_on = [f"recipe.bundle={start}", "recipe.init_from=adapter", "steps=1", *fields]
+    assert run_config("tiny_sync", tmp_path / "run", go_on) == 0
+    done = Bundle.open(tmp_path / "run")
+    after = named_weights(done.load("adapter"))
+    # A step of Adam moves a weight by at most the learning rate.
+    assert all(np.abs(after[n] - w).max() < 5e-3 for n, w in before.items())
+    assert any(np.any(w) for n, w in after.items() if n.startswith("levels."))
+    used = dict(done.entries["adapter"].source.trained_with)
+    assert used["adapter"] == bundle.entries["adapter"].checksum
+    recipe = SyncRecipe(
+        bundle=str(start), source=ClipFiles(str(features)), kind="features", width=48,
+        init_from="adapter",
+    )  # fmt: skip
+    with pytest.raises(SettingError, match=r"init_from: the adapter of .* width=48.* width=20"):
+        replace(recipe, width=20).check(tmp_path)
+    with pytest.raises(SettingError, match=r"init_from: bundle .* has no adapter"):
+        replace(recipe, bundle=str(base.path)).check(tmp_path)
+
+
+def test_video_alone_has_no_loa_and_keeps_its_video(base, features):
+    recipe = SyncRecipe(
+        bundle=str(base.path), kind="features", width=8, video_only_prob=1.0, uncond_prob=0.0
+    )
+    module = filled(abstract(recipe.build), 3)
+    source = FeatureSource(features / "train")
+    elements = [recipe.read(source[i]) for i in range(2)]
+    batch = {name: jnp.asarray(np.stack([e[name] for e in elements])) for name in elements[0]}
+
+    @jax.jit
+    def loss(**changes):
+        return recipe.loss(module, batch | changes, jax.random.key(0))[0]
+
+    plain = loss()
+    assert loss(audiomae=batch["audiomae"] + 1) == plain
+    assert abs(loss(cavp=jnp.roll(batch["cavp"], 1, axis=2)) - plain) > 1e-5
 
 
 def test_generation_reads_the_video_by_the_adapter(ready, streams, window):

@@ -5,7 +5,6 @@ its weights as they are, and an adapter beside it reads the video encoders.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from mfm_jax.bundle import Bundle, Component, write_bundle
 from mfm_jax.data.features import SOUND_ENCODERS
 from mfm_jax.data.loader import Element
 from mfm_jax.diffusion import Schedule
 from mfm_jax.errors import SettingError
-from mfm_jax.mapper import MapperConfig, Streams
+from mfm_jax.mapper import Streams
 from mfm_jax.models.adapters import (
     AdaptedUNet,
     Adapter,
@@ -27,12 +25,12 @@ from mfm_jax.models.adapters import (
     without_video,
 )
 from mfm_jax.models.audiomae import LOA
-from mfm_jax.models.streams import networks_of
 from mfm_jax.models.text import EmptyText, EmptyTextConfig
 from mfm_jax.models.unet import UNet, UNetConfig
-from mfm_jax.storage.hub import bundle_path
-from mfm_jax.train.recipes.features import latent_shape, text_config
-from mfm_jax.train.recipes.mapper import each_stream, read_streams, stream_specs, streams_of
+from mfm_jax.runtime.config import later
+from mfm_jax.train.recipe import check_shares
+from mfm_jax.train.recipes.adapter import AdapterRecipe
+from mfm_jax.train.recipes.features import text_config
 from mfm_jax.train.recipes.unet import DenoisingRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float, Int
@@ -71,25 +69,36 @@ class UNetAndAdapter(nnx.Module):
 
 
 @dataclass(frozen=True)
-class SyncRecipe(DenoisingRecipe):
-    """Train an adapter of the bundle's UNet; the workdir becomes a bundle that has it.
+class SyncRecipe(AdapterRecipe, DenoisingRecipe):
+    """Train an adapter behind the bundle's UNet.
 
     The UNet reads LOA of the true sound, with noise, on the grid of the bundle's mapper. The
     optimizer's `lr_multipliers` must be `ONLY_ADAPTER`.
     """
 
-    bundle: str = "runs/tiny/stage2"
-    kind: str = "attention"  # or "features": what the adapter adds (`mfm_jax.models.adapters`)
-    width: int = 256  # inside the adapter
-    # (stream, tokens in a window, their width) that the adapter reads; empty: as the mapper.
-    encoders: tuple[tuple[str, int, int], ...] = ()
-    stems: tuple[str, ...] = ()  # of these streams, if `encoders` is given
+    # Share of clips without LOA that keep their video. What sounds must then be read off the video,
+    # and with its moment, where LOA would have told it of a whole token.
+    video_only_prob: float = later(0.0)
+    init_from: str = later("")  # adapter: the bundle's, as `SyncStartRecipe` leaves it
 
     loaded = ("unet.*", "text.*")
 
-    @cached_property
-    def _bundle(self) -> Bundle:
-        return Bundle.open(bundle_path(self.bundle))
+    def __post_init__(self) -> None:
+        check_shares(self, "uncond_prob", "noise_prob", "video_only_prob")
+        if self.init_from not in ("", "adapter"):
+            raise SettingError(f"recipe.init_from is adapter or empty, not {self.init_from!r}")
+
+    def check(self, workdir: Path) -> None:
+        super().check(workdir)
+        if not self.init_from:
+            return
+        if "adapter" not in self._bundle.entries:
+            raise SettingError(f"recipe.init_from: bundle {self.bundle} has no adapter")
+        if (found := self._bundle.config("adapter")) != self.network:
+            raise SettingError(
+                f"recipe.init_from: the adapter of {self.bundle} is {found}, that of the recipe is "
+                f"{self.network}"
+            )
 
     @property
     def schedule(self) -> Schedule:
@@ -102,49 +111,20 @@ class SyncRecipe(DenoisingRecipe):
         return self._mapper.loa
 
     @property
-    def _mapper(self) -> MapperConfig:
-        return self._bundle.config("mapper")
-
-    @cached_property
-    def network(self) -> AdapterConfig:
-        """The sizes of the adapter.
-
-        Raises:
-            SettingError: they do not go together.
-        """
-        mapper = self._mapper
-        try:
-            return AdapterConfig(
-                self._bundle.config("unet"),
-                self.encoders or each_stream(mapper.encoders),
-                self.kind,
-                self.width,
-                latent_shape(self._bundle)[1],
-                mapper.timechat,
-                self.stems if self.encoders else mapper.stems,
-            )
-        except ValueError as error:
-            raise SettingError(f"recipe: {error}") from None
-
-    @property
     def reads(self) -> tuple[str, ...]:
         return (*self.network.streams, *SOUND_ENCODERS)
 
     @property
     def expects(self) -> dict[str, Any]:
-        return {"timechat": self.network.timechat, "grid": list(self.loa.grid)}
+        return {**super().expects, "grid": list(self.loa.grid)}
 
     def read(self, element: Element) -> Element:
-        return {**super().read(element), **read_streams(element, self.network.encoders)}
+        return {**super().read(element), "audiomae": element["audiomae"]}
 
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         rows, columns = self.loa.grid
         tokens = 1 + rows * columns, self._bundle.config("audiomae").width
-        return {
-            **stream_specs(self.network.encoders),
-            "audiomae": jax.ShapeDtypeStruct(tokens, jnp.float16),
-            "latents": jax.ShapeDtypeStruct(latent_shape(self._bundle), jnp.float16),
-        }
+        return {**super().element_spec(), "audiomae": jax.ShapeDtypeStruct(tokens, jnp.float16)}
 
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         """The bundle's UNet and empty text, their weights still to come, and a new adapter."""
@@ -152,10 +132,12 @@ class SyncRecipe(DenoisingRecipe):
         return UNetAndAdapter(self._bundle.config("unet"), self.network, text, rngs=rngs)
 
     def warm_start(self, module: UNetAndAdapter, dataset: Any) -> UNetAndAdapter:
-        """Take over the bundle's UNet."""
+        """Take over the bundle's UNet, and its adapter if `init_from` says so."""
         module.unet = self._bundle.load("unet", jnp.float32)
         if module.text is not None:
             module.text = self._bundle.load("text", jnp.float32)
+        if self.init_from:
+            module.adapter = self._bundle.load("adapter", jnp.float32)
         return module
 
     def loss(
@@ -164,6 +146,9 @@ class SyncRecipe(DenoisingRecipe):
         spoil_key, stream_key, *keys = jax.random.split(key, 4)
         true = jnp.asarray(self.loa.pooled(batch["audiomae"].astype(jnp.float32)))
         loa, blank = self.spoil(true, spoil_key)
+        if self.video_only_prob:
+            drawn = jax.random.uniform(jax.random.fold_in(spoil_key, 1), (len(loa), 1, 1))
+            loa = jnp.where(drawn < self.video_only_prob, 0.0, loa)
         streams = without_video(self.streams(batch, stream_key), blank)
         seconds = jnp.asarray(self.loa.times())
 
@@ -172,15 +157,7 @@ class SyncRecipe(DenoisingRecipe):
 
         return self.denoising(denoise, self.schedule, batch["latents"], keys), {}
 
-    def streams(self, batch: Batch, key: Array) -> Streams:
-        """Return what the adapter reads of a batch."""
-        del key
-        return streams_of(batch, self.network.streams)
-
     def finish(self, module: UNetAndAdapter, workdir: Path, command: str) -> Path:
-        """Make the workdir a bundle; its other networks come from the recipe's bundle."""
-        components = ("audiomae", "vae", "unet", *networks_of(self.network.streams))
-        source = self.provenance(command, components, self._bundle)
-        adapter = Component(module.adapter.config, module.adapter, source)
-        write_bundle(workdir, {"adapter": adapter}, base=self._bundle.path)
-        return workdir
+        started = (self.init_from,) if self.init_from else ()
+        trained_with = ("audiomae", "vae", "unet", *started)
+        return self.write_adapter(module.adapter, workdir, command, trained_with)
