@@ -237,10 +237,10 @@ def an_adapter(draw: Draw) -> AdapterConfig:
     names = draw(st.sampled_from(ENCODERS))
     encoders = tuple((name, draw(few), draw(some)) for name in names)
     kind = draw(st.sampled_from(("features", "attention")))
+    sizes = {name: draw(some) for name in ("width", "columns")}
     stems = draw(st.sampled_from(((), names[:1])))
-    return AdapterConfig(
-        a_unet(draw), encoders, kind, width=draw(some), columns=draw(some), stems=stems
-    )
+    dilations = draw(st.sampled_from(((1, 1), (), (1, 2, 4))))
+    return AdapterConfig(a_unet(draw), encoders, kind, **sizes, stems=stems, dilations=dilations)
 
 
 class Network(NamedTuple):
