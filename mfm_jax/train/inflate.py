@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from einops import repeat
 from jax import numpy as jnp
 
-from mfm_jax.models.eva_vit import EvaViT
-from mfm_jax.models.synchformer_video import VideoTower
+from mfm_jax.models.eva_vit import EvaViT, EvaViTConfig
+from mfm_jax.models.synchformer_video import VideoTower, VideoTowerConfig
 from mfm_jax.storage.weights import named_weights, with_weights
 
 NOTHING = ("time_attn.o.kernel", "time_attn.o.bias", "space_attn.k.bias", "time_embed")
@@ -28,14 +28,8 @@ def inflated(
     Raises:
         ValueError: the two have other sizes.
     """
-    ours, its = tower.config, vit.config
-    sizes = (ours.image, ours.patch, ours.width, ours.depth, ours.heads, ours.mlp_width)
-    wanted = ((its.image, its.image), its.patch, its.width, its.depth, its.heads, its.mlp_width)
-    if sizes != wanted:
-        raise ValueError(
-            f"the video tower's image, patch, width, depth, heads and mlp_width are {sizes}, those "
-            f"of the vision transformer {wanted}"
-        )
+    check_sizes(tower.config, vit.config)
+    frames = tower.config.patch_frames
     weights, given = (
         {n: jnp.asarray(w) for n, w in named_weights(network).items()} for network in (tower, vit)
     )
@@ -49,11 +43,26 @@ def inflated(
     # The tower reads y = 2 x - 1, so (x - mean) / std is y / (2 std) + (0.5 - mean) / std.
     kernel, spread = given["patch.kernel"], jnp.asarray(std)
     shift = (0.5 - jnp.asarray(mean)) / spread
-    of_a_frame = kernel / (2 * ours.patch_frames * spread[None, None, :, None])
+    of_a_frame = kernel / (2 * frames * spread[None, None, :, None])
     weights |= {
-        "patch_embed.kernel": repeat(of_a_frame, "q r c d -> (p q r c) d", p=ours.patch_frames),
+        "patch_embed.kernel": repeat(of_a_frame, "q r c d -> (p q r c) d", p=frames),
         "patch_embed.bias": given["patch.bias"] + jnp.einsum("qrcd,c->d", kernel, shift),
         "cls_token": given["class_token"],
         "pos_embed": given["positions"],
     }
     return with_weights(tower, weights)
+
+
+def check_sizes(tower: VideoTowerConfig, vit: EvaViTConfig) -> None:
+    """Check that a tower can start as a vision transformer.
+
+    Raises:
+        ValueError: the two have other sizes.
+    """
+    sizes = (tower.image, tower.patch, tower.width, tower.depth, tower.heads, tower.mlp_width)
+    wanted = ((vit.image, vit.image), vit.patch, vit.width, vit.depth, vit.heads, vit.mlp_width)
+    if sizes != wanted:
+        raise ValueError(
+            f"the video tower's image, patch, width, depth, heads and mlp_width are {sizes}, those "
+            f"of the vision transformer {wanted}"
+        )

@@ -160,9 +160,9 @@ def test_the_video_tower_starts_as_the_vision_transformer_of_the_bundle(tmp_path
     done = Bundle.open(recipe.finish(module, tmp_path, "test"))
     source = done.entries["synchformer"].source
     assert dict(source.trained_with) == {"timechat": done.entries["timechat"].checksum}
-    other = replace(recipe, network=TINY)
+    recipe.check(tmp_path)
     with pytest.raises(SettingError, match=r"recipe\.init_from: the video tower's image, .* are"):
-        other.warm_start(abstract(other.build), None)
+        replace(recipe, network=TINY).check(tmp_path)
     with pytest.raises(SettingError, match=r"recipe\.init_from is timechat or empty, not 'cavp'"):
         replace(recipe, init_from="cavp")
 

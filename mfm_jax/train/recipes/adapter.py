@@ -18,7 +18,13 @@ from mfm_jax.models.streams import networks_of
 from mfm_jax.runtime.config import later
 from mfm_jax.storage.hub import bundle_path
 from mfm_jax.train.recipes.features import FeatureRecipe, latent_shape
-from mfm_jax.train.recipes.mapper import each_stream, read_streams, stream_specs, streams_of
+from mfm_jax.train.recipes.mapper import (
+    each_stream,
+    read_streams,
+    stream_specs,
+    streams_of,
+    take,
+)
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array
 
@@ -74,7 +80,7 @@ class AdapterRecipe(FeatureRecipe):
         return {"timechat": self.network.timechat}
 
     def read(self, element: Element) -> Element:
-        return {"latents": element["latents"], **read_streams(element, self.network.encoders)}
+        return {**read_streams(element, self.network.encoders), **take(element, ("latents",))}
 
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         latents = jax.ShapeDtypeStruct(latent_shape(self._bundle), jnp.float16)

@@ -31,6 +31,7 @@ from mfm_jax.runtime.config import later
 from mfm_jax.train.recipe import check_shares
 from mfm_jax.train.recipes.adapter import AdapterRecipe
 from mfm_jax.train.recipes.features import text_config
+from mfm_jax.train.recipes.mapper import take
 from mfm_jax.train.recipes.unet import DenoisingRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float, Int
@@ -119,7 +120,7 @@ class SyncRecipe(AdapterRecipe, DenoisingRecipe):
         return {**super().expects, "grid": list(self.loa.grid)}
 
     def read(self, element: Element) -> Element:
-        return {**super().read(element), "audiomae": element["audiomae"]}
+        return {**super().read(element), **take(element, ("audiomae",))}
 
     def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         rows, columns = self.loa.grid

@@ -32,7 +32,7 @@ from mfm_jax.models.timechat import PIXEL_MEAN, PIXEL_STD
 from mfm_jax.runtime.config import later
 from mfm_jax.storage.weights import abstract, named_weights, with_weights
 from mfm_jax.train.contrastive import clamp_logit_scale, clip_loss
-from mfm_jax.train.inflate import inflated
+from mfm_jax.train.inflate import check_sizes, inflated
 from mfm_jax.train.recipes.decoded import BundleRecipe
 from mfm_jax.train.step import Batch
 from mfm_jax.typing import Array, Float, Int
@@ -172,18 +172,20 @@ class SegmentsRecipe(SynchformerRecipe):
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
         return Towers(self.network, rngs=rngs)
 
-    def warm_start(self, module: Towers, dataset: Any) -> Towers:
-        """Take over the vision transformer of the bundle's TimeChat, if `init_from` says so.
-
-        Raises:
-            SettingError: it has other sizes than the tower.
-        """
+    def check(self, workdir: Path) -> None:
+        super().check(workdir)
         if self.init_from:
-            vit = Bundle.open(self.bundle_path(Path())).load("timechat", jnp.float32).vit
+            its = Bundle.open(self.bundle_path(workdir)).config(self.init_from)
             try:
-                module.video = inflated(module.video, vit, PIXEL_MEAN, PIXEL_STD)
+                check_sizes(self.network.video, its.vit)
             except ValueError as error:
                 raise SettingError(f"recipe.init_from: {error}") from None
+
+    def warm_start(self, module: Towers, dataset: Any) -> Towers:
+        """Take over the vision transformer of the bundle's TimeChat, if `init_from` says so."""
+        if self.init_from:
+            its = Bundle.open(self.bundle_path(Path())).load(self.init_from, jnp.float32)
+            module.video = inflated(module.video, its.vit, PIXEL_MEAN, PIXEL_STD)
         return module
 
     def loss(self, module: Towers, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
