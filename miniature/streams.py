@@ -19,26 +19,16 @@ from jax import numpy as jnp
 
 from mfm_jax.bundle import Bundle
 from mfm_jax.cli import arguments as options
-from mfm_jax.data.clips import Clip
-from mfm_jax.data.features import DESCRIPTION, SOUND_ENCODERS
-from mfm_jax.data.records import digest, read_about
-from mfm_jax.data.sources import ClipFiles
-from mfm_jax.foley.clips import GRADES, FoleyClips, make_clips
+from mfm_jax.data.records import digest
+from mfm_jax.foley.clips import GRADES, make_clips
 from mfm_jax.foley.contacts import count_hits, detect_contacts
 from mfm_jax.foley.scores import WIDE
-from mfm_jax.foley.world import SPLITS, read_events
-from mfm_jax.inference.extract import extract
-from mfm_jax.mapper import MapperConfig
+from mfm_jax.foley.world import read_events
 from mfm_jax.media.audio import log_mel
 from mfm_jax.models.listener import Listener
-from mfm_jax.runtime.config import later, to_json
+from mfm_jax.runtime.config import to_json
 from mfm_jax.storage.files import write_text
-from mfm_jax.storage.locks import one_at_a_time
 from mfm_jax.storage.paths import TINY_BUNDLE
-from mfm_jax.train.optimizer import OptimizerConfig
-from mfm_jax.train.recipes.mapper import MapperRecipe
-from mfm_jax.train.recipes.sync import ONLY_ADAPTER, SyncRecipe
-from mfm_jax.train.recipes.sync_start import SyncStartRecipe
 from miniature.claims import add_running
 from miniature.measures import SCORES, Line, counts_by_clip
 from miniature.report import (
@@ -50,31 +40,11 @@ from miniature.report import (
     shown,
     summary,
 )
-from miniature.routes import COARSE
-from miniature.runs import (
-    Workspace,
-    enable_compilation_cache,
-    run_all,
-    train_bundle,
-    training_config,
-    weight_digests,
-)
+from miniature.runs import Workspace, enable_compilation_cache, run_all, weight_digests
 from miniature.scores import Waves, hear, open_clips
 from miniature.sounds import KnownClip, Synthesiser, without_adapter
-from miniature.stages import (
-    SOUND,
-    Stage,
-    copy_sound_networks,
-    keep_logs,
-    run_stages,
-    write_table,
-)
+from miniature.study import ENCODERS, PAPER_ENCODERS, Budget, Study, told
 
-ENCODERS = ("cavp", "timechat", "synchformer", "motion")
-STEMS = ("motion",)
-"""Streams that are plain measurements, and pass a stem."""
-FURTHER = ("moving",)
-"""Streams that the adapter reads, and the mapper does not."""
 LABELS = {
     "cavp": "CAVP",
     "timechat": "TimeChat",
@@ -83,7 +53,7 @@ LABELS = {
     "moving": "what moves",
 }
 SETS = (
-    ("cavp", "timechat"),
+    PAPER_ENCODERS,
     ("cavp", "timechat", "synchformer"),
     ("cavp", "timechat", "motion"),
     ENCODERS,
@@ -95,55 +65,6 @@ SETS = (
 )
 """The streams that are read; the first set is what the paper has."""
 CEILING = "true LOA on (1, 8), the miniature's own UNet"
-POSITIONS = 256
-"""Tokens that a mapper has room for: those of all streams, and LOA."""
-MAPPER_RATE, ADAPTER_RATE = 1.5e-3, 2e-3
-"""Learning rates."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The size of the experiment, the same for all sets of streams."""
-
-    mapper: int = 1000  # steps of stage 1
-    adapter: int = 1500  # steps of the adapter
-    kind: str = "features"  # of adapter: that, or "attention"
-    clips: int = 1400  # videos of the hard grade, of which the windows are trained on
-    sounds: int = 128  # test videos
-    sampler_steps: int = 8
-    width: int = later(48)  # inside the adapter
-    dilations: tuple[int, ...] = later((1, 1))  # of its convolutions
-    start: int = later(0)  # steps in which its features predict latents, before the UNet's
-    video_only: float = later(0.0)  # share of clips that are trained on without LOA
-
-    @property
-    def name(self) -> str:
-        """The kind of adapter, and what is not the default."""
-        words = [self.kind]
-        if (self.adapter, self.width) != (Budget.adapter, Budget.width):
-            words += [str(self.adapter), str(self.width)]
-        if self.dilations != (1, 1):
-            words.append("-".join(map(str, self.dilations)))
-        if self.start:
-            words.append(f"start{self.start}")
-        if self.video_only:
-            words.append(f"video{self.video_only:g}")
-        return "_".join(words) + self.suffix
-
-    @property
-    def suffix(self) -> str:
-        """The number of videos, if it is not the default, for names of folders."""
-        return f"_of{self.clips}" if self.clips != Budget.clips else ""
-
-
-def told(streams: Sequence[str]) -> tuple[str, ...]:
-    """Return those streams of a set that its mapper reads; the adapter reads all of them."""
-    return tuple(name for name in streams if name not in FURTHER)
-
-
-def stems_of(streams: Sequence[str]) -> tuple[str, ...]:
-    """Return those streams of a set that pass a stem."""
-    return tuple(name for name in STEMS if name in streams)
 
 
 def label(streams: Sequence[str]) -> str:
@@ -153,155 +74,6 @@ def label(streams: Sequence[str]) -> str:
 
 PAPER = label(SETS[0])
 """The set that all others are compared with."""
-
-
-BASE_CLIPS = (("bundle", "bundle"), ("source.folder", "../tiny"))
-"""Folders of a stage that learns from the clips of the base grade."""
-ONE_GRID = ("pools=[[8,8]]", "pool_probs=[1.0]")
-STAGES = (
-    Stage("synchformer", "tiny_synchformer", folders=BASE_CLIPS),
-    Stage("cavp", "hard_cavp"),
-    Stage("timechat", "hard_timechat"),
-    Stage("backbone", "tiny_unet", folders=BASE_CLIPS, overrides=ONE_GRID),
-)
-"""The networks that all sets start from; the last one is the UNet as AudioLDM2's was trained."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """Trains a mapper and an adapter for each set of streams, each once."""
-
-    workdir: Path  # beside the folder `tiny` of the base grade's clips
-    budget: Budget
-
-    @property
-    def start(self) -> Path:
-        """The bundle that every training starts from."""
-        return self.workdir / "bundle"
-
-    def prepare(self, jobs: int) -> None:
-        """Train the networks of `STAGES` that are not trained yet, `jobs` at a time.
-
-        Raises:
-            StageError: a training failed, or was stopped; the same call continues from there.
-        """
-        copy_sound_networks(TINY_BUNDLE, self.start, [n for n in SOUND if n != "unet"])
-        run_stages(self.workdir, STAGES, jobs=jobs)
-
-    @property
-    def features(self) -> Path:
-        """Features of the windows of training and held-out videos, extracted if missing."""
-        return self._features("features", (*ENCODERS, *SOUND_ENCODERS))
-
-    @property
-    def further(self) -> Path:
-        """Features of `FURTHER` of the same windows, extracted if missing."""
-        return self._features("further", FURTHER)
-
-    def _features(self, name: str, encoders: Sequence[str]) -> Path:
-        folder = self.workdir / f"{name}{self.budget.suffix}"
-        with one_at_a_time(folder):
-            source = FoleyClips(
-                str(self.workdir), grade="hard", train=self.budget.clips, heldout=64
-            )
-            every = source.clips(self.workdir)
-            for part in ("train", "heldout"):
-                self._extract(getattr(every, part), folder / part, encoders)
-        return folder
-
-    @property
-    def test_features(self) -> Path:
-        """Features of the windows of the test videos, extracted if missing."""
-        folder = self.workdir / "test_features"
-        with one_at_a_time(folder):
-            clips = make_clips(GRADES["hard"], self.test_seeds, self.test_videos)
-            self._extract(clips, folder, (*ENCODERS, *SOUND_ENCODERS))
-        return folder
-
-    @property
-    def test_seeds(self) -> range:
-        """The seeds of the test videos."""
-        start = SPLITS["test"].start
-        return range(start, start + self.budget.sounds)
-
-    @property
-    def test_videos(self) -> Path:
-        """Folder of the test videos."""
-        return self.workdir / "test_clips"
-
-    def _extract(self, clips: Sequence[Clip], folder: Path, names: Sequence[str]) -> None:
-        extract(
-            Bundle.open(self.start), clips, folder, batch=16, encoders=names, licence="Apache-2.0"
-        )
-
-    def _read(self, streams: Sequence[str]) -> list[Path]:
-        """Return the folders that have the features of these streams."""
-        return [self.features, *([self.further] if told(streams) != tuple(streams) else [])]
-
-    def described(self, streams: Sequence[str]) -> dict[str, Any]:
-        """Return what the features of these streams depend on, and of no others."""
-        found: dict[str, Any] = {}
-        for folder in self._read(streams):
-            about = read_about(folder / "train" / DESCRIPTION)
-            names = {*about["encoders"]} & {*streams, *SOUND_ENCODERS}
-            found |= {"ids": about["ids"], **{n: about["encoders"][n] for n in sorted(names)}}
-        return found
-
-    def encoders(self, streams: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
-        """Return the streams with the tokens of a window and their width."""
-        fields: dict[str, Any] = {}
-        for folder in self._read(streams):
-            fields |= read_about(folder / "train" / DESCRIPTION)["fields"]
-        return tuple((name, *fields[name][0]) for name in streams)
-
-    def trained(self, streams: tuple[str, ...], seed: int) -> Path:
-        """Return the bundle with a mapper and an adapter that read these streams."""
-        budget, place = self.budget, f"{self.budget.name}-{'-'.join(streams)}-{seed}"
-        shared: dict[str, Any] = {
-            "bundle": str(self._mapper(told(streams), seed)),
-            "source": self._source,
-            "width": budget.width,
-            "dilations": budget.dilations,
-        }
-        if told(streams) != streams:
-            shared |= {
-                "source": replace(self._source, beside=(str(self.further),)),
-                "encoders": self.encoders(streams),
-                "stems": stems_of(streams),
-            }
-        optimizer = OptimizerConfig(learning_rate=ADAPTER_RATE, warmup_steps=30)
-        recipe = SyncRecipe(kind=budget.kind, video_only_prob=budget.video_only, **shared)
-        if budget.start:
-            config = training_config(
-                SyncStartRecipe(**shared), optimizer, steps=budget.start, batch=32, seed=seed
-            )
-            started = train_bundle(config, self.workdir / f"start-{place}")
-            recipe = replace(recipe, bundle=str(started), init_from="adapter")
-        optimizer = replace(optimizer, lr_multipliers=ONLY_ADAPTER)
-        config = training_config(recipe, optimizer, steps=budget.adapter, batch=16, seed=seed)
-        return train_bundle(config, self.workdir / place)
-
-    def _mapper(self, streams: Sequence[str], seed: int) -> Path:
-        """Return the bundle with a mapper that reads these streams."""
-        tiny = MapperConfig.tiny()
-        network = replace(
-            tiny,
-            encoders=self.encoders(streams),
-            loa=COARSE,
-            gpt2=replace(tiny.gpt2, positions=POSITIONS),
-            stems=stems_of(streams),
-        )
-        config = training_config(
-            MapperRecipe(bundle=str(self.start), source=self._source, network=network),
-            OptimizerConfig(learning_rate=MAPPER_RATE, warmup_steps=30),
-            steps=self.budget.mapper, batch=32, seed=seed,
-        )  # fmt: skip
-        place = f"mapper-{'-'.join(streams)}-{seed}{self.budget.suffix}"
-        return train_bundle(config, self.workdir / place)
-
-    @property
-    def _source(self) -> ClipFiles:
-        return ClipFiles(str(self.features), licence="Apache-2.0")
 
 
 @dataclass(frozen=True)
@@ -515,18 +287,18 @@ def run_streams(args: argparse.Namespace) -> None:
         dilations=tuple(args.dilations), start=args.start, video_only=args.video_only,
         clips=args.clips,
     )  # fmt: skip
-    study = Study(runs_folder / "streams", budget)
+    sets = [SETS[i] for i in args.sets]
+    study = Study.reading(runs_folder / "streams", budget, sets)
     study.prepare(args.jobs)
     workspace = Workspace(study.workdir, args.output / "streams.jsonl", "streams", study.start)
     study.features  # noqa: B018 - extracted first, by one process
-    if any(told(SETS[i]) != SETS[i] for i in args.sets):
+    if any(told(streams) != streams for streams in sets):
         study.further  # noqa: B018 - as well
-    runs = [StreamRun(SETS[i], seed, study) for seed in range(args.seeds) for i in args.sets]
+    runs = [StreamRun(streams, seed, study) for seed in range(args.seeds) for streams in sets]
     runs.append(StreamRun((), 0, study))
     lines = run_all(runs, workspace, jobs=args.jobs, execute=hear_streams)
-    write_table(study.workdir, STAGES, args.output, "streams_", command=args.command_line)
-    keep_logs(study.workdir, args.output / "streams_training")
-    found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
     name = "streams" if budget.name == Budget.kind else f"streams_{budget.name}"
+    study.keep(args.output, name, command=args.command_line)
+    found = {"command": args.command_line, "sounds": args.count, **report(lines, budget)}
     write_text(args.output / f"{name}.json", json.dumps(found, indent=1) + "\n")
     print_tables(found["tables"])

@@ -22,8 +22,8 @@ from miniature.measures import SCORES, EvalSet, Line
 from miniature.report import compare, gap_table, print_tables, shown, summary
 from miniature.routes import COARSE
 from miniature.runs import Run, Workspace, enable_compilation_cache, group_lines, run_all
-from miniature.streams import MAPPER_RATE, POSITIONS, Study
-from miniature.streams import Budget as StreamsBudget
+from miniature.study import MAPPER_RATE, POSITIONS, Study
+from miniature.study import Budget as StreamsBudget
 
 THREE = ("cavp", "timechat", "synchformer")
 LINEAR = ("linear_pooled", "linear_flat")
@@ -77,7 +77,7 @@ def run_experiment(
     test = EvalSet(study.test_features, videos, sounds=0)
     heldout = EvalSet(features / "heldout", videos, sounds=0)
     plan = Plan(workspace, budget, read_about(features / "train" / DESCRIPTION)["clips"])
-    compared = systems(study.encoders)
+    compared = systems(study.tokens)
     linear = [system for system in compared if system.network.kind != "gpt2"]
     trials = [run for system in linear for run in plan.tuning(system, heldout)]
     tried = group_lines(trials, run_all(trials, workspace, jobs=jobs))

@@ -8,7 +8,8 @@ import pytest
 from mfm_jax.foley.clips import GRADES
 from mfm_jax.foley.world import read_events, stage, write_world
 from miniature.scores import open_clips
-from miniature.streams import CEILING, PAPER, SETS, Budget, label, recalled, report
+from miniature.streams import CEILING, PAPER, SETS, label, recalled, report
+from miniature.study import PAPER_ENCODERS, STAGES, Budget, Study
 
 
 def test_seen_and_hidden_contacts_are_counted_apart(tmp_path):
@@ -57,3 +58,30 @@ def test_the_report_says_what_a_stream_adds():
     assert gap == pytest.approx(0.1)
     json.dumps(found)
     assert all(len(r) == len(t["columns"]) for t in found["tables"] for r in t["rows"])
+
+
+def test_only_what_the_sets_read_is_trained_and_extracted(tmp_path):
+    few = Study.reading(tmp_path, Budget(), [SETS[2], SETS[7]])
+    assert [stage.name for stage in few.stages] == ["cavp", "timechat", "backbone"]
+    assert few.encoders == ("cavp", "timechat", "motion")
+    every = Study.reading(tmp_path, Budget(), SETS)
+    assert every == Study(tmp_path, Budget())
+    assert every.stages == STAGES
+
+
+def test_the_logs_of_other_budgets_are_left_out(tmp_path):
+    budget = Budget(clips=20, start=5)
+    study = Study.reading(tmp_path / "streams", budget, [PAPER_ENCODERS])
+    ours = [f"{budget.name}-cavp-0", f"start-{budget.name}-cavp-0", "mapper_of20-cavp-0"]
+    others = ["features-cavp-0", "mapper-cavp-0", "synchformer", f"{budget.name}5-cavp-0"]
+    for name in [*(s.name for s in study.stages), *ours, *others]:
+        folder = study.workdir / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "metrics.jsonl").write_text("{}\n")
+        (folder / "done.json").write_text('{"steps": 1, "minutes": 2, "heldout": {}}')
+    study.keep(tmp_path / "results", "streams_x", command="python -m miniature streams")
+    kept = {file.stem for file in (tmp_path / "results" / "streams_x_training").iterdir()}
+    assert kept == {"cavp", "timechat", "backbone", *ours}
+    table = json.loads((tmp_path / "results" / "streams_x_training.json").read_text())["tables"][0]
+    assert [row[0] for row in table["rows"]] == ["cavp", "timechat", "backbone"]
