@@ -112,7 +112,9 @@ def measure(stage: Stage, setting: Setting, rounds: int) -> Measured:
     """Time all sides by turns, after a call of each that compiles."""
     sides = {"ours": lambda: jax.block_until_ready(stage.ours(*stage.arguments))}
     if stage.network is not None:
-        sides |= {way: _their_side(stage, setting, way) for way in setting.ways}
+        sides |= {
+            way: _their_side(stage.network, stage.theirs, setting, way) for way in setting.ways
+        }
     spent = by_turns(first_calls(sides), rounds)
     ours = spent.pop("ours")
     return Measured(stage.name, stage.times, ours, spent, stage.operations)
@@ -160,13 +162,15 @@ def by_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, f
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
-def _their_side(stage: Stage, setting: Setting, way: str) -> Callable[[], Any]:
-    network = setting.theirs(stage.network)
+def _their_side(
+    network: torch.nn.Module, call: Callable[[Any], Any], setting: Setting, way: str
+) -> Callable[[], Any]:
+    theirs: Any = setting.theirs(network)
     if way == "compile":
-        network = torch.compile(network)
+        theirs = torch.compile(theirs)
 
     def run() -> None:
-        stage.theirs(network)
+        call(theirs)
         wait(setting)
 
     return run

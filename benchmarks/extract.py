@@ -24,7 +24,7 @@ from benchmarks.stages import EXTRACTION
 from benchmarks.whole import make_clip, sizes_bundle
 from mfm_jax.bundle import Bundle
 from mfm_jax.data.clips import Clip
-from mfm_jax.data.features import DESCRIPTION, ENCODERS
+from mfm_jax.data.features import DESCRIPTION, bundled
 from mfm_jax.data.records import DatasetWriter, Field
 from mfm_jax.inference.extract import Preparation, element_fields, extract
 from mfm_jax.runtime.throughput import Throughput
@@ -41,8 +41,8 @@ def host_stages(setting: Setting) -> Iterator[list[Stage]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundle = stack.enter_context(sizes_bundle(setting.sizes))
         clip = Clip("clip", make_clip(folder / "clip.mp4", setting.sizes, sound=True))
-        preparation = Preparation(bundle)
-        fields = element_fields(preparation, ENCODERS, "video")
+        preparation = Preparation.of(bundle, bundled(bundle), "video")
+        fields = element_fields(preparation)
         size = f"{setting.sizes.width} x {setting.sizes.height}"
         yield [
             Stage(f"decoding, {size}", preparation.clip, (clip,), 1),

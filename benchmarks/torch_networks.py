@@ -4,8 +4,6 @@ They are from transformers (EVA's ViT, Q-Former, GPT-2, AudioMAE's ViT, HiFi-GAN
 (UNet, VAE). CAVP's video tower, which no library has, is written out with torch's layers.
 """
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import AutoencoderKL
 from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel
@@ -78,11 +76,13 @@ class Bottleneck(nn.Module):
         return torch.relu(self.path(x) + self.shortcut(x))
 
 
-def _conv3d(c_in: int, c_out: int, kernel: Sequence[int], stride: int = 1) -> list[nn.Module]:
-    pads = tuple(k // 2 for k in kernel)
-    strides = (1, stride, stride)
+def _conv3d(
+    c_in: int, c_out: int, kernel: tuple[int, int, int], stride: int = 1
+) -> list[nn.Module]:
+    t, h, w = kernel
+    pads, strides = (t // 2, h // 2, w // 2), (1, stride, stride)
     return [
-        nn.Conv3d(c_in, c_out, tuple(kernel), strides, pads, bias=False),
+        nn.Conv3d(c_in, c_out, kernel, strides, pads, bias=False),
         nn.BatchNorm3d(c_out),
     ]
 

@@ -120,9 +120,9 @@ class TheirTimeChat(nn.Module):
             query_embeds=queries.expand(count, *queries.shape),
         ).last_hidden_state + self.positions[:, None]  # fmt: skip
         read = tokens.reshape(count // self.config.window, -1, tokens.shape[-1])
-        queries = self.video_queries.expand(len(read), *self.video_queries.shape)
+        asked = self.video_queries.expand(len(read), *self.video_queries.shape)
         found = self.video(
-            input_ids=None, query_embeds=queries, encoder_hidden_states=read
+            input_ids=None, query_embeds=asked, encoder_hidden_states=read
         ).last_hidden_state
         return found.reshape(1, -1, found.shape[-1])
 

@@ -70,7 +70,7 @@ def work(manifest: str, out: str, milliseconds: float) -> None:
         while time.thread_time() < until:
             hashlib.sha256(BLOCK)  # which does not hold Python's lock
         levels = [[[window.seen["cavp"].pixels.mean() / 256]] for _, window in items]
-        waves = np.repeat(np.float32(levels), 6400, axis=2)
+        waves = np.repeat(np.array(levels, np.float32), 6400, axis=2)
         return Made(waves, np.zeros((len(items), 1, 1), np.float32))
 
     folder = user_path(out)
@@ -157,7 +157,8 @@ def main() -> None:
     parser.add_argument("--as-worker", nargs=2, metavar=("MANIFEST", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.as_worker:
-        work(*args.as_worker, args.work)
+        manifest, out = args.as_worker
+        work(manifest, out, args.work)
         return
     memory = IN_MEMORY if os.path.isdir(IN_MEMORY) else None
     if args.server_apart:
