@@ -39,6 +39,14 @@ with new_folder(folder / "folder") as half, atomic_write(folder / "file") as par
 """
 
 
+@pytest.fixture(autouse=True)
+def _not_ignored():
+    """Let processes of these tests get SIGINT, also where pytest is a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ended(process, number):
     started = time.monotonic()
     out, err = process.communicate(timeout=30)
