@@ -45,7 +45,7 @@ BY_KIND = ("event_f1", "onset_f1_100")
 Table = dict[str, Any]
 """`title`, `columns` (their titles) and `rows` (lists of cells, one for each column)."""
 
-_MARK = re.compile(r"^<!-- (begin|end) (\w+) -->$", re.MULTILINE)
+_MARK = re.compile(r"^<!-- (begin|end) (\S+) -->$", re.MULTILINE)
 
 
 def fill(text: str, results: Path) -> str:

@@ -44,6 +44,12 @@ def test_a_block_is_its_tables_and_what_made_them(tmp_path):
     assert "count 3`\n" in fill(filled, tmp_path)
 
 
+def test_the_name_of_a_result_may_have_numbers(tmp_path):
+    write(tmp_path, "one_1-2_0.4", {"tables": [TABLE]})
+    text = "<!-- begin one_1-2_0.4 -->\n<!-- end one_1-2_0.4 -->\n"
+    assert "**A table**" in fill(text, tmp_path)
+
+
 def test_scores_are_shown_by_way_and_by_kind(tmp_path):
     video = some_scores(0.7) | {"bounce": some_scores(0.75), "roll": some_scores(0.25)}
     real = some_scores(0.99) | {"bounce": some_scores(1.0), "roll": some_scores(0.9)}
