@@ -6,6 +6,7 @@ which knows AudioLDM2's grid of LOA alone.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class Study:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Those of `STAGES` that the sets of streams start from."""
+        """The networks of `STAGES` that the sets of streams start from."""
         spared = {*ENCODERS} - {*self.encoders}
         return tuple(stage for stage in STAGES if stage.name not in spared)
 
@@ -134,13 +135,13 @@ class Study:
         copy_sound_networks(TINY_BUNDLE, self.start, [n for n in SOUND if n != "unet"])
         run_stages(self.workdir, self.stages, jobs=jobs)
 
-    @property
+    @cached_property  # thousands of clips are looked for each time
     def features(self) -> Path:
         """Features of the windows of training and held-out videos, extracted if missing."""
         name = f"features{self._told_apart}"
         return self._features(name, (*self.encoders, *SOUND_ENCODERS))
 
-    @property
+    @cached_property
     def further(self) -> Path:
         """Features of `FURTHER` of the same windows, extracted if missing."""
         return self._features("further", FURTHER)
